@@ -1,0 +1,39 @@
+"""The `conemos` command: one subcommand per module, imported only when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+# subcommand -> (module with add_arguments(parser) and run(args) -> exit status, one line of help)
+COMMANDS = {
+    "check": ("check", "is the environment sound, does every case match one source, do the maps fit?"),
+    "declare": ("declare", "write `sources` into dataset.json from a table case -> annotated labels"),
+    "evaluate": ("evaluation", "Dice, NSD and HD95 of predictions, on annotated labels only"),
+    "best": ("best", "rank trained configurations and ensembles on annotated labels"),
+    "adapt": ("adapt", "turn a checkpoint into a start for -pretrained_weights"),
+    "env": ("env", "print the line that lets nnU-Net find the trainers"),
+    "demo": ("demo", "the whole chain on a generated phantom: stock nnU-Net beside ConditionalFiLMTrainer"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status 0: done; 1: findings or failure of the command; 2: bad input, said in one message."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="conemos", description=__doc__)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module, help_text) in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=help_text, description=help_text)
+        if argv and argv[0] == name:  # torch and nnU-Net take seconds to import
+            importlib.import_module(f"nnunetv2_conemos.{module}").add_arguments(subparser)
+    args = parser.parse_args(argv)
+    try:
+        return importlib.import_module(f"nnunetv2_conemos.{COMMANDS[args.command][0]}").run(args) or 0
+    except (ValueError, OSError, NotImplementedError) as error:
+        print(f"conemos {args.command}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

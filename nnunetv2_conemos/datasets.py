@@ -1,0 +1,79 @@
+"""Where a dataset lies on disk: raw, preprocessed, its cases, and whether the two copies of dataset.json agree."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+from nnunetv2_conemos.sources import SourceError
+
+SHARED_KEYS = ("labels", "regions_class_order", "sources")  # what raw and preprocessed must agree on
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write aside, then rename: a reader never sees half a file."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(content, indent=2) + "\n")
+    aside.replace(path)
+
+
+def dataset_name(name_or_id: str | int) -> str:
+    """`Dataset004_Hippocampus` from a name or an id, as nnU-Net resolves it (raises RuntimeError where it does)."""
+    return maybe_convert_to_dataset_name(name_or_id)
+
+
+def raw_folder(name: str) -> Path | None:
+    """Raw folder of a dataset, or None where nnUNet_raw is not set or does not hold it."""
+    return _existing(nnUNet_raw, name)
+
+
+def preprocessed_folder(name: str) -> Path | None:
+    """Preprocessed folder of a dataset, or None where nnUNet_preprocessed is not set or does not hold it."""
+    return _existing(nnUNet_preprocessed, name)
+
+
+def _existing(base: Any, name: str) -> Path | None:
+    folder = Path(base) / name if base.is_set() else None
+    return folder if folder is not None and (folder / "dataset.json").is_file() else None
+
+
+def read_dataset_json(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "dataset.json").read_text())
+
+
+def raw_cases(folder: Path) -> dict[str, dict[str, Any]]:
+    """Case -> {'images': [files], 'label': file} of a raw dataset, as nnU-Net finds them."""
+    return get_filenames_of_train_images_and_targets(str(folder), read_dataset_json(folder))
+
+
+def preprocessed_cases(configuration_folder: Path) -> list[str]:
+    """Identifiers of the cases preprocessed for one configuration."""
+    dataset_class = infer_dataset_class(str(configuration_folder))
+    return sorted(dataset_class.get_identifiers(str(configuration_folder)))
+
+
+def refuse_different_tables(name: str) -> None:
+    """Raises SourceError where the raw and the preprocessed dataset.json disagree on labels or sources.
+
+    nnU-Net copies dataset.json when it plans and trains on the copy; an edit of the raw file alone would be ignored.
+    """
+    raw, preprocessed = raw_folder(name), preprocessed_folder(name)
+    if raw is None or preprocessed is None:
+        return
+    ours, theirs = read_dataset_json(raw), read_dataset_json(preprocessed)
+    for key in SHARED_KEYS:
+        if ours.get(key) != theirs.get(key):
+            raise SourceError(
+                f"{name}: `{key}` differs between raw and preprocessed dataset.json.\n"
+                f"  {raw / 'dataset.json'}: {json.dumps(ours.get(key))}\n"
+                f"  {preprocessed / 'dataset.json'}: {json.dumps(theirs.get(key))}\n"
+                "Copy the right file over the other (`conemos declare` updates both), "
+                "or plan and preprocess again if `labels` changed."
+            )

@@ -1,0 +1,200 @@
+"""Who annotated what: the `sources` of a dataset.json, read once and asked by everybody else.
+
+Axis letters: **K** labels (columns of `known`). Column k-1 belongs to the k-th foreground label id in label mode and to
+the k-th entry of nnU-Net's `foreground_regions` in region mode, so it always matches nnU-Net's output heads.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+EVERYTHING = "all cases"  # name of the implied source of a dataset without `sources`
+
+
+class SourceError(ValueError):
+    """`labels` and `sources` of a dataset.json, and its cases, do not fit together."""
+
+
+class Source(BaseModel):
+    """One group of cases that were annotated for the same labels.
+
+    `cases` are globs over case identifiers, `annotated` names labels (or regions) of `labels`; an empty list means
+    unlabelled. `weight` scales how often the cases of this source are drawn within a label (1 = as often as others).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cases: tuple[str, ...] = Field(min_length=1)
+    annotated: tuple[str, ...]
+    modality: str | None = None
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """The foreground labels or regions of a dataset, in the order of nnU-Net's output heads.
+
+    `values[k]` are the label-map values that make up `names[k]`; `ignore` is nnU-Net's ignore value or None.
+    """
+
+    names: tuple[str, ...]
+    values: tuple[tuple[int, ...], ...]
+    has_regions: bool
+    ignore: int | None
+
+    @classmethod
+    def from_dataset_json(cls, dataset_json: Mapping[str, Any]) -> LabelSpace:
+        """Raises SourceError where label ids are not 1..K in label mode (nnU-Net's argmax needs that)."""
+        labels = dict(dataset_json["labels"])
+        ignore = labels.pop("ignore", None)
+        values = {name: tuple(v) if isinstance(v, list | tuple) else (int(v),) for name, v in labels.items()}
+        foreground = {name: v for name, v in values.items() if set(v) != {0}}
+        has_regions = any(len(v) > 1 for v in foreground.values())
+        if not has_regions:
+            foreground = dict(sorted(foreground.items(), key=lambda item: item[1]))
+            ids = [v[0] for v in foreground.values()]
+            if ids != list(range(1, len(ids) + 1)):
+                raise SourceError(
+                    f"label ids must be consecutive, 1 to {len(ids)}; found {ids} in `labels`. Renumber them."
+                )
+        return cls(tuple(foreground), tuple(foreground.values()), has_regions, ignore)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def index(self, name: str, where: str) -> int:
+        """Column of a label name; `where` starts the error message of an unknown name."""
+        if name in self.names:
+            return self.names.index(name)
+        nearest = difflib.get_close_matches(name, self.names, n=1, cutoff=0)
+        hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+        raise SourceError(f"{where}: '{name}' is no label or region of this dataset ({', '.join(self.names)}).{hint}")
+
+
+class SourceTable:
+    """Which labels are known in which case.
+
+    Built from a dataset.json and the identifiers of its training cases; every case belongs to exactly one source.
+    A dataset.json without `sources` is annotated for everything.
+    """
+
+    def __init__(self, labels: LabelSpace, sources: Mapping[str, Source], source_of: Mapping[str, str]):
+        self.labels = labels
+        self.sources = dict(sources)
+        self._source_of = dict(source_of)
+        columns = {
+            name: [labels.index(label, f"source '{name}', annotated") for label in source.annotated]
+            for name, source in sources.items()
+        }
+        self._known = {name: np.isin(np.arange(len(labels)), cols) for name, cols in columns.items()}
+        if not any(known.any() for known in self._known.values()):
+            raise SourceError(
+                "no source annotates any label: all `annotated` lists are empty. Name what was annotated."
+            )
+
+    @classmethod
+    def from_dataset_json(cls, dataset_json: Mapping[str, Any], cases: Iterable[str]) -> SourceTable:
+        """Raises SourceError: wrong types, unknown labels, orphans, cases in two sources, globs that match nothing."""
+        cases = sorted(cases)
+        labels = LabelSpace.from_dataset_json(dataset_json)
+        if "sources" not in dataset_json:
+            everything = Source(cases=("*",), annotated=labels.names)
+            return cls(labels, {EVERYTHING: everything}, dict.fromkeys(cases, EVERYTHING))
+        sources = parse_sources(dataset_json["sources"])
+        return cls(labels, sources, match_cases(sources, cases))
+
+    @property
+    def cases(self) -> list[str]:
+        return sorted(self._source_of)
+
+    def source_of(self, case: str) -> str:
+        """Name of the source of a case; raises SourceError for a case that is in none."""
+        try:
+            return self._source_of[case]
+        except KeyError:
+            raise SourceError(
+                f"case '{case}' is in no source of this dataset. Add it to the globs of one source."
+            ) from None
+
+    def known(self, case: str) -> np.ndarray:
+        """Boolean [K]: the labels this case was annotated for."""
+        return self._known[self.source_of(case)]
+
+    def weight(self, case: str) -> float:
+        return self.sources[self.source_of(case)].weight
+
+    def annotated(self, case: str) -> tuple[str, ...]:
+        return tuple(name for name, known in zip(self.labels.names, self.known(case), strict=True) if known)
+
+    def cases_of(self, source: str) -> list[str]:
+        return sorted(case for case, name in self._source_of.items() if name == source)
+
+    def counts(self) -> np.ndarray:
+        """Integer [sources, K]: cases per source that are annotated for each label (order of `sources`)."""
+        sizes = [sum(name == source for name in self._source_of.values()) for source in self.sources]
+        return np.stack([size * self._known[name] for name, size in zip(self.sources, sizes, strict=True)])
+
+    def allowed_values(self, case: str) -> set[int]:
+        """Label-map values that may stand in this case: background, ignore, and those of its annotated labels."""
+        values = {v for vs, known in zip(self.labels.values, self.known(case), strict=True) if known for v in vs}
+        return values | {0} | ({self.labels.ignore} if self.labels.ignore is not None else set())
+
+
+def parse_sources(raw: Any) -> dict[str, Source]:
+    """`sources` of a dataset.json as records; raises SourceError that names the entry and the type expected."""
+    if not isinstance(raw, dict) or not raw:
+        raise SourceError(
+            f"`sources` must be an object of named sources, found {type(raw).__name__}. "
+            'Example: {"LiTS": {"cases": ["liver_*"], "annotated": ["liver"]}}'
+        )
+    sources = {}
+    for name, entry in raw.items():
+        try:
+            sources[name] = Source.model_validate(entry)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(map(str, e['loc'])) or 'entry'}: {e['msg']} (found {e['input']!r})" for e in error.errors()
+            )
+            raise SourceError(f"source '{name}': {problems}") from None
+    return sources
+
+
+def match_cases(sources: Mapping[str, Source], cases: Iterable[str]) -> dict[str, str]:
+    """Case -> source name; raises SourceError that lists orphans, cases in two sources and globs without a match."""
+    cases = list(cases)
+    problems, hits = [], {case: [] for case in cases}
+    for name, source in sources.items():
+        for pattern in source.cases:
+            matched = [case for case in cases if fnmatchcase(case, pattern)]
+            if not matched:
+                problems.append(f"source '{name}': '{pattern}' matches no case. Correct or remove it.")
+            for case in matched:
+                if name not in hits[case]:
+                    hits[case].append(name)
+    orphans = [case for case, names in hits.items() if not names]
+    if orphans:
+        problems.append(
+            f"{len(orphans)} case(s) in no source: {shorten(orphans)}. Add them to the globs of one source."
+        )
+    for case, names in hits.items():
+        if len(names) > 1:
+            problems.append(
+                f"case '{case}' is in {len(names)} sources ({', '.join(names)}); it must be in exactly one."
+            )
+    if problems:
+        raise SourceError(" ".join(problems))
+    return {case: names[0] for case, names in hits.items()}
+
+
+def shorten(items: Iterable[str], limit: int = 8) -> str:
+    """`a, b, c and 5 more`."""
+    items = list(items)
+    shown = ", ".join(items[:limit])
+    return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"

@@ -1,0 +1,81 @@
+"""Dice + BCE that counts what is annotated, and nothing else.
+
+Axis letters: **B** sample, **Q** labels asked, **N** = B x Q pairs (over all processes), ***S** space.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from nnunetv2.utilities.ddp_allgather import AllGatherGrad
+from torch import Tensor, nn
+
+from nnunetv2_conemos.records import Truth
+
+
+class MaskedDiceBCE(nn.Module):
+    """nnU-Net's recipe for binary maps (soft Dice + BCE, equal weights) over the known (sample, label) pairs.
+
+    The BCE is a mean over the valid voxels of every known pair. The Dice is pooled over the pairs of the batch that ask
+    the same label, and skipped where their pooled target is empty: one sample at a time, an empty target rewards
+    predicting nothing, and in 2D or for small organs most targets are empty. With everything known this is nnU-Net's
+    `DC_and_BCE_loss` with batch Dice; with nothing known it is 0.
+    """
+
+    def __init__(self, ddp: bool = False, smooth: float = 1e-5):
+        super().__init__()
+        self.ddp, self.smooth = ddp, smooth
+
+    def forward(self, logits: Float[Tensor, "B Q *S"], truth: Truth) -> Float[Tensor, ""]:
+        logits = logits.float()  # sums over a patch overflow half precision
+        target = truth.onehot().float()
+        counted = counted_voxels(truth).float().expand_as(logits)
+        return self._bce(logits, target, counted) + self._dice(logits, target, counted, truth)
+
+    def _bce(self, logits: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+        per_voxel = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        return (per_voxel * counted).sum() / counted.sum().clamp_min(1)
+
+    def _dice(self, logits: Tensor, target: Tensor, counted: Tensor, truth: Truth) -> Tensor:
+        space = tuple(range(2, logits.ndim))
+        probability = torch.sigmoid(logits) * counted
+        target = target * counted
+        sums = torch.stack(
+            [(probability * target).sum(space), probability.sum(space), target.sum(space)], dim=-1
+        )  # [B,Q,3]
+        labels = truth.labels * truth.known  # 0: asks nothing
+        if self.ddp:
+            sums, labels = AllGatherGrad.apply(sums).flatten(0, 1), AllGatherGrad.apply(labels).flatten(0, 1)
+        return -pooled_dice(sums.flatten(0, 1), labels.flatten(), self.smooth)
+
+
+def counted_voxels(truth: Truth) -> Bool[Tensor, "B Q *S"]:
+    """Where the loss looks: known pairs, outside the ignore label. Broadcasts over space where nothing is ignored."""
+    known = (truth.known & (truth.labels > 0)).view(*truth.labels.shape, *(1,) * (truth.target.ndim - 2))
+    return known if truth.valid is None else known & truth.valid
+
+
+def pooled_dice(sums: Float[Tensor, "N 3"], labels: Int[Tensor, " N"], smooth: float) -> Float[Tensor, ""]:
+    """Mean soft Dice over the distinct labels > 0 whose pooled target is not empty; 0 where there is none.
+
+    `sums` holds intersection, predicted and target mass of each pair.
+    """
+    same = (labels[:, None] == labels[None]) & (labels > 0)
+    intersection, predicted, target = (same.to(sums) @ sums).unbind(-1)
+    dice = (2 * intersection + smooth) / (predicted + target + smooth).clamp_min(1e-8)
+    pairs_of_label = same.sum(1).clamp_min(1)
+    weight = ((labels > 0) & (target > 0)) / pairs_of_label  # every label weighs 1, however many pairs ask it
+    return (dice * weight).sum() / weight.sum().clamp_min(1)
+
+
+@torch.no_grad()
+def hard_counts(logits: Float[Tensor, "B Q *S"], truth: Truth, num_labels: int) -> Float[Tensor, "3 K"]:
+    """True positives, false positives and false negatives per label over a batch, counting known pairs only."""
+    counted = counted_voxels(truth)
+    predicted, target = (logits > 0) & counted, truth.onehot() & counted
+    space = tuple(range(2, logits.ndim))
+    counts = [(predicted & target), (predicted & ~target), (~predicted & target)]
+    sums = torch.stack([c.sum(space, dtype=torch.float32).flatten() for c in counts])
+    per_label = sums.new_zeros(3, num_labels + 1)
+    return per_label.index_add_(1, truth.labels.flatten(), sums)[:, 1:]

@@ -1,0 +1,53 @@
+"""The scientific content of a trainer in one record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from pydantic import BaseModel, ValidationError
+from torch import nn
+
+from nnunetv2_conemos.sampling import Ask
+from nnunetv2_conemos.sources import LabelSpace
+
+PLANS_KEY = "conemos"  # in the plans: what inference must know; in a configuration of the plans: options of the method
+
+Options = TypeVar("Options", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Method:
+    """What makes a method: everything else is nnU-Net's or the frame's.
+
+    `network(plans, configuration, input channels, heads, deep supervision)` builds the network: `forward(Query)`
+    answers the labels asked, [B,Q,*S]; `forward(Tensor)` answers all `heads` as nnU-Net wants them.
+    `ask` says what is drawn and asked. `loss(ddp)` builds the loss of (logits [B,Q,*S], Truth) at one resolution.
+    """
+
+    network: Callable[[PlansManager, ConfigurationManager, int, int, bool], nn.Module]
+    ask: Ask
+    loss: Callable[[bool], nn.Module]
+
+
+def facts_for_inference(labels: LabelSpace) -> dict[str, object]:
+    """What the plans must carry beside a checkpoint so that the network can be built again from them."""
+    return {"labels": list(labels.names), "has_regions": labels.has_regions}
+
+
+def has_background_head(plans: PlansManager) -> bool:
+    """Label mode has a background head, region mode has none; plans without facts are of label mode."""
+    return not plans.plans.get(PLANS_KEY, {}).get("has_regions", False)
+
+
+def method_options(configuration: ConfigurationManager, model: type[Options]) -> Options:
+    """Options of a plans configuration; raises ValueError that names the option and those that exist."""
+    given = configuration.configuration.get(PLANS_KEY, {})
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        known = ", ".join(model.model_fields)
+        raise ValueError(f"`{PLANS_KEY}` of the plans configuration: {wrong}. Options are: {known}.") from None

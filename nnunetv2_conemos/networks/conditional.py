@@ -1,0 +1,130 @@
+"""A planned U-Net conditioned on the label asked (Billot et al., CoNeMOS, MIDL 2024, PMLR 250:119-130).
+
+Axis letters: **B** sample, **M** input channel, **K** labels, **Q** labels asked, **N** = B x Q, **E** length of the
+code, ***S** space.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from nnunetv2_conemos.networks.film import Condition, FiLM, FiLMConv, ReadBottleneck, film_block
+from nnunetv2_conemos.networks.planned import Act, State, Step, conv_blocks, repeat_samples, unet_steps, walk
+from nnunetv2_conemos.records import Query
+
+CODE_LENGTH = 64
+LABELS_AT_ONCE = 4  # at prediction; bounds the memory of the network whatever K is
+
+
+class FiLMOptions(BaseModel):
+    """Options of a plans configuration under the key `conemos`.
+
+    `last_layers`: modulate only the last n layers, the logits being the last (0 = all, the method).
+    `after_nonlinearity`: FiLM after the nonlinearity (the reference placement) instead of inside the norm.
+    `image_features`: the decoder's layers also see the bottleneck features, averaged over space.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    last_layers: int = Field(default=0, ge=0)
+    after_nonlinearity: bool = False
+    image_features: bool = False
+
+
+class ConditionalUNet(nn.Module):
+    """A one-output U-Net every norm of which, encoder included, and the logits are modulated by the label asked.
+
+    `forward(Query)` answers the labels asked, [B,Q,*S], as a list over scales (fine to coarse) under deep supervision.
+    `forward(Tensor)` answers all labels at full resolution in nnU-Net's head order, [B,K+1,*S] with a zero background
+    head or [B,K,*S] for regions, in memory of its own.
+    """
+
+    def __init__(self, unet: nn.Module, num_labels: int, background_head: bool, options: FiLMOptions | None = None):
+        super().__init__()
+        self.encoder, self.decoder = unet.encoder, unet.decoder
+        self.num_labels, self.background_head = num_labels, background_head
+        self.options = options or FiLMOptions()
+        self.condition = Condition()
+        self.embed = label_code(num_labels)
+        self.bottleneck = ReadBottleneck(self.condition) if self.options.image_features else nn.Identity()
+        self._modulate()
+
+    def _modulate(self) -> None:
+        blocks, n, image = conv_blocks(self), self.options.last_layers, 0
+        if self.options.image_features:
+            image = self.encoder.output_channels[-1]
+        in_decoder = set(self.decoder.stages.modules())
+        for block in blocks[max(0, len(blocks) - n + 1) :] if n else blocks:
+            if not hasattr(block, "norm"):
+                raise NotImplementedError(
+                    "FiLM modulates norms; the plans set `norm_op` to none. Use plans with norms."
+                )
+            film = FiLM(self.condition, CODE_LENGTH, block.output_channels, image if block in in_decoder else 0)
+            film_block(block, film, self.options.after_nonlinearity)
+        heads = self.decoder.seg_layers
+        for i, head in enumerate(heads):
+            heads[i] = FiLMConv(head, FiLM(self.condition, CODE_LENGTH, head.out_channels, image))
+
+    def forward(self, query: Query | Tensor) -> Tensor | list[Tensor]:
+        try:
+            return self._answer(query) if isinstance(query, Query) else self._answer_all(query)
+        finally:
+            self.condition.clear()
+
+    def _answer(self, query: Query) -> Tensor | list[Tensor]:
+        deep = self.decoder.deep_supervision
+        shared, per_label = self._steps()
+        logits = self._ask(per_label, walk(shared, State(query.image)), query.labels)
+        return logits[::-1] if deep else logits[-1]
+
+    def _answer_all(self, image: Float[Tensor, "B M *S"]) -> Float[Tensor, "B heads *S"]:
+        shared, per_label = self._steps()
+        state = walk(shared, State(image))
+        labels = torch.arange(1, self.num_labels + 1, device=image.device).expand(image.shape[0], -1)
+        answers = []
+        for chunk in labels.split(LABELS_AT_ONCE, dim=1):
+            fresh = state._replace(features=state.features.clone())  # nonlinearities work in place
+            answers.append(self._ask(per_label, fresh, chunk)[-1])
+        background = [torch.zeros_like(answers[0][:, :1])] if self.background_head else []
+        return torch.cat([*background, *answers], dim=1)
+
+    def _steps(self) -> tuple[list[Step], list[Step]]:
+        """The steps before the first modulated layer, run once per image, and the rest, run for each label."""
+        steps = [
+            s._replace(act=Act.APPLY, module=self.bottleneck) if s.act is Act.TURN else s for s in unet_steps(self)
+        ]
+        first = next(i for i, s in enumerate(steps) if s.module is not None and reads_condition(s.module))
+        return steps[:first], steps[first:]
+
+    def _ask(self, steps: list[Step], state: State, labels: Int[Tensor, "B Q"]) -> list[Tensor]:
+        """Logits [B,Q,*S] at each scale, coarse to fine."""
+        onehot = F.one_hot(labels.flatten().long(), self.num_labels + 1)[:, 1:]
+        self.condition.code = self.embed(onehot.to(self.embed[0].weight.dtype))
+        state = state._replace(features=repeat_samples(state.features, labels.shape[1]))
+        return [z.view(*labels.shape, *z.shape[2:]) for z in walk(steps, state).logits]
+
+
+def reads_condition(module: nn.Module) -> bool:
+    return any(isinstance(m, FiLM) for m in module.modules())
+
+
+def label_code(num_labels: int) -> nn.Sequential:
+    """One-hot label [N,K] -> code [N,E]: four dense layers of 64 with LeakyReLU(0.2).
+
+    Initialised so that every label starts with a code of its own at unit scale; the framework's default would shrink
+    the differences between labels by an order of magnitude.
+    """
+    layers: list[nn.Module] = []
+    for i in range(4):
+        dense = nn.Linear(num_labels if i == 0 else CODE_LENGTH, CODE_LENGTH)
+        if i == 0:
+            nn.init.normal_(dense.weight)  # one column per label is one code
+        else:
+            nn.init.kaiming_normal_(dense.weight, a=0.2, nonlinearity="leaky_relu")
+        nn.init.zeros_(dense.bias)
+        layers += [dense, nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers)

@@ -1,0 +1,50 @@
+"""nnU-Net's summary.json of a validation, reduced to what was annotated."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.evaluation.evaluate_predictions import load_summary_json, save_summary_json
+from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+
+from nnunetv2_conemos.sources import SourceTable
+
+ALL_LABELS = "summary_all_labels.json"  # nnU-Net's own file, kept beside ours
+
+
+def annotated_summary(summary_file: Path, table: SourceTable, ending: str) -> dict[str, Any]:
+    """Rewrite a fresh summary.json of nnU-Net so that only annotated (case, label) pairs count; returns it.
+
+    nnU-Net scores every label in every case: a right organ where it was not annotated counts as Dice 0. Means are
+    nnU-Net's: over cases, then over the labels that have a value. `ending` is the dataset's `file_ending`.
+    """
+    full = load_summary_json(str(summary_file))
+    shutil.copyfile(summary_file, summary_file.with_name(ALL_LABELS))
+    cases = [_annotated_only(entry, table, ending) for entry in full["metric_per_case"]]
+    mean = {label: _mean([c["metrics"][label] for c in cases if label in c["metrics"]]) for label in full["mean"]}
+    mean = {label: metrics for label, metrics in mean.items() if metrics}
+    summary = {"metric_per_case": cases, "mean": mean, "foreground_mean": _mean(list(mean.values()))}
+    recursive_fix_for_json_export(summary)
+    aside = summary_file.with_name(".summary.json")
+    save_summary_json(summary, str(aside))
+    aside.replace(summary_file)
+    return summary
+
+
+def _annotated_only(entry: dict[str, Any], table: SourceTable, ending: str) -> dict[str, Any]:
+    case = Path(entry["prediction_file"]).name.removesuffix(ending)
+    values = {vs for vs, known in zip(table.labels.values, table.known(case), strict=True) if known}
+    metrics = {label: m for label, m in entry["metrics"].items() if tuple(np.atleast_1d(label).tolist()) in values}
+    return {**entry, "metrics": metrics}
+
+
+def _mean(metrics: list[dict[str, float]]) -> dict[str, float]:
+    """Per metric, the mean of the values that are defined (NaN where none is)."""
+    means = {}
+    for name in metrics[0] if metrics else ():
+        defined = [m[name] for m in metrics if m[name] is not None and not np.isnan(m[name])]
+        means[name] = float(np.mean(defined)) if defined else float("nan")
+    return means

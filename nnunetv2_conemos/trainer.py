@@ -1,0 +1,233 @@
+"""The frame between nnU-Net's trainer and a `Method`: the only file that subclasses nnUNetTrainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.helpers import dummy_context
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import autocast, nn
+from torch import distributed as dist
+
+from nnunetv2_conemos.datasets import preprocessed_cases, read_dataset_json, refuse_different_tables, write_json
+from nnunetv2_conemos.losses.masked import hard_counts
+from nnunetv2_conemos.method import PLANS_KEY, Method, facts_for_inference
+from nnunetv2_conemos.records import Query, Truth, pose_truth
+from nnunetv2_conemos.sampling import AskedDataset, what_is_asked
+from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable, shorten
+from nnunetv2_conemos.splits import stratified_split
+from nnunetv2_conemos.summary import annotated_summary
+
+
+class PartialLabelTrainer(nnUNetTrainer):
+    """nnU-Net's trainer on cases that are annotated for different labels.
+
+    A subclass names its `method`; `settings` are nnU-Net's hyper-parameters, inherited and overridden by name.
+    """
+
+    method: ClassVar[Method]
+    settings: ClassVar[dict[str, Any]] = {
+        # Two thirds of the samples are centred on the label asked (nnU-Net: one third on any foreground): with one
+        # label asked, most other patches show none of it. Drawn per sample, so that it holds for every batch size.
+        "oversample_foreground_percent": 0.67,
+        "probabilistic_oversampling": True,
+    }
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net reads the signature)
+    ):
+        # nnU-Net's __init__ creates the results folder: whatever cannot work is refused before.
+        refuse_cascade(plans, configuration, type(self).__name__)
+        refuse_different_tables(plans["dataset_name"])
+        refuse_other_labels(plans, configuration, type(self).__name__, dataset_json)
+        self.table = preprocessed_table(plans, configuration, dataset_json)
+        plans[PLANS_KEY] = facts_for_inference(self.table.labels)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        for name, value in self._all_settings().items():
+            if not hasattr(self, name):
+                raise AttributeError(f"{type(self).__name__}.settings: nnU-Net's trainer has no '{name}'.")
+            setattr(self, name, value)
+
+    @classmethod
+    def _all_settings(cls) -> dict[str, Any]:
+        return {k: v for base in reversed(cls.__mro__) for k, v in vars(base).get("settings", {}).items()}
+
+    @classmethod
+    def build_network_architecture(
+        cls,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """Called by nnU-Net at training and at prediction, where no trainer object exists."""
+        return cls.method.network(
+            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        )
+
+    def _set_batch_size_and_oversample(self) -> None:
+        share = self.oversample_foreground_percent
+        super()._set_batch_size_and_oversample()
+        self.oversample_foreground_percent = share  # drawn per sample, so ranks need no shares of their own
+
+    def _build_loss(self) -> nn.Module:
+        wrapped = super()._build_loss()
+        loss = self.method.loss(self.is_ddp)
+        if not isinstance(wrapped, DeepSupervisionWrapper):
+            return loss
+        wrapped.loss = loss  # keeps nnU-Net's weights of the scales
+        return wrapped
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's, on a split stratified by annotated labels where none exists; unlabelled cases only train."""
+        splits_file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
+        if self.fold != "all" and "sources" in self.dataset_json and not splits_file.is_file():
+            self.print_to_log_file("Creating new 5-fold cross-validation split, stratified by annotated labels...")
+            write_json(splits_file, stratified_split(self.table))
+        train, validation = super().do_split()
+        unlabelled = [case for case in validation if not self.table.known(case).any()]
+        if unlabelled:
+            self.print_to_log_file(f"Unlabelled validation cases are used for training only: {shorten(unlabelled)}.")
+        validation = [case for case in validation if case not in unlabelled]
+        if not validation:
+            raise SourceError(
+                f"fold {self.fold}: no annotated validation case. Put at least one annotated case into 'val' of "
+                f"{splits_file}."
+            )
+        return [*train, *(case for case in unlabelled if case not in train)], validation
+
+    def get_tr_and_val_datasets(self) -> tuple[AskedDataset, AskedDataset]:
+        train, validation = super().get_tr_and_val_datasets()
+        self._log_stray_values(train)
+        manager = self.label_manager
+        keys = manager.foreground_regions if manager.has_regions else manager.foreground_labels
+        always = [(-1, *manager.all_labels)] if manager.has_ignore_label else []
+        return (
+            AskedDataset(train, self.method.ask, self.table, keys, always),
+            AskedDataset(validation, self.method.ask, self.table, keys, always),
+        )
+
+    def _log_stray_values(self, dataset: Any) -> None:
+        """Say in one line which cases hold labels they are not annotated for; such voxels teach nothing."""
+        stray = []
+        for case in dataset.identifiers:
+            allowed = self.table.allowed_values(case) | {-1}
+            locations = dataset.load_case(case)[3]["class_locations"]
+            if any(len(where) and allowed.isdisjoint(np.atleast_1d(key)) for key, where in locations.items()):
+                stray.append(case)
+        if stray:
+            self.print_to_log_file(f"Values of labels that were not annotated are left out, in {shorten(stray)}.")
+
+    def pose(self, batch: dict) -> tuple[Query, list[Truth] | Truth]:
+        """Turn a drawn batch into what is asked and what is known, on this trainer's device."""
+        labels, known = what_is_asked(self.method.ask, batch["keys"], self.table)
+        target, ignore = batch["target"], self.table.labels.ignore
+        query = Query(batch["data"], labels)
+        if isinstance(target, list):
+            return query, [pose_truth(t, labels, known, ignore) for t in target]
+        return query, pose_truth(target, labels, known, ignore)
+
+    def train_step(self, batch: dict) -> dict:
+        query, truth = self.pose(batch)
+        return super().train_step({"data": query, "target": truth})
+
+    def validation_step(self, batch: dict) -> dict:
+        """Hard counts of the labels asked, [K] each: one pass whatever K is."""
+        query, truth = self.pose(batch)
+        query = query.to(self.device, non_blocking=True)
+        truth = move(truth, self.device)
+        with autocast(self.device.type, enabled=True) if self.device.type == "cuda" else dummy_context():
+            output = self.network(query)
+            loss = self.loss(output, truth)
+        logits, truth = (output[0], truth[0]) if self.enable_deep_supervision else (output, truth)
+        tp, fp, fn = hard_counts(logits, truth, len(self.table.labels)).cpu().numpy()
+        return {"loss": loss.detach().cpu().numpy(), "tp_hard": tp, "fp_hard": fp, "fn_hard": fn}
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """nnU-Net's, unless no label was predicted or present: a NaN there would end `checkpoint_best` for good."""
+        seen = float(sum(o[key].sum() for o in val_outputs for key in ("tp_hard", "fp_hard", "fn_hard")))
+        if self.is_ddp:
+            everywhere = torch.tensor(seen, device=self.device)
+            dist.all_reduce(everywhere)
+            seen = everywhere.item()
+        if seen > 0:
+            return super().on_validation_epoch_end(val_outputs)
+        previous = self.logger.get_value("mean_fg_dice", step=None)
+        self.logger.log("mean_fg_dice", previous[-1] if previous else 0.0, self.current_epoch)
+        self.logger.log("dice_per_class_or_region", [float("nan")] * len(self.table.labels), self.current_epoch)
+        self.logger.log("val_losses", np.mean([o["loss"] for o in val_outputs]), self.current_epoch)
+        return None
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's final validation; its summary.json is then reduced to annotated (case, label) pairs."""
+        super().perform_actual_validation(save_probabilities)
+        if self.local_rank == 0:
+            file = Path(self.output_folder) / "validation" / "summary.json"
+            summary = annotated_summary(file, self.table, self.dataset_json["file_ending"])
+            dice = summary["foreground_mean"]["Dice"]
+            self.logger.log_summary("final_val/annotated_foreground_dice", dice)
+            self.print_to_log_file("Mean Validation Dice on annotated labels: ", dice, also_print_to_console=True)
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """Raises SourceError where the checkpoint was trained for other labels."""
+        checkpoint = filename_or_checkpoint
+        if not isinstance(checkpoint, dict):
+            checkpoint = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False)
+        theirs = checkpoint["init_args"]["dataset_json"]["labels"]
+        refuse_label_change(theirs, self.dataset_json["labels"], str(filename_or_checkpoint))
+        super().load_checkpoint(filename_or_checkpoint)
+
+
+def move(truth: list[Truth] | Truth, device: torch.device) -> list[Truth] | Truth:
+    if isinstance(truth, Truth):
+        return truth.to(device, non_blocking=True)
+    return [t.to(device, non_blocking=True) for t in truth]
+
+
+def preprocessed_table(plans: dict, configuration: str, dataset_json: dict) -> SourceTable:
+    """Who annotated what among the cases preprocessed for this configuration."""
+    identifier = PlansManager(plans).get_configuration(configuration).data_identifier
+    folder = Path(nnUNet_preprocessed) / plans["dataset_name"] / identifier
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} does not exist. Run nnUNetv2_preprocess for configuration {configuration}.")
+    return SourceTable.from_dataset_json(dataset_json, preprocessed_cases(folder))
+
+
+def refuse_cascade(plans: dict, configuration: str, trainer: str) -> None:
+    if PlansManager(plans).get_configuration(configuration).previous_stage_name is not None:
+        raise NotImplementedError(
+            f"{trainer} does not train the cascade ({configuration}): it needs predictions of the previous stage that "
+            "nnU-Net only makes for validation cases. Use 3d_fullres or 3d_lowres."
+        )
+
+
+def refuse_other_labels(plans: dict, configuration: str, trainer: str, dataset_json: dict) -> None:
+    """The folds of one model folder share one dataset.json; a fold for other labels would spoil the others."""
+    if not nnUNet_results.is_set():
+        return
+    folder = Path(nnUNet_results) / plans["dataset_name"] / f"{trainer}__{plans['plans_name']}__{configuration}"
+    if (folder / "dataset.json").is_file():
+        refuse_label_change(read_dataset_json(folder)["labels"], dataset_json["labels"], str(folder))
+
+
+def refuse_label_change(theirs: dict, ours: dict, where: str) -> None:
+    def names(labels: dict) -> LabelSpace:
+        return LabelSpace.from_dataset_json({"labels": labels})
+
+    if names(theirs) != names(ours):
+        raise SourceError(
+            f"{where} was trained for other labels than this dataset has.\n  trained: {theirs}\n  dataset: {ours}\n"
+            "Restore the labels, move the model folder away, or start from it with `conemos adapt`."
+        )

@@ -1,0 +1,76 @@
+"""Shared fixtures: nnU-Net's folders in a temporary place, and a tiny phantom dataset in them.
+
+`nnunet_folders`       empty nnUNet_raw / nnUNet_preprocessed / nnUNet_results, set in the environment of one test
+`phantom`              the same, with a raw phantom dataset (9 cases, 3 sources, 2 test cases, 16x32x32) and `sources`
+`preprocessed_phantom` the same, planned and preprocessed (2d and 3d_fullres); built once, copied for each test
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from nnunetv2_conemos.datasets import write_json
+from nnunetv2_conemos.phantom import SOURCES, write_phantom
+
+PHANTOM = "Dataset901_Phantom"
+FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+
+
+def set_folders(base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Point nnU-Net's variables below `base`; nnU-Net reads them at each use."""
+    for name in FOLDERS:
+        (base / name).mkdir(exist_ok=True)
+        monkeypatch.setenv(name, str(base / name))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    monkeypatch.setenv("nnUNet_compile", "f")
+    return base
+
+
+def write_declared_phantom(base: Path) -> Path:
+    """Raw phantom dataset below `base`, its three sources written into dataset.json; returns its folder."""
+    folder = base / "nnUNet_raw" / PHANTOM
+    write_phantom(folder, cases_per_source=3, test_cases=2, shape=(16, 32, 32), seed=1)
+    dataset_json = json.loads((folder / "dataset.json").read_text())
+    dataset_json["sources"] = {
+        name: {"cases": [f"{name}_*"], "annotated": list(organs)} for name, organs in SOURCES.items()
+    }
+    write_json(folder / "dataset.json", dataset_json)
+    return folder
+
+
+@pytest.fixture
+def nnunet_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder that holds the three nnU-Net folders."""
+    return set_folders(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def phantom(nnunet_folders: Path) -> Path:
+    """Raw folder of the phantom dataset."""
+    return write_declared_phantom(nnunet_folders)
+
+
+@pytest.fixture(scope="session")
+def _preprocessed_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
+
+    base = tmp_path_factory.mktemp("preprocessed_phantom")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        set_folders(base, monkeypatch)
+        monkeypatch.setenv("nnUNet_n_proc_DA", "1")  # the planner wants at least one
+        write_declared_phantom(base)
+        extract_fingerprints([901], num_processes=1, show_progress_bar=False)
+        plans_identifier = plan_experiments([901])
+        preprocess([901], plans_identifier, ("2d", "3d_fullres"), (1, 1), show_progress_bar=False)
+    return base
+
+
+@pytest.fixture
+def preprocessed_phantom(_preprocessed_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder that holds the three nnU-Net folders, with `Dataset901_Phantom` raw and preprocessed."""
+    shutil.copytree(_preprocessed_template, tmp_path, dirs_exist_ok=True)
+    return set_folders(tmp_path, monkeypatch)

@@ -6,13 +6,15 @@ code, ***S** space.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from nnunetv2_conemos.networks.film import Condition, FiLM, FiLMConv, ReadBottleneck, film_block
+from nnunetv2_conemos.networks.film import Condition, FiLM, FiLMConv, FiLMInstanceNorm, ReadBottleneck, film_block
 from nnunetv2_conemos.networks.planned import Act, State, Step, conv_blocks, repeat_samples, unet_steps, walk
 from nnunetv2_conemos.records import Query
 
@@ -40,8 +42,10 @@ class ConditionalUNet(nn.Module):
 
     `forward(Query)` answers the labels asked, [B,Q,*S], as a list over scales (fine to coarse) under deep supervision.
     `forward(Tensor)` answers all labels at full resolution in nnU-Net's head order, [B,K+1,*S] with a zero background
-    head or [B,K,*S] for regions, in memory of its own.
+    head or [B,K,*S] for regions, in memory of its own. `label_dims`: parameters with a dimension over labels.
     """
+
+    label_dims: ClassVar[dict[str, int]] = {"embed.0.weight": 1}
 
     def __init__(self, unet: nn.Module, num_labels: int, background_head: bool, options: FiLMOptions | None = None):
         super().__init__()
@@ -102,10 +106,34 @@ class ConditionalUNet(nn.Module):
 
     def _ask(self, steps: list[Step], state: State, labels: Int[Tensor, "B Q"]) -> list[Tensor]:
         """Logits [B,Q,*S] at each scale, coarse to fine."""
-        onehot = F.one_hot(labels.flatten().long(), self.num_labels + 1)[:, 1:]
-        self.condition.code = self.embed(onehot.to(self.embed[0].weight.dtype))
+        self.condition.code = self.label_codes(labels.flatten())
         state = state._replace(features=repeat_samples(state.features, labels.shape[1]))
         return [z.view(*labels.shape, *z.shape[2:]) for z in walk(steps, state).logits]
+
+    def label_codes(self, labels: Int[Tensor, " N"]) -> Float[Tensor, "N E"]:
+        onehot = F.one_hot(labels.long(), self.num_labels + 1)[:, 1:]
+        return self.embed(onehot.to(self.embed[0].weight.dtype))
+
+
+@torch.no_grad()
+def folded_weights(network: ConditionalUNet, label: int) -> dict[str, Tensor]:
+    """Weights of the stock one-output network that gives the answer to one label (1..K).
+
+    For a fixed label FiLM is part of the affine weights of norms and logits. Raises NotImplementedError where FiLM
+    depends on the image or follows the nonlinearity.
+    """
+    options = network.options
+    if options.after_nonlinearity or options.image_features:
+        raise NotImplementedError(
+            "FiLM after the nonlinearity or on image features does not fold into a stock network."
+        )
+    weights = {k: v for k, v in network.state_dict().items() if k.startswith(("encoder.", "decoder."))}
+    network.condition.code = network.label_codes(torch.tensor([label], device=network.embed[0].weight.device))
+    for name, module in network.named_modules(remove_duplicate=False):
+        if isinstance(module, FiLMInstanceNorm | FiLMConv):
+            weights[f"{name}.weight"], weights[f"{name}.bias"] = module.folded()
+    network.condition.clear()
+    return {k: v for k, v in weights.items() if ".film." not in k}
 
 
 def reads_condition(module: nn.Module) -> bool:

@@ -80,6 +80,11 @@ class FiLMInstanceNorm(nn.Module):
         stacked = x.reshape(1, -1, *x.shape[2:])
         return F.instance_norm(stacked, weight=weight.flatten(), bias=bias.flatten(), eps=self.eps).view_as(x)
 
+    def folded(self) -> tuple[Float[Tensor, " F"], Float[Tensor, " F"]]:
+        """Affine weights of the plain norm that does the same for the one code in the condition."""
+        weight, bias = modulate(self.weight, self.bias, *self.film.coefficients())
+        return weight[0], bias[0]
+
 
 class FiLMConv(nn.Module):
     """A convolution to logits followed by FiLM."""
@@ -91,6 +96,12 @@ class FiLMConv(nn.Module):
 
     def forward(self, x: Float[Tensor, "N F *S"]) -> Float[Tensor, "N 1 *S"]:
         return self.film(self.convolve(x, self.weight, self.bias))
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the plain convolution that does the same for the one code in the condition."""
+        (gamma,), (beta,) = self.film.coefficients()
+        scale = (1 + gamma).view(-1, *(1,) * (self.weight.ndim - 1))
+        return self.weight * scale, self.bias * (1 + gamma) + beta
 
 
 class FiLMAfter(nn.Module):

@@ -1,0 +1,91 @@
+"""Each label is asked equally often, weights act within a label, and foreground means the label asked."""
+
+import numpy as np
+import pytest
+from scipy.stats import chisquare
+
+from nnunetv2_conemos.sampling import AskedDataset, Pairs, what_is_asked
+from nnunetv2_conemos.sources import SourceTable
+
+LABELS = {"background": 0, "one": 1, "two": 2, "three": 3}
+
+
+def make_table(**sources):
+    """sources: name=(number of cases, annotated[, weight])."""
+    cases = [f"{name}{i}" for name, (n, *_) in sources.items() for i in range(n)]
+    entries = {
+        name: {"cases": [f"{name}*"], "annotated": rest[0], "weight": rest[1] if len(rest) > 1 else 1}
+        for name, (_, *rest) in sources.items()
+    }
+    return SourceTable.from_dataset_json({"labels": LABELS, "sources": entries}, cases)
+
+
+def test_labels_are_asked_equally_often_however_many_cases_annotate_them():
+    table = make_table(a=(90, ["one"]), b=(10, ["two"]))
+    np.random.seed(0)
+    drawn = np.random.choice(Pairs().identifiers(table, table.cases), 20_000)
+    labels = what_is_asked(Pairs(), drawn, table).labels.flatten().numpy()
+    counts = np.bincount(labels, minlength=4)[1:3]
+    assert chisquare(counts).pvalue > 0.01
+    assert set(labels) == {1, 2}, "label three is annotated nowhere and must not be asked"
+
+
+def test_only_annotated_pairs_are_drawn_and_each_about_equally_often():
+    table = make_table(a=(7, ["one", "two"]), b=(13, ["two", "three"]))
+    identifiers = Pairs().identifiers(table, table.cases)
+    assert what_is_asked(Pairs(), identifiers, table).known.all()
+    pairs, counts = np.unique(identifiers, return_counts=True)
+    assert len(pairs) == 2 * 7 + 2 * 13
+    for label in "123":
+        of_label = counts[[p.endswith(f"::{label}") for p in pairs]]
+        assert of_label.max() / of_label.min() <= 1.1
+
+
+def test_weights_act_within_a_label():
+    table = make_table(a=(4, ["one"], 3.0), b=(4, ["one"], 1.0), c=(2, ["two"]))
+    identifiers = Pairs().identifiers(table, table.cases)
+    of_one = [i for i in identifiers if i.endswith("::1")]
+    assert len(of_one) * 2 == len(identifiers), "labels stay equally often"
+    assert np.mean([i.startswith("a") for i in of_one]) == pytest.approx(0.75, abs=0.03)
+
+
+def test_identifiers_are_what_nnunets_loader_draws_quickly():
+    table = make_table(a=(3, ["one"]))
+    identifiers = Pairs().identifiers(table, table.cases)
+    assert isinstance(identifiers, np.ndarray)
+    assert identifiers.ndim == 1
+    assert identifiers.dtype.kind == "U"
+
+
+def test_nothing_to_ask_is_an_error():
+    table = make_table(a=(3, ["one"]), u=(2, []))
+    with pytest.raises(ValueError, match="none of these 2 cases is annotated"):
+        Pairs().identifiers(table, ["u0", "u1"])
+
+
+class OneCase:
+    identifiers = ["a0"]
+
+    def __init__(self, locations):
+        self.locations = locations
+
+    def load_case(self, case):
+        return "image", "target", None, {"class_locations": self.locations, "spacing": 1}
+
+
+@pytest.mark.parametrize(
+    ("keys", "locations", "expected"),
+    [
+        ([1, 2, 3], {1: [10], 2: [20], 3: []}, {2: [20]}),
+        ([(1, 2), (2,), 3], {(1, 2): [10], (2,): [20], 3: []}, {(2,): [20]}),
+        ([1, 2, 3], {1: [10], 2: [20], 3: [], (-1, 0, 1): [99]}, {2: [20], (-1, 0, 1): [99]}),
+    ],
+)
+def test_foreground_is_narrowed_to_the_label_asked(keys, locations, expected):
+    table = make_table(a=(1, ["one", "two"]))
+    original = dict(locations)
+    dataset = AskedDataset(OneCase(locations), Pairs(), table, keys, always=[(-1, 0, 1)])
+    properties = dataset.load_case("a0::2")[3]
+    assert properties["class_locations"] == expected
+    assert properties["spacing"] == 1
+    assert locations == original, "the dataset's own record must not change"

@@ -1,0 +1,354 @@
+"""`conemos evaluate`: Dice, NSD and HD95 of predicted label maps, on annotated (case, label) pairs only.
+
+NSD (normalised surface Dice, Nikolov et al., arXiv:1809.04430) and HD95 are MONAI's. What is easily left unsaid:
+
+- A label annotated in a case but absent from both maps is not counted: status `both empty`.
+- Absent from one of the two maps: Dice and NSD are 0; HD95 is undefined, and the number of such pairs is reported.
+- Voxels of nnU-Net's ignore label are background in both maps.
+- Means are over cases, then over the labels that have a value.
+
+Axis letters: **K** labels, ***S** space, with `spacing` in the order of the array's axes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, UInt16
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from rich.progress import track
+from scipy.ndimage import find_objects
+
+from nnunetv2_conemos.datasets import dataset_name, preprocessed_folder, raw_folder, refuse_different_tables, write_json
+from nnunetv2_conemos.declare import group_sources, read_annotated
+from nnunetv2_conemos.figures import (
+    BOTH_EMPTY,
+    PREDICTION_EMPTY,
+    REFERENCE_EMPTY,
+    SCORED,
+    draw_dice,
+    print_scores,
+    summary_json,
+)
+from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable, match_cases, parse_sources, shorten
+
+SCORES, SUMMARY, FIGURE = "evaluation.csv", "evaluation.json", "evaluation.png"
+STATUS = {
+    (True, True): SCORED,
+    (True, False): PREDICTION_EMPTY,
+    (False, True): REFERENCE_EMPTY,
+    (False, False): BOTH_EMPTY,
+}  # (reference holds the label, prediction holds it)
+
+LabelMap = UInt16[np.ndarray, "*S"]
+Mask = Bool[np.ndarray, "*S"]
+Grid = dict[str, tuple[float, ...]]
+
+
+class CaseFiles(NamedTuple):
+    """The two label maps of a case."""
+
+    case: str
+    reference: Path
+    prediction: Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("gt_folder", type=Path, metavar="GT_FOLDER", help="label maps of the annotators")
+    parser.add_argument("pred_folder", type=Path, metavar="PRED_FOLDER", help="predicted label maps, same file names")
+    counts = parser.add_mutually_exclusive_group(required=True)
+    counts.add_argument("-d", dest="dataset", metavar="DATASET", help="its `sources` say what counts: name, id or path")
+    counts.add_argument(
+        "--annotated", type=Path, metavar="FILE", help="JSON or CSV case -> labels, as for `conemos declare`"
+    )
+    counts.add_argument("--complete", action="store_true", help="every case is annotated for every label")
+    parser.add_argument("-djfile", type=Path, help="dataset.json with the labels, if not -d [the one in PRED_FOLDER]")
+    parser.add_argument("-o", dest="output", type=Path, metavar="FOLDER", help="where results go [PRED_FOLDER]")
+    parser.add_argument("-np", dest="processes", type=int, default=default_num_processes, help="[%(default)s]")
+    parser.add_argument("--tolerance", type=float, default=2.0, metavar="MM", help="of the NSD, in mm [%(default)s]")
+    parser.add_argument("--chill", action="store_true", help="leave out cases without a prediction, and say so")
+    parser.add_argument("--figure", action="store_true", help="also draw Dice per label and source")
+    parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier evaluation")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Evaluate two folders: writes a long table and a summary, draws the figure if asked, prints a table."""
+    dataset_file = find_dataset_json(args.dataset, args.djfile, args.pred_folder)
+    dataset_json = json.loads(dataset_file.read_text())
+    output = args.output or args.pred_folder
+    written = [output / name for name in (SCORES, SUMMARY, FIGURE)[: 3 if args.figure else 2]]
+    refuse_existing(written, args.overwrite)
+    files, unpredicted = paired_files(args.gt_folder, args.pred_folder, dataset_json["file_ending"], args.chill)
+    table = who_annotated_what(args, dataset_json, [entry.case for entry in files])
+    scores = evaluate(files, table, reader_of(dataset_json, files), args.tolerance, args.processes)
+    facts = {"reference": str(args.gt_folder), "prediction": str(args.pred_folder), "dataset_json": str(dataset_file)}
+    summary = {**facts, "tolerance_mm": args.tolerance, "not_predicted": unpredicted}
+    output.mkdir(parents=True, exist_ok=True)
+    write_aside(written[0], lambda file: scores.to_csv(file, index=False))
+    write_json(written[1], {**summary, **summary_json(scores, table.labels.names)})
+    if args.figure:
+        write_aside(written[2], lambda file: draw_dice(scores, table.labels.names, file))
+    print_scores(scores, table.labels.names, args.tolerance)
+    if unpredicted:
+        print(f"Left out, no prediction: {len(unpredicted)} case(s), {shorten(unpredicted)}.")
+    print("Written: " + ", ".join(map(str, written)))
+
+
+def find_dataset_json(dataset: str | None, djfile: Path | None, pred_folder: Path) -> Path:
+    """The dataset.json that names labels and sources; raises FileNotFoundError that says where it was looked for."""
+    if dataset is None:
+        file = djfile or pred_folder / "dataset.json"
+        remedy = "nnUNetv2_predict leaves one beside its predictions; otherwise name it with -djfile."
+    elif djfile is not None:
+        raise ValueError(f"-djfile {djfile}: only with --annotated or --complete; -d {dataset} names one already.")
+    elif (path := Path(dataset)).exists():
+        file = path / "dataset.json" if path.is_dir() else path
+        remedy = "Name a dataset by name, id, folder or dataset.json."
+    else:
+        file = _registered(dataset) / "dataset.json"
+        remedy = "Is the dataset in nnUNet_raw or nnUNet_preprocessed?"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file. {remedy}")
+    return file
+
+
+def _registered(name_or_id: str) -> Path:
+    """Folder of a dataset that nnU-Net knows."""
+    try:
+        name = dataset_name(name_or_id)
+    except RuntimeError as error:
+        raise FileNotFoundError(str(error)) from None
+    refuse_different_tables(name)
+    return raw_folder(name) or preprocessed_folder(name) or Path(name)
+
+
+def refuse_existing(files: Sequence[Path], overwrite: bool) -> None:
+    existing = [str(file) for file in files if file.exists()]
+    if existing and not overwrite:
+        raise FileExistsError(f"{shorten(existing)}: exists. Say --overwrite, or name another folder with -o.")
+
+
+def write_aside(file: Path, write: Callable[[Path], Any]) -> None:
+    """Write aside, then rename: a reader never sees half a file."""
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    write(aside)
+    aside.replace(file)
+
+
+def who_annotated_what(args: argparse.Namespace, dataset_json: Mapping[str, Any], cases: list[str]) -> SourceTable:
+    """The table that -d, --annotated or --complete asks for."""
+    if args.complete:
+        return table_of_sources({key: value for key, value in dataset_json.items() if key != "sources"}, cases)
+    if args.annotated:
+        annotated = read_annotated(args.annotated)
+        unnamed = sorted(set(cases) - set(annotated))
+        if unnamed:
+            raise SourceError(
+                f"--annotated {args.annotated}: expected every case to evaluate, found no entry of "
+                f"{shorten(unnamed)}. Add them, without labels if they have none."
+            )
+        labels = LabelSpace.from_dataset_json(dataset_json)
+        sources = group_sources({case: annotated[case] for case in cases}, labels)
+        return table_of_sources({**dataset_json, "sources": sources}, cases)
+    try:
+        return table_of_sources(dataset_json, cases)
+    except SourceError as error:
+        hint = "Or say what counts by --annotated FILE (case -> labels) or --complete (every label in every case)."
+        raise SourceError(f"{error} {hint}") from None
+
+
+def table_of_sources(dataset_json: Mapping[str, Any], cases: Collection[str]) -> SourceTable:
+    """SourceTable of some of a dataset's cases: unlike in the whole dataset, a glob may match none of them."""
+    if "sources" not in dataset_json:
+        return SourceTable.from_dataset_json(dataset_json, cases)
+    sources = parse_sources(dataset_json["sources"])
+    present = {}
+    for name, source in sources.items():
+        globs = tuple(glob for glob in source.cases if any(fnmatchcase(case, glob) for case in cases))
+        if globs:
+            present[name] = source.model_copy(update={"cases": globs})
+    return SourceTable(LabelSpace.from_dataset_json(dataset_json), sources, match_cases(present, cases))
+
+
+def paired_files(gt_folder: Path, pred_folder: Path, ending: str, chill: bool) -> tuple[list[CaseFiles], list[str]]:
+    """Cases with both maps, and those without a prediction; `ending` is the dataset's `file_ending`.
+
+    Raises FileNotFoundError that names the cases without a partner; `chill` allows cases without a prediction.
+    """
+    references, predictions = case_files(gt_folder, ending), case_files(pred_folder, ending)
+    unpredicted, unknown = sorted(references.keys() - predictions), sorted(predictions.keys() - references)
+    if unpredicted and not chill:
+        raise FileNotFoundError(
+            f"{pred_folder}: expected {len(references)} cases as in {gt_folder}, found no prediction of "
+            f"{shorten(unpredicted)}. Predict them, or leave them out with --chill."
+        )
+    if unknown:
+        raise FileNotFoundError(
+            f"{gt_folder}: found no ground truth of the predicted {shorten(unknown)}. Add it or move them away."
+        )
+    return [CaseFiles(case, references[case], file) for case, file in sorted(predictions.items())], unpredicted
+
+
+def case_files(folder: Path, ending: str) -> dict[str, Path]:
+    """Case -> label map of a folder; raises FileNotFoundError where it holds none."""
+    files = [file for file in sorted(folder.glob(f"*{ending}")) if file.name != FIGURE]
+    if not files:
+        raise FileNotFoundError(f"{folder}: expected label maps *{ending} (`file_ending` of dataset.json), found none.")
+    return {file.name.removesuffix(ending): file for file in files}
+
+
+def reader_of(dataset_json: Mapping[str, Any], files: Sequence[CaseFiles]) -> BaseReaderWriter:
+    """nnU-Net's reader of these files."""
+    return determine_reader_writer_from_dataset_json(dict(dataset_json), str(files[0].reference), verbose=False)()
+
+
+def evaluate(
+    files: Sequence[CaseFiles],
+    table: SourceTable,
+    reader: BaseReaderWriter,
+    tolerance: float | None = 2.0,
+    processes: int = default_num_processes,
+    title: str = "Evaluating",
+) -> pd.DataFrame:
+    """Long table case, source, label, dice, nsd, hd95_mm, status: one row per annotated pair.
+
+    `tolerance` in mm belongs to the NSD; None measures Dice alone, which is many times faster.
+    """
+    jobs = [(entry, reader, table.labels, table.known(entry.case), tolerance) for entry in files]
+    if not any(known.any() for _, _, _, known, _ in jobs):
+        raise SourceError(f"none of the {len(files)} cases is annotated for any label: nothing to evaluate.")
+    rows = [row for rows in map_cases(evaluate_case, jobs, processes, title) for row in rows]
+    scores = pd.DataFrame(rows)
+    scores.insert(1, "source", scores["case"].map(table.source_of))
+    return scores
+
+
+def map_cases(function: Callable[..., Any], jobs: Sequence[tuple], processes: int, title: str) -> list[Any]:
+    """`function(*job)` of every job, in order, behind a progress bar; in this process if one is enough."""
+    processes = min(processes, len(jobs))
+    if processes <= 1:
+        return [function(*job) for job in track(jobs, title)]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
+        try:
+            return list(track(pool.map(function, *zip(*jobs, strict=True)), title, len(jobs)))
+        except BrokenProcessPool:
+            raise OSError("a process was killed, most often for want of memory. Use fewer with -np.") from None
+
+
+def evaluate_case(
+    files: CaseFiles,
+    reader: BaseReaderWriter,
+    labels: LabelSpace,
+    known: Bool[np.ndarray, " K"],
+    tolerance: float | None,
+) -> list[dict[str, Any]]:
+    """Scores of every annotated label of a case; see `evaluate`."""
+    reference, prediction, spacing = read_pair(files, reader)
+    boxes = [occupied(files.reference, reference, labels), occupied(files.prediction, prediction, labels)]
+    if labels.ignore is not None:
+        ignored = reference == labels.ignore
+        reference[ignored] = prediction[ignored] = 0
+    rows = []
+    for name, values in [(labels.names[k], labels.values[k]) for k in np.flatnonzero(known)]:
+        box = union([found[value] for found in boxes for value in values if value in found])
+        scores = pair_scores(np.isin(reference[box], values), np.isin(prediction[box], values), spacing, tolerance)
+        rows.append({"case": files.case, "label": name, **scores})
+    return rows
+
+
+def read_pair(files: CaseFiles, reader: BaseReaderWriter) -> tuple[LabelMap, LabelMap, tuple[float, ...]]:
+    """Both label maps [*S] and their spacing in mm, 2D where they hold a single slice.
+
+    Raises ValueError that names the case where size, spacing or direction differ.
+    """
+    (reference, grid), (prediction, other) = read_map(files.reference, reader), read_map(files.prediction, reader)
+    for name, expected in grid.items():
+        found = other[name]
+        if not (expected == found if name == "size" else np.allclose(expected, found, rtol=1e-3, atol=1e-4)):
+            raise ValueError(
+                f"case '{files.case}': {name} differs, in array order: expected {expected} as in {files.reference}, "
+                f"found {found} in {files.prediction}. Predict the image that was annotated, or resample to its grid."
+            )
+    spacing = grid["spacing"]
+    if 1 in reference.shape:  # in 3D, every voxel of a single slice would be surface
+        axis = reference.shape.index(1)
+        return reference.squeeze(axis), prediction.squeeze(axis), spacing[:axis] + spacing[axis + 1 :]
+    return reference, prediction, spacing
+
+
+def read_map(file: Path, reader: BaseReaderWriter) -> tuple[LabelMap, Grid]:
+    """A label map [*S], and its size, spacing and direction (empty where the file format holds none)."""
+    try:
+        data, properties = reader.read_seg(str(file))
+    except RuntimeError as error:  # of SimpleITK
+        raise OSError(f"{file}: cannot be read as a label map. {error}") from None
+    with np.errstate(invalid="ignore"):
+        voxels = data[0].astype(np.uint16)
+    if len(data) != 1 or (voxels != data[0]).any():
+        found = f"{len(data)} channel(s) with values from {data.min():g} to {data.max():g}"
+        raise ValueError(f"{file}: expected one channel of whole numbers, 0 to 65535, found {found}.")
+    direction = properties.get("sitk_stuff", {}).get("direction", ())
+    return voxels, {"size": voxels.shape, "spacing": tuple(map(float, properties["spacing"])), "direction": direction}
+
+
+def occupied(file: Path, voxels: LabelMap, labels: LabelSpace) -> dict[int, tuple[slice, ...]]:
+    """Bounding box of every value in a label map; raises SourceError for a value that no label has."""
+    boxes = {value: box for value, box in enumerate(find_objects(voxels), 1) if box is not None}
+    foreign = sorted(boxes.keys() - {labels.ignore, *(value for values in labels.values for value in values)})
+    if foreign:
+        raise SourceError(
+            f"{file}: expected the label values of {', '.join(labels.names)}, found {shorten(map(str, foreign))}. "
+            "Does this dataset.json belong to the map?"
+        )
+    return boxes
+
+
+def union(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...]:
+    """Smallest box around all boxes; of none, the whole array."""
+    return tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes, strict=True))
+
+
+def pair_scores(reference: Mask, prediction: Mask, spacing: Sequence[float], tolerance: float | None) -> dict[str, Any]:
+    """Dice, NSD and HD95 (mm) of one label, NaN where undefined, and the status that says why."""
+    status = STATUS[bool(reference.any()), bool(prediction.any())]
+    if status == BOTH_EMPTY:
+        return {"dice": np.nan, "nsd": np.nan, "hd95_mm": np.nan, "status": status}
+    if status != SCORED:
+        return {"dice": 0.0, "nsd": 0.0, "hd95_mm": np.nan, "status": status}
+    dice = 2 * float(np.sum(reference & prediction)) / float(reference.sum() + prediction.sum())
+    surface = (np.nan, np.nan) if tolerance is None else surface_scores(reference, prediction, spacing, tolerance)
+    return {"dice": dice, "nsd": surface[0], "hd95_mm": surface[1], "status": status}
+
+
+def surface_scores(
+    reference: Mask, prediction: Mask, spacing: Sequence[float], tolerance: float
+) -> tuple[float, float]:
+    """NSD at a tolerance in mm, and HD95 in mm, of two masks [*S] that are not empty.
+
+    NSD weighs surface elements by their area (on the subvoxel grid): with anisotropic voxels, counting them would
+    favour the sides with small faces. HD95 is the larger of the two directed 95th percentiles.
+    """
+    from monai.metrics import compute_hausdorff_distance, compute_surface_dice  # takes seconds to import
+
+    y, y_pred = (torch.from_numpy(mask)[None, None] for mask in (reference, prediction))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)  # its own call
+        nsd = compute_surface_dice(y_pred, y, [tolerance], include_background=True, spacing=spacing, use_subvoxels=True)
+        hd95 = compute_hausdorff_distance(y_pred, y, include_background=True, percentile=95, spacing=spacing)
+    return nsd.item(), hd95.item()

@@ -31,6 +31,7 @@ from jaxtyping import Bool, UInt16
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from rich.progress import track
 from scipy.ndimage import find_objects
 
@@ -120,21 +121,26 @@ def find_dataset_json(dataset: str | None, djfile: Path | None, pred_folder: Pat
         file = path / "dataset.json" if path.is_dir() else path
         remedy = "Name a dataset by name, id, folder or dataset.json."
     else:
-        file = _registered(dataset) / "dataset.json"
-        remedy = "Is the dataset in nnUNet_raw or nnUNet_preprocessed?"
+        return known_dataset(dataset)[1] / "dataset.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file. {remedy}")
     return file
 
 
-def _registered(name_or_id: str) -> Path:
-    """Folder of a dataset that nnU-Net knows."""
+def known_dataset(name_or_id: str) -> tuple[str, Path]:
+    """Full name and folder (raw, else preprocessed) of a dataset; raises FileNotFoundError where nnU-Net has none."""
     try:
         name = dataset_name(name_or_id)
     except RuntimeError as error:
         raise FileNotFoundError(str(error)) from None
     refuse_different_tables(name)
-    return raw_folder(name) or preprocessed_folder(name) or Path(name)
+    folder = raw_folder(name) or preprocessed_folder(name)
+    if folder is None:
+        raise FileNotFoundError(
+            f"{name}/dataset.json is neither in nnUNet_raw ({nnUNet_raw.get()}) nor in nnUNet_preprocessed "
+            f"({nnUNet_preprocessed.get()}). Set the variables to the folders that hold datasets."
+        )
+    return name, folder
 
 
 def refuse_existing(files: Sequence[Path], overwrite: bool) -> None:

@@ -23,6 +23,7 @@ SCORED, PREDICTION_EMPTY, REFERENCE_EMPTY, BOTH_EMPTY = STATUSES = [
     "reference empty",
     "both empty",
 ]
+LEADING = 8  # candidates of a ranking that are printed per label
 HD95_UNDEFINED = "hd95 undefined"
 CAPTION = "mean: over labels. one empty: Dice and NSD 0, no HD95. both empty: not counted."
 
@@ -79,6 +80,20 @@ def _add_section(table: Table, source: str, summary: pd.DataFrame) -> None:
             escape(source), escape(str(label)), *map(number, row[METRICS]), *(f"{count:.0f}" for count in counts)
         )
     table.add_section()
+
+
+def print_ranking(dice: pd.DataFrame) -> None:
+    """Print candidates by rank, then the leading ones per label. `dice`: a row per label, a column per candidate."""
+    ranking = Table("rank", "model", "Dice", box=box.SIMPLE, title="Dice on annotated (case, label) pairs")
+    for place, (name, values) in enumerate(dice.items(), start=1):
+        ranking.add_row(str(place), escape(str(name)), number(float(values.mean())))
+    leading = dice.iloc[:, :LEADING]
+    per_label = Table("label", *(f"# {place}" for place in range(1, leading.shape[1] + 1)), box=box.SIMPLE)
+    for label, values in leading.iterrows():
+        per_label.add_row(escape(str(label)), *map(number, values))
+    console = Console()
+    console.print(ranking)
+    console.print(per_label)
 
 
 def number(value: float) -> str:

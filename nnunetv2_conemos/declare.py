@@ -205,21 +205,34 @@ def cases_without_map(raw: Path) -> list[str]:
     return [str(case) for case, files in datasets.raw_cases(raw).items() if not Path(files["label"]).is_file()]
 
 
-def source_table(table: SourceTable) -> Table:
-    """How many cases are annotated, '-' = not annotated: label x source, or source x label number if sources abound."""
-    counts, labels = table.counts(), [escape(name) for name in table.labels.names]
-    sources = [f"{escape(source)} ({len(table.cases_of(source))})" for source in table.sources]
-    view = Table(title="Cases annotated for each label", caption="source (its cases)", caption_justify="left")
-    if len(sources) <= len(labels):
-        rows, columns, cells = labels, [*sources, "all"], np.vstack([counts, counts.sum(0)]).T
+def cell_texts(annotated: np.ndarray, occurs: np.ndarray) -> np.ndarray:
+    """'-' = not annotated, 'n' = annotated in n cases and found in all of them, 'm/n' = found in m."""
+    cells = zip(annotated.flat, occurs.flat, strict=True)
+    texts = ["-" if n == 0 else str(n) if m == n else f"{m}/{n}" for n, m in cells]
+    return np.array(texts, dtype=object).reshape(annotated.shape)
+
+
+def source_table(table: SourceTable, occurs: np.ndarray | None = None) -> Table:
+    """How many cases are annotated: label x source, or source x label number where sources abound.
+
+    `occurs` [sources, K] adds in how many of these cases the label was found (see `cell_texts`).
+    """
+    labels = [escape(name) for name in table.labels.names]
+    sources = [f"{escape(source)} ({len(table.cases_of(source))})" for source in table.sources] + ["all"]
+    counts, found = (np.vstack([n, n.sum(0)]) for n in (table.counts(), table.counts() if occurs is None else occurs))
+    cells = cell_texts(counts, found)
+    view = Table(title="Cases annotated for each label", caption_justify="left")
+    view.caption = "source (its cases); -: not annotated; m/n: annotated in n cases, found in m"
+    if len(sources) > len(labels) + 1:
+        rows, columns = sources, range(1, len(labels) + 1)
+        view.caption += "\nlabels: " + ", ".join(f"{number} {name}" for number, name in enumerate(labels, start=1))
     else:
-        rows, columns, cells = [*sources, "all"], range(1, len(labels) + 1), np.vstack([counts, counts.sum(0)])
-        view.caption = "labels: " + ", ".join(f"{number} {name}" for number, name in enumerate(labels, start=1))
+        rows, columns, cells = labels, sources, cells.T
     view.add_column()
     for column in columns:
-        view.add_column(str(column), justify="right", no_wrap=len(sources) > len(labels))
-    for row, numbers in zip(rows, cells, strict=True):
-        view.add_row(row, *(str(n) if n else "-" for n in numbers))
+        view.add_column(str(column), justify="right", no_wrap=rows is sources)
+    for row, texts in zip(rows, cells, strict=True):
+        view.add_row(row, *texts)
     return view
 
 

@@ -1,0 +1,245 @@
+"""`conemos check DATASET`: everything that would spoil a training and can be seen before it.
+
+First the machine (`environment`), then the dataset: do `sources` fit the cases, do raw and preprocessed copies agree,
+do the label maps hold what their source says? The last needs every label map, read in parallel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+
+from nnunetv2_conemos import datasets
+from nnunetv2_conemos.declare import NO_MAP, cell_texts, find_raw, source_table
+from nnunetv2_conemos.environment import Finding, check_environment
+from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable, shorten
+
+
+@dataclass(frozen=True)
+class CaseContent:
+    """What stands in one label map: its values, or why they cannot be had."""
+
+    case: str
+    values: frozenset[int]
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Findings about a dataset and, where its `sources` are sound, the table and where its labels occur.
+
+    `occurs` [sources, K] counts the annotated cases in which a label has at least one voxel.
+    """
+
+    findings: list[Finding]
+    table: SourceTable | None = None
+    occurs: np.ndarray | None = None
+
+
+def check_dataset(dataset: str, processes: int) -> Report:
+    """Check a raw dataset, given by name or id; raises FileNotFoundError where there is none."""
+    name, raw = find_raw(dataset)
+    file = raw / "dataset.json"
+    dataset_json = datasets.read_dataset_json(raw)
+    lacking = [key for key in ("channel_names", "labels", "file_ending") if key not in dataset_json]
+    if lacking:
+        return Report([Finding("error", str(file), f"lacks {shorten(lacking)}.", "Add what nnU-Net requires.")])
+    cases = datasets.raw_cases(raw)
+    if not cases:
+        return Report([Finding("error", str(raw / "imagesTr"), "holds no case.", "Images are CASE_0000.FILE_ENDING.")])
+    try:
+        table = SourceTable.from_dataset_json(dataset_json, cases)
+    except SourceError as error:
+        return Report([Finding("error", str(file), str(error), "`conemos declare` writes `sources` from a table.")])
+    findings = [*check_copies(name), *check_unannotated(table)]
+    files = {str(case): Path(entry["label"]) for case, entry in cases.items()}
+    contents = read_contents(files, dataset_json, processes)
+    readable = [content for content in contents if not content.problem]
+    findings += [*check_readable(contents), *check_values(table, readable), *check_unlabelled(table, readable)]
+    return Report([*findings, *check_absent(table, readable)], table, count_occurrences(table, readable))
+
+
+def check_copies(name: str) -> list[Finding]:
+    """Raw and preprocessed dataset.json must say the same."""
+    try:
+        datasets.refuse_different_tables(name)
+    except SourceError as error:
+        return [Finding("error", "dataset.json", str(error), "Training would refuse to start.")]
+    return []
+
+
+def check_unannotated(table: SourceTable) -> list[Finding]:
+    """Labels without any annotated case: their output is never taught, yet it competes with the others."""
+    remedy = "Add it to `annotated` of a source, or remove it from `labels`."
+    lonely = [name for name, n in zip(table.labels.names, table.counts().sum(0), strict=True) if not n]
+    return [Finding("error", f"label '{name}'", "is annotated by no source.", remedy) for name in lonely]
+
+
+def read_contents(files: Mapping[str, Path], dataset_json: Mapping[str, Any], processes: int) -> list[CaseContent]:
+    """Values of every label map, read by nnU-Net's own reader in `processes` processes."""
+    existing = [str(file) for file in files.values() if file.is_file()]
+    if not existing:
+        return [CaseContent(case, frozenset(), f"there is no {file}.") for case, file in files.items()]
+    reader = determine_reader_writer_from_dataset_json(dict(dataset_json), existing[0], verbose=False)()
+    jobs = [(case, file, reader) for case, file in files.items()]
+    title = "Reading label maps"
+    if processes == 1:
+        return [read_content(*job) for job in track(jobs, title)]
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        return list(track(pool.map(read_content, *zip(*jobs, strict=True), chunksize=4), title, len(jobs)))
+
+
+def read_content(case: str, file: Path, reader: BaseReaderWriter) -> CaseContent:
+    """Values of one label map; what goes wrong is said, not raised."""
+    if not file.is_file():
+        return CaseContent(case, frozenset(), f"there is no {file}.")
+    try:
+        values = np.unique(reader.read_seg(str(file))[0])
+    except Exception as error:  # each image library raises its own
+        return CaseContent(case, frozenset(), f"{file} cannot be read: {str(error).strip().splitlines()[-1]}")
+    whole = np.isfinite(values) & (values == np.round(values))
+    if not whole.all():
+        return CaseContent(
+            case, frozenset(), f"{file} holds values that are no labels: {shorten(map(str, values[~whole]))}."
+        )
+    return CaseContent(case, frozenset(map(int, values)))
+
+
+def check_readable(contents: Iterable[CaseContent]) -> list[Finding]:
+    """Label maps that do not exist or cannot be read."""
+    return [Finding("error", f"case '{c.case}'", c.problem, f"Write the file. {NO_MAP}") for c in contents if c.problem]
+
+
+def check_values(table: SourceTable, contents: Iterable[CaseContent]) -> list[Finding]:
+    """Values that stand in no annotated label or region of their case; cases of a source are told together."""
+    known = {v for values in table.labels.values for v in values}
+    stray: dict[tuple[str, frozenset[int]], list[str]] = {}
+    for content in contents:
+        values = content.values - table.allowed_values(content.case)
+        if values:
+            stray.setdefault((table.source_of(content.case), values), []).append(content.case)
+    findings = []
+    for (source, values), cases in stray.items():
+        where = f"source '{source}', {len(cases)} case(s): {shorten(cases, 20)}"
+        for value in sorted(values & known):
+            what = (
+                f"value {value} ({_names(table.labels, value)}) stands in no label annotated there: it teaches nothing."
+            )
+            remedy = "Name the label in `annotated` if all cases of the source have it, else set these voxels to 0."
+            findings.append(Finding("error", where, what, remedy))
+        for value in sorted(values - known):
+            what = f"value {value} stands in no entry of `labels`."
+            findings.append(Finding("error", where, what, "Correct the label maps or `labels`."))
+    return findings
+
+
+def _names(labels: LabelSpace, value: int) -> str:
+    return ", ".join(name for name, values in zip(labels.names, labels.values, strict=True) if value in values)
+
+
+def check_unlabelled(table: SourceTable, contents: Iterable[CaseContent]) -> list[Finding]:
+    """Ignore label in unlabelled cases: nnU-Net's fingerprint would count it as foreground."""
+    what = (
+        f"is unlabelled, but its map holds the ignore label ({table.labels.ignore}); nnU-Net takes it for foreground."
+    )
+    return [
+        Finding("error", f"case '{content.case}'", what, "Write a map of zeros.")
+        for content in contents
+        if not table.known(content.case).any() and table.labels.ignore in content.values
+    ]
+
+
+def count_occurrences(table: SourceTable, contents: Iterable[CaseContent]) -> np.ndarray:
+    """Integer [sources, K]: annotated cases in which the label occurs."""
+    occurs = np.zeros_like(table.counts())
+    rows = {source: row for row, source in enumerate(table.sources)}
+    for content in contents:
+        here = np.array([not content.values.isdisjoint(values) for values in table.labels.values])
+        occurs[rows[table.source_of(content.case)]] += here & table.known(content.case)
+    return occurs
+
+
+def check_absent(table: SourceTable, contents: Collection[CaseContent]) -> list[Finding]:
+    """Labels that a source is said to annotate but that none of its cases holds: the worst mistake there is."""
+    seen = {table.source_of(content.case) for content in contents}
+    never = (table.counts() > 0) & (count_occurrences(table, contents) == 0)
+    remedy = "Remove it from `annotated`, unless somebody looked for it in these cases and it truly is in none."
+    findings = []
+    for row, source in enumerate(table.sources):
+        what = f"declared annotated, but it occurs in none of {len(table.cases_of(source))} case(s): taught as absent."
+        for name in np.array(table.labels.names)[never[row]] if source in seen else []:
+            findings.append(Finding("error", f"source '{source}', label '{name}'", what, remedy))
+    return findings
+
+
+def draw(table: SourceTable, occurs: np.ndarray) -> Figure:
+    """Heat map label x source of annotated cases; blank = not annotated, red frame = declared but in no case."""
+    counts = table.counts().T
+    texts = cell_texts(counts, occurs.T)
+    figure = Figure(figsize=(2.5 + 0.9 * counts.shape[1], 1.8 + 0.35 * counts.shape[0]), layout="constrained")
+    axes = figure.subplots()
+    sources = [f"{source} ({len(table.cases_of(source))})" for source in table.sources]
+    sns.heatmap(
+        counts, mask=counts == 0, annot=texts, fmt="", cmap="crest", vmin=0, linewidths=1, ax=axes,
+        xticklabels=sources, yticklabels=table.labels.names, cbar_kws={"label": "annotated cases"},
+    )  # fmt: skip
+    axes.tick_params(axis="y", rotation=0)
+    axes.set_xticks(axes.get_xticks(), sources, rotation=40, ha="right")
+    axes.set_title("Who annotated what (blank: not annotated)", fontsize="medium")
+    for row, column in np.argwhere((counts > 0) & (occurs.T == 0)):
+        axes.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="red", linewidth=2.5, clip_on=False))
+    return figure
+
+
+def print_findings(findings: Iterable[Finding], console: Console) -> None:
+    """One paragraph each: severity, where, what is wrong, what to do."""
+    colours = {"error": "bold red", "warning": "yellow"}
+    for finding in findings:
+        console.print(f"[{colours[finding.severity]}]{finding.severity.upper()}[/]  [bold]{escape(finding.where)}[/]")
+        console.print(f"       {finding.what}\n       -> {finding.remedy}", markup=False, highlight=False)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", metavar="DATASET", nargs="?", help="name or id; without it, only the environment")
+    processes = min(default_num_processes, os.cpu_count() or 1)
+    parser.add_argument("-np", dest="processes", type=int, default=processes, metavar="N", help="[%(default)s]")
+    parser.add_argument(
+        "--figure", type=Path, metavar="FILE", help="draw the label x source table, e.g. to sources.png"
+    )
+    parser.epilog = "Exit status: 0 = sound (warnings allowed), 1 = errors found, 2 = there is nothing to check."
+
+
+def run(args: argparse.Namespace) -> int:
+    console = Console(soft_wrap=True)
+    with console.status("Checking the environment"):
+        findings = check_environment(os.environ)
+    print_findings(findings, console)
+    if args.dataset is not None:
+        report = check_dataset(args.dataset, args.processes)
+        print_findings(report.findings, console)
+        findings += report.findings
+        if report.table is not None:
+            console.print(source_table(report.table, report.occurs))
+        if args.figure and report.table is not None and report.occurs is not None:
+            draw(report.table, report.occurs).savefig(args.figure, dpi=150)
+            console.print(f"drawn to {args.figure}", markup=False, highlight=False)
+    errors = sum(finding.severity == "error" for finding in findings)
+    console.print(f"{errors} error(s), {len(findings) - errors} warning(s)", highlight=False)
+    return 1 if errors else 0

@@ -21,19 +21,21 @@ class LabelAsInputUNet(nn.Module):
         self.num_labels, self.background_head = num_labels, background_head
 
     def forward(self, query):
-        if isinstance(query, Query):
-            return self.answer(query)  # [B,Q,*S], a list over scales under deep supervision
+        if isinstance(query, Query):  # the labels asked, [B,Q,*S], a list over scales under deep supervision
+            scales = self.answer(query)
+            return scales if self.decoder.deep_supervision else scales[0]
         every_label = torch.arange(1, self.num_labels + 1, device=query.device).expand(len(query), -1)
-        logits = self.answer(Query(query, every_label))
-        return F.pad(logits.movedim(1, -1), (int(self.background_head), 0)).movedim(-1, 1)  # nnU-Net's heads
+        logits = self.answer(Query(query, every_label))[0]
+        background = torch.zeros_like(logits[:, : int(self.background_head)])
+        return torch.cat((background, logits), dim=1)  # nnU-Net's heads
 
-    def answer(self, query: Query):
+    def answer(self, query: Query) -> list[torch.Tensor]:
         onehot = F.one_hot(query.labels.flatten(), self.num_labels + 1)[:, 1:].to(query.image)
         image = query.image.repeat_interleave(query.labels.shape[1], 0)
         planes = onehot.view(*onehot.shape, *(1,) * (image.ndim - 2)).expand(-1, -1, *image.shape[2:])
         logits = self.decoder(self.encoder(torch.cat((image, planes), dim=1)))
-        shaped = [z.view(*query.labels.shape, *z.shape[2:]) for z in (logits if isinstance(logits, list) else [logits])]
-        return shaped if isinstance(logits, list) else shaped[0]
+        scales = logits if isinstance(logits, list) else [logits]
+        return [z.view(*query.labels.shape, *z.shape[2:]) for z in scales]
 
 
 def label_as_input(plans, configuration, channels, heads, deep_supervision):

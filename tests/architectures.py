@@ -13,7 +13,7 @@ REGIONS = {"background": 0, "whole": [1, 2, 3], "body": [2, 3], "core": 3}
 KINDS = {"plain": ("PlainConvUNet", "n_conv_per_stage"), "residual": ("ResidualEncoderUNet", "n_blocks_per_stage")}
 
 
-def architecture(dim: int, kind: str, anisotropic: bool = False) -> dict:
+def architecture(dim: int, kind: str, anisotropic: bool = False, features: tuple[int, ...] = (4, 6, 8)) -> dict:
     name, repeats = KINDS[kind]
     strides = [[1] * dim, [2] * dim, [2] * dim]
     kernels = [[3] * dim for _ in strides]
@@ -23,7 +23,7 @@ def architecture(dim: int, kind: str, anisotropic: bool = False) -> dict:
         "network_class_name": UNETS + name,
         "arch_kwargs": {
             "n_stages": 3,
-            "features_per_stage": [4, 6, 8],
+            "features_per_stage": list(features),
             "conv_op": f"torch.nn.modules.conv.Conv{dim}d",
             "kernel_sizes": kernels,
             "strides": strides,

@@ -126,7 +126,7 @@ def test_what_does_not_depend_on_the_label_runs_once_per_image(options, monkeypa
     network.decoder.deep_supervision = False
     steps = [step.module for step in planned.unet_steps(network) if step.module is not None]
     first = next(i for i, m in enumerate(steps) if conditional.reads_condition(m))
-    calls = {m: 0 for m in steps}
+    calls = dict.fromkeys(steps, 0)
     for module in calls:
         module.register_forward_hook(lambda m, *_: calls.__setitem__(m, calls[m] + 1))
     network(image(2))

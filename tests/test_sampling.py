@@ -64,10 +64,8 @@ def test_nothing_to_ask_is_an_error():
 
 
 class OneCase:
-    identifiers = ["a0"]
-
     def __init__(self, locations):
-        self.locations = locations
+        self.locations, self.identifiers = locations, ["a0"]
 
     def load_case(self, case):
         return "image", "target", None, {"class_locations": self.locations, "spacing": 1}

@@ -1,0 +1,152 @@
+"""What every trainer of this package must do: a new method inherits this suite by being found.
+
+Trainers come from nnU-Net's own look-up, plus the method of the documentation.
+"""
+
+import importlib.util
+import io
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from architectures import LABELS, REGIONS, build, heads, patch, plans
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from torch._dynamo import explain
+from worlds import make_trainer, shapes, write_world
+
+from nnunetv2_conemos import methods
+from nnunetv2_conemos.records import Query
+from nnunetv2_conemos.trainer import PartialLabelTrainer
+
+ROOT = Path(__file__).parent.parent
+KINDS = [(2, "plain"), (3, "plain"), (2, "residual"), (3, "residual")]
+MODES = pytest.mark.parametrize("labels", [LABELS, REGIONS], ids=["labels", "regions"])
+ARCHITECTURES = pytest.mark.parametrize(("dim", "kind"), KINDS)
+
+
+def documented_trainer():
+    spec = importlib.util.spec_from_file_location("example_method", ROOT / "docs" / "example_method.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.LabelAsInputTrainer
+
+
+EXPORTED = [name for name in methods.__all__ if "epoch" not in name and name != "PartialLabelTrainer"]
+TRAINERS = [getattr(methods, name) for name in EXPORTED] + [documented_trainer()]
+EVERY_TRAINER = pytest.mark.parametrize("trainer", TRAINERS, ids=lambda t: t.__name__)
+
+
+def network_and_image(trainer, dim, kind, labels, deep=True):
+    torch.manual_seed(0)
+    network = build(trainer, plans(dim, kind, labels), labels, deep=deep).eval()
+    for parameter in network.parameters():  # as if trained: no zero-initialised layer hides a mistake
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return network, torch.randn(2, 1, *patch(dim))
+
+
+@pytest.mark.parametrize("name", ["ConditionalFiLMTrainer", "ConditionalFiLMTrainer_5epochs"])
+def test_found_by_nnunet_and_picklable(name, monkeypatch):
+    monkeypatch.setenv("nnUNet_extTrainer", str(ROOT / "trainers"))
+    found = recursive_find_trainer_class_by_name(name)
+    assert issubclass(found, PartialLabelTrainer)
+    assert pickle.loads(pickle.dumps(found)) is recursive_find_trainer_class_by_name(name)
+
+
+def test_epoch_variants_of_every_trainer_are_named_as_nnunet_names_its_own(nnunet_folders):
+    suffixes = ("1epoch", "5epochs", "10epochs", "20epochs", "50epochs", "100epochs", "250epochs")
+    for name in EXPORTED:
+        for suffix in suffixes:
+            assert issubclass(getattr(methods, f"{name}_{suffix}"), getattr(methods, name))
+    world(nnunet_folders, LABELS, 2, "plain")
+    assert make_trainer(nnunet_folders, methods.ConditionalFiLMTrainer_20epochs).num_epochs == 20
+    assert make_trainer(nnunet_folders, methods.ConditionalFiLMTrainer).num_epochs == 1000
+
+
+@EVERY_TRAINER
+@MODES
+@ARCHITECTURES
+def test_plain_tensor_gives_nnunets_heads_and_equals_the_query(trainer, dim, kind, labels):
+    network, image = network_and_image(trainer, dim, kind, labels, deep=False)
+    with torch.no_grad():
+        everything = network(image)
+        asked = network(Query(image, torch.arange(1, 4).expand(2, -1)))
+    assert everything.shape == (2, heads(labels), *patch(dim))
+    assert torch.allclose(everything[:, -3:], asked, atol=1e-5)
+
+
+@EVERY_TRAINER
+@MODES
+@ARCHITECTURES
+def test_permuting_the_labels_permutes_the_channels(trainer, dim, kind, labels):
+    network, image = network_and_image(trainer, dim, kind, labels)
+    with torch.no_grad():
+        forward = network(Query(image, torch.tensor([[1, 2, 3]] * 2)))
+        permuted = network(Query(image, torch.tensor([[3, 1, 2]] * 2)))
+    assert len(forward) == 2, "deep supervision answers every scale"
+    for a, b in zip(forward, permuted, strict=True):
+        assert torch.allclose(a[:, [2, 0, 1]], b, atol=1e-5)
+
+
+@EVERY_TRAINER
+def test_state_dict_round_trip(trainer):
+    network, image = network_and_image(trainer, 2, "residual", LABELS, deep=False)
+    buffer = io.BytesIO()
+    torch.save(network.state_dict(), buffer)
+    buffer.seek(0)
+    fresh = build(trainer, plans(2, "residual"), LABELS, deep=False).eval()
+    fresh.load_state_dict(torch.load(buffer))
+    with torch.no_grad():
+        assert torch.equal(network(image), fresh(image))
+
+
+@EVERY_TRAINER
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_one_graph_and_no_breaks_under_torch_compile(trainer, kind):
+    network, image = network_and_image(trainer, 2, kind, LABELS)
+    query = Query(image, torch.tensor([[1], [2]]))
+    for question in (query, image):
+        torch._dynamo.reset()
+        found = explain(network)(question)
+        assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+
+
+def world(base, labels, dim, kind, ignore=False):
+    rng = np.random.default_rng(0)
+    cases = {}
+    for i in range(10):
+        image, target = shapes(rng, 16, 16 if dim == 3 else 4)
+        if ignore:
+            target[:, :4] = 4
+        cases[f"{'ab'[i % 2]}{i}"] = image, target
+    labels = labels | ({"ignore": 4} if ignore else {})
+    names = [n for n in labels if n not in ("background", "ignore")]
+    sources = {"A": {"cases": ["a*"], "annotated": names[:2]}, "B": {"cases": ["b*"], "annotated": names}}
+    write_world(base, cases, labels, sources, dim, kind, batch_size=2)
+
+
+@EVERY_TRAINER
+@MODES
+@ARCHITECTURES
+@pytest.mark.parametrize("ignore", [False, True], ids=["", "ignore"])
+def test_a_step_reaches_every_parameter_and_ten_lower_the_loss(trainer, dim, kind, labels, ignore, nnunet_folders):
+    world(nnunet_folders, labels, dim, kind, ignore)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    made = make_trainer(nnunet_folders, trainer)
+    made.initialize()
+    loader, validation = made.get_dataloaders()
+    batch = next(loader)
+    made.network.train()
+    losses = [float(made.train_step(batch)["loss"]) for _ in range(11)]
+    untaught = f"decoder.seg_layers.{0}."  # nnU-Net gives the coarsest scale the weight 0
+    for name, parameter in made.network.named_parameters():
+        assert name.startswith(untaught) or parameter.grad is not None, name
+    assert np.isfinite(losses).all()
+    assert losses[-1] < losses[0], losses
+    made.network.eval()
+    with torch.no_grad():
+        counts = made.validation_step(next(validation))
+    assert counts["tp_hard"].shape == counts["fn_hard"].shape == (3,)
+    assert np.isfinite(counts["loss"])

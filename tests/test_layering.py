@@ -1,0 +1,48 @@
+"""One way for the data to flow: no module imports what stands above it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "nnunetv2_conemos"
+LAYERS = [
+    {"sources"},
+    {"records", "datasets", "splits", "summary"},
+    {"sampling", "losses", "networks.planned", "networks.film", "method"},
+    {"networks.conditional"},
+    {"trainer"},
+    {"methods"},
+    {"figures", "phantom", "env", "environment"},
+    {"declare", "check", "evaluation", "best", "adapt"},
+    {"demo"},
+    {"cli"},
+]
+FILES = sorted(p for p in PACKAGE.rglob("*.py"))
+
+
+def layer(module: str) -> int | None:
+    names = [module, module.split(".")[0]]
+    return next((i for i, names_here in enumerate(LAYERS) for name in names if name in names_here), None)
+
+
+def module_of(file: Path) -> str:
+    return ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__").removesuffix("__init__")
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_of)
+def test_imports_point_downwards(file):
+    module = module_of(file)
+    if not module or module in ("losses", "networks"):
+        return
+    here = layer(module)
+    assert here is not None, f"{module} has no layer; add it to LAYERS where it belongs"
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nnunetv2_conemos."):
+            imported = node.module.removeprefix("nnunetv2_conemos.")
+            assert layer(imported) <= here, f"{module} imports {imported}"
+
+
+def test_files_stay_short():
+    long = {module_of(f): n for f in FILES if (n := len(f.read_text().splitlines())) > 300}
+    assert not long

@@ -1,0 +1,148 @@
+"""Partial labels are learnt: the method's tests 6 to 9, through the real trainer, loader and augmentation."""
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from worlds import dice, make_trainer, shapes, train, write_world
+
+from nnunetv2_conemos.losses.masked import MaskedDiceBCE
+from nnunetv2_conemos.methods import ConditionalFiLMTrainer
+
+SQUARE_DISC = {"background": 0, "square": 1, "disc": 2}
+FEATURES = (8, 16, 32)
+GROUPS = {"A": {"cases": ["a*"], "annotated": ["square"]}, "B": {"cases": ["b*"], "annotated": ["disc"]}}
+
+
+def grouped_cases(rng, squares=12, discs=12):
+    """Group A annotates squares only, group B discs only; every image holds both."""
+    cases = {}
+    for group, number, label in (("a", squares, 1), ("b", discs, 2)):
+        for i in range(number):
+            image, target = shapes(rng)
+            cases[f"{group}{i:02d}"] = image, np.where(target == label, target, 0).astype(np.int8)
+    return cases
+
+
+def scores(network, rng, to_map, labels=(1, 2), number=8):
+    """Mean Dice of each label over new, completely annotated images."""
+    per_label = {label: [] for label in labels}
+    for _ in range(number):
+        image, target = shapes(rng)
+        with torch.no_grad():
+            predicted = to_map(network(torch.from_numpy(image)[None]))
+        for label in labels:
+            per_label[label].append(dice(predicted == label, target[0] == label))
+    return {label: float(np.mean(values)) for label, values in per_label.items()}
+
+
+def argmax(logits):
+    return logits[0].argmax(0).numpy()
+
+
+def test_two_groups_of_one_distribution_are_learnt_where_stock_nnunet_forgets(nnunet_folders):
+    """One case in five annotates discs: to stock nnU-Net a disc is background four times out of five."""
+    write_world(nnunet_folders, grouped_cases(np.random.default_rng(0), 20, 5), SQUARE_DISC, GROUPS, features=FEATURES)
+    ours = train(make_trainer(nnunet_folders, ConditionalFiLMTrainer), 300)
+    stock = train(make_trainer(nnunet_folders, nnUNetTrainer), 300)
+    found = scores(ours, np.random.default_rng(1), argmax)
+    assert min(found.values()) > 0.8, found
+    forgotten = scores(stock, np.random.default_rng(1), argmax)
+    assert forgotten[2] < 0.4, forgotten
+
+
+def nested_cases(rng, number=12):
+    """core inside body inside whole; every third case annotates the super-region only, written as value 1."""
+    cases, y, x = {}, *np.mgrid[:32, :32]
+    for i in range(number):
+        cy, cx, r = *rng.integers(13, 19, 2), rng.integers(8, 11)
+        distance = np.hypot(y - cy, x - cx)
+        target = np.select([distance <= r / 3, distance <= r / 1.5, distance <= r], [3, 2, 1])[None].astype(np.int8)
+        image = (target * 0.8 + rng.normal(0, 0.2, target.shape)).astype(np.float32)
+        cases[f"{'w' if i % 3 == 0 else 'f'}{i:02d}"] = image, (target > 0).astype(np.int8) if i % 3 == 0 else target
+    return cases
+
+
+def test_nested_regions_are_learnt_from_cases_annotated_for_the_super_region_only(nnunet_folders):
+    labels = {"background": 0, "whole": [1, 2, 3], "body": [2, 3], "core": 3}
+    sources = {
+        "whole only": {"cases": ["w*"], "annotated": ["whole"]},
+        "full": {"cases": ["f*"], "annotated": ["whole", "body", "core"]},
+    }
+    rng = np.random.default_rng(0)
+    write_world(nnunet_folders, nested_cases(rng), labels, sources, features=FEATURES)
+    network = train(make_trainer(nnunet_folders, ConditionalFiLMTrainer), 300)
+    new = nested_cases(np.random.default_rng(5))
+    complete = {case: world for case, world in new.items() if case.startswith("f")}
+    for channel, values in enumerate(((1, 2, 3), (2, 3), (3,))):
+        found = []
+        for image, target in complete.values():
+            with torch.no_grad():
+                logits = network(torch.from_numpy(image)[None])
+            found.append(dice((logits[0, channel] > 0).numpy(), np.isin(target[0], values)))
+        assert np.mean(found) > 0.8, (channel, found)
+
+
+class PerSampleDiceBCE(MaskedDiceBCE):
+    """Negative control: a soft Dice of each sample alone, empty targets included."""
+
+    def _dice(self, logits, target, counted, truth):
+        space = tuple(range(2, logits.ndim))
+        probability, target = torch.sigmoid(logits) * counted, target * counted
+        mass = probability.sum(space) + target.sum(space)
+        return -((2 * (probability * target).sum(space) + self.smooth) / (mass + self.smooth)).mean()
+
+
+def small_organ_cases(rng, number=10):
+    """Volumes of 8 slices; each of two small organs shows in two slices only."""
+    cases = {}
+    for i in range(number):
+        target = np.zeros((8, 32, 32), dtype=np.int8)
+        for label in (1, 2):
+            z, y, x = rng.integers(0, 7), rng.integers(4, 24), rng.integers(4, 9) + 14 * (label - 1)
+            target[z : z + 2, y : y + 5, x : x + 5] = label
+        cases[f"{i:02d}"] = (2.0 * target + rng.normal(0, 0.3, target.shape)).astype(np.float32), target
+    return cases
+
+
+@pytest.mark.parametrize("pooled", [True, False], ids=["pooled", "per sample"])
+def test_small_organs_in_2d_are_learnt_only_without_the_empty_target_trap(nnunet_folders, pooled):
+    rng = np.random.default_rng(0)
+    both = {"S": {"cases": ["*"], "annotated": ["square", "disc"]}}
+    write_world(nnunet_folders, small_organ_cases(rng), SQUARE_DISC, both, batch_size=8, features=FEATURES)
+    trainer = make_trainer(nnunet_folders, ConditionalFiLMTrainer)
+    trainer.initialize()
+    if not pooled:
+        trainer.loss.loss = PerSampleDiceBCE()
+        trainer.oversample_foreground_percent = 0.33  # nnU-Net's
+    network = train(trainer, 250)
+    found = {1: [], 2: []}
+    for image, target in small_organ_cases(np.random.default_rng(7)).values():
+        with torch.no_grad():
+            predicted = network(torch.from_numpy(image)[:, None]).argmax(1).numpy()
+        for label in found:
+            found[label].append(dice(predicted == label, target == label))
+    means = [np.mean(v) for v in found.values()]
+    assert min(means) > 0.6 if pooled else min(means) < 0.3, means
+
+
+def test_absent_but_annotated_labels_are_asked_and_taught(nnunet_folders):
+    """Discs are annotated but absent in group N: taught as absent. In group B they are there."""
+    rng = np.random.default_rng(0)
+    cases = grouped_cases(rng, 6, 6)
+    cases |= {f"n{i}": (img, np.zeros_like(t)) for i, (img, t) in enumerate([shapes(rng) for _ in range(6)])}
+    sources = GROUPS | {"N": {"cases": ["n*"], "annotated": ["disc"]}}
+    write_world(nnunet_folders, cases, SQUARE_DISC, sources)
+    trainer = make_trainer(nnunet_folders, ConditionalFiLMTrainer)
+    trainer.initialize()
+    loader, _ = trainer.get_dataloaders()
+    empty = 0
+    for _ in range(20):
+        batch = next(loader)
+        query, truth = trainer.pose(batch)
+        absent = torch.tensor([str(key).startswith("n") for key in batch["keys"]])
+        assert truth[0].known.all()
+        assert (query.labels[absent] == 2).all()
+        assert not truth[0].onehot()[absent].any()
+        empty += int(absent.sum())
+    assert empty > 10, "an annotated label that is absent must be asked"

@@ -1,0 +1,142 @@
+"""What this package leans on in nnU-Net, pinned by what it does. A failure says which file to re-read."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from batchgenerators.dataloading.data_loader import DataLoader
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from torch import nn
+from worlds import make_trainer, shapes, write_world
+
+from nnunetv2_conemos.methods import ConditionalFiLMTrainer
+from nnunetv2_conemos.records import Query, Truth
+from nnunetv2_conemos.trainer import PartialLabelTrainer
+
+LABELS = {"background": 0, "square": 1, "disc": 2}
+
+
+def source(function):
+    return inspect.getsource(function)
+
+
+def test_trainer_hooks_still_have_the_parameters_that_are_overridden():
+    """Re-read trainer.py: nnU-Net reads parameter names from the signatures."""
+    for name in ("__init__", "build_network_architecture"):
+        theirs = inspect.signature(getattr(nnUNetTrainer, name)).parameters
+        ours = inspect.signature(getattr(PartialLabelTrainer, name)).parameters
+        assert list(theirs) == [p for p in ours if p != "cls"], name
+    for name in (
+        "_build_loss",
+        "do_split",
+        "get_tr_and_val_datasets",
+        "train_step",
+        "validation_step",
+        "on_validation_epoch_end",
+        "perform_actual_validation",
+        "load_checkpoint",
+        "_set_batch_size_and_oversample",
+    ):
+        assert callable(getattr(nnUNetTrainer, name)), name
+
+
+def test_train_step_only_moves_and_forwards_what_it_is_given(nnunet_folders):
+    """Re-read PartialLabelTrainer.train_step: records travel because `.to` is all that nnU-Net calls on them."""
+    rng = np.random.default_rng(0)
+    write_world(nnunet_folders, {f"c{i}": shapes(rng, 16) for i in range(6)}, LABELS, None)
+    trainer = make_trainer(nnunet_folders, nnUNetTrainer)
+
+    class Network(nn.Linear):
+        def forward(self, question):
+            assert isinstance(question, Query)
+            return [super().forward(question.image)]
+
+    def loss(output, target):
+        assert isinstance(target, list)
+        assert isinstance(target[0], Truth)
+        return output[0].sum()
+
+    trainer.network, trainer.loss = Network(2, 1), loss
+    trainer.optimizer = torch.optim.SGD(trainer.network.parameters(), 0.1)
+    labels = torch.ones(1, 1, dtype=torch.long)
+    truth = Truth(torch.zeros(1, 1, 2, dtype=torch.int16), labels, labels.bool(), None)
+    assert "loss" in trainer.train_step({"data": Query(torch.ones(1, 1, 2), labels), "target": [truth]})
+
+
+class Product(nn.Module):
+    def forward(self, a, b):
+        return a * b
+
+
+def test_deep_supervision_wrapper_exposes_its_loss_and_zips_lists():
+    wrapper = DeepSupervisionWrapper(nn.Identity(), [1.0, 0.5])
+    wrapper.loss = Product()
+    assert wrapper([2, 4], [10, 100]) == 2 * 10 + 0.5 * 4 * 100
+
+
+def test_loader_draws_uniformly_from_identifiers_and_returns_them_as_keys():
+    """Re-read sampling.py: virtual identifiers rest on `np.random.choice(indices)` and `load_case(identifier)`."""
+    assert "np.random.choice(self.indices, self.batch_size, replace=True, p=self.sampling_probabilities)" in source(
+        DataLoader.get_indices
+    )
+    code = source(nnUNetDataLoader)
+    assert "self.indices = data.identifiers" in code
+    assert "self._data.load_case(i)" in code
+    assert "'keys': selected_keys" in code
+    assert "properties['class_locations']" in code
+    assert "tuple([-1] + label_manager.all_labels)" in code
+
+
+def test_plans_reach_the_results_folder_and_prediction():
+    """Re-read method.py: what inference must know travels in the plans."""
+    assert "save_json(self.plans_manager.plans, join(self.output_folder_base, 'plans.json')" in source(nnUNetTrainer)
+    code = source(nnUNetPredictor.initialize_from_trained_model_folder)
+    assert "load_json(join(model_training_output_dir, 'plans.json'))" in code
+    assert "trainer_class.build_network_architecture" in code
+
+
+def test_prediction_adds_mirrored_passes_in_place():
+    """Re-read ConditionalUNet: its answers must own their memory."""
+    assert "prediction += torch.flip(" in source(nnUNetPredictor._internal_maybe_mirror_and_predict)
+
+
+def test_pretrained_weights_need_every_key_outside_the_segmentation_layers():
+    """Re-read adapt.py."""
+    code = source(load_pretrained_weights)
+    assert "'.seg_layers.'" in code
+    assert "saved_model['network_weights']" in code
+
+
+def test_argmax_of_a_zero_background_is_the_likeliest_label_above_one_half():
+    logits = torch.tensor([[0.0, 0.0, 0.0], [-1.0, 2.0, 1.0], [-2.0, 1.0, 3.0]])[:, :, None]
+    assert LabelManager(LABELS, None).convert_logits_to_segmentation(logits).flatten().tolist() == [0, 1, 2]
+
+
+def test_validation_metrics_of_unannotated_labels_would_count_as_zero():
+    """Re-read summary.py: nnU-Net scores a right organ as Dice 0 where it was not annotated."""
+    from nnunetv2.evaluation.evaluate_predictions import compute_metrics
+
+    class Reader:
+        def read_seg(self, file):
+            return np.array([0, 1, 2 if file == "prediction" else 0]), {}
+
+    metrics = compute_metrics("truth", "prediction", Reader(), [1, 2])["metrics"]
+    assert metrics[1]["Dice"] == 1
+    assert metrics[2]["Dice"] == 0
+
+
+def test_nan_dice_would_never_recover():
+    """Re-read on_validation_epoch_end: the logger's moving average keeps a NaN."""
+    code = source(inspect.getmodule(nnUNetTrainer).MetaLogger.log)
+    assert "* 0.9 + 0.1 * value" in code
+
+
+@pytest.mark.parametrize("trainer", [ConditionalFiLMTrainer])
+def test_lookup_signature_is_seen_as_the_new_one(trainer):
+    assert "plans_manager" in inspect.signature(trainer.build_network_architecture).parameters

@@ -1,0 +1,121 @@
+"""Small preprocessed datasets written directly, and trainers on them: any labels, any dimension, in milliseconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from architectures import architecture
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+NAME = "Dataset999_World"
+CONFIGURATION = "tiny"
+
+
+def shapes(rng: np.random.Generator, size: int = 32, depth: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """An image [depth,size,size] with one square (label 1) and one brighter disc (label 2), and its label map."""
+    target = np.zeros((depth, size, size), dtype=np.int8)
+    half = size // 2
+    corners = [(0, 0), (0, half), (half, 0), (half, half)]
+    (a, b), (c, d) = (corners[i] for i in rng.permutation(4)[:2])
+    r = rng.integers(size // 8, size // 6 + 1)
+    y, x = np.mgrid[:size, :size]
+    cy, cx = a + half // 2 + rng.integers(-1, 2), b + half // 2 + rng.integers(-1, 2)
+    target[:, (abs(y - cy) <= r) & (abs(x - cx) <= r)] = 1
+    cy, cx = c + half // 2 + rng.integers(-1, 2), d + half // 2 + rng.integers(-1, 2)
+    target[:, (y - cy) ** 2 + (x - cx) ** 2 <= (r + 1) ** 2] = 2
+    image = target + rng.normal(0, 0.3, target.shape)
+    return image.astype(np.float32), target
+
+
+def write_world(
+    base: Path,
+    cases: dict[str, tuple[np.ndarray, np.ndarray]],
+    labels: dict,
+    sources: dict | None,
+    dim: int = 2,
+    kind: str = "plain",
+    batch_size: int = 4,
+    features: tuple[int, ...] = (4, 6, 8),
+) -> dict:
+    """Write `cases` (image, label map as the annotators left it; [Z,Y,X]) as preprocessed data; returns the plans."""
+    folder = base / "nnUNet_preprocessed" / NAME
+    data = folder / CONFIGURATION
+    data.mkdir(parents=True, exist_ok=True)
+    dataset_json = {
+        "labels": labels,
+        "channel_names": {"0": "MRI"},
+        "numTraining": len(cases),
+        "file_ending": ".nii.gz",
+    }
+    regions = [v for name, v in labels.items() if name not in ("background", "ignore")]
+    if any(isinstance(v, list) for v in regions):
+        dataset_json["regions_class_order"] = [v[0] if isinstance(v, list) else v for v in regions]
+    if sources is not None:
+        dataset_json["sources"] = sources
+    manager = LabelManager(labels, dataset_json.get("regions_class_order"))
+    wanted = list(manager.foreground_regions if manager.has_regions else manager.foreground_labels)
+    if manager.has_ignore_label:
+        wanted.append([-1, *manager.all_labels])
+    for case, (image, target) in cases.items():
+        locations = DefaultPreprocessor._sample_foreground_locations(target[None], wanted)
+        properties = {"class_locations": locations, "spacing": [1.0, 1.0, 1.0]}
+        block = (1, *image.shape)
+        nnUNetDatasetBlosc2.save_case(image[None], target[None], properties, str(data / case), block, block)
+    size = list(next(iter(cases.values()))[0].shape)
+    plans = {
+        "dataset_name": NAME,
+        "plans_name": "nnUNetPlans",
+        "label_manager": "LabelManager",
+        "configurations": {
+            CONFIGURATION: {
+                "data_identifier": CONFIGURATION,
+                "batch_size": batch_size,
+                "patch_size": size[1:] if dim == 2 else size,
+                "batch_dice": True,
+                "use_mask_for_norm": [False],
+                "spacing": [1.0] * dim,
+                "architecture": architecture(dim, kind, features=features),
+            }
+        },
+    }
+    (folder / "dataset.json").write_text(json.dumps(dataset_json))
+    (folder / "nnUNetPlans.json").write_text(json.dumps(plans))
+    (folder / "dataset_fingerprint.json").write_text("{}")
+    return plans
+
+
+def make_trainer(
+    base: Path, trainer: type, fold: int | str = 0, configuration: str = CONFIGURATION, **settings: object
+):
+    """A trainer on the world below `base`, as nnU-Net makes it; `settings` are nnU-Net's hyper-parameters."""
+    folder = base / "nnUNet_preprocessed" / NAME
+    plans = json.loads((folder / "nnUNetPlans.json").read_text()) | {"continue_training": False}
+    dataset_json = json.loads((folder / "dataset.json").read_text())
+    made = trainer(plans, configuration, fold, dataset_json, torch.device("cpu"))
+    for name, value in settings.items():
+        assert hasattr(made, name)
+        setattr(made, name, value)
+    return made
+
+
+def train(trainer, steps: int, seed: int = 0):
+    """Some steps through the trainer's own loader and train_step; returns the network, ready to predict."""
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    if not trainer.was_initialized:
+        trainer.initialize()
+    loader, _ = trainer.get_dataloaders()
+    trainer.network.train()
+    for _ in range(steps):
+        trainer.train_step(next(loader))
+    trainer.set_deep_supervision_enabled(False)
+    return trainer.network.eval()
+
+
+def dice(predicted: np.ndarray, truth: np.ndarray) -> float:
+    return 2 * (predicted & truth).sum() / max(1, predicted.sum() + truth.sum())

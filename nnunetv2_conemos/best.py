@@ -25,7 +25,7 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.file_path_utilities import get_ensemble_name, get_output_folder
 
 from nnunetv2_conemos.datasets import preprocessed_folder, raw_folder, read_dataset_json, write_json
-from nnunetv2_conemos.evaluation import CaseFiles, case_files, evaluate, known_dataset, reader_of, table_of_sources
+from nnunetv2_conemos.evaluation import CaseFiles, case_files, evaluate, known_dataset, table_of_sources
 from nnunetv2_conemos.figures import print_ranking, summarise
 from nnunetv2_conemos.sources import SourceError, shorten
 
@@ -121,7 +121,8 @@ def find_models(
     if not nnUNet_results.is_set():
         raise FileNotFoundError("nnUNet_results is not set. Set it to the folder that holds the trained models.")
     folder = Path(nnUNet_results) / dataset
-    models = [Model(dataset, *file.parent.name.split("__")) for file in sorted(folder.glob("*__*__*/plans.json"))]
+    names = [file.parent.name.split("__") for file in sorted(folder.glob("*/plans.json"))]
+    models = [Model(dataset, *parts) for parts in names if len(parts) == 3]
     wanted = {"trainer": trainers, "plans": plans, "configuration": configurations}
     for field, names in wanted.items():
         found = {getattr(model, field) for model in models}
@@ -213,7 +214,7 @@ def scored(models: Sequence[Model], maps: Maps, dataset_json: Mapping[str, Any],
     references = reference_folder(models[0].dataset)
     files = [CaseFiles(case, references / file.name, file) for case, file in sorted(maps.items())]
     table = table_of_sources(dataset_json, list(maps))
-    scores = evaluate(files, table, reader_of(dataset_json, files), None, processes, joint_name(models))
+    scores = evaluate(files, table, dataset_json, None, processes, joint_name(models))
     return Candidate(tuple(models), pd.Series(summarise(scores, table.labels.names)["dice"]))
 
 

@@ -16,7 +16,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -37,28 +36,12 @@ from scipy.ndimage import find_objects
 
 from nnunetv2_conemos.datasets import dataset_name, preprocessed_folder, raw_folder, refuse_different_tables, write_json
 from nnunetv2_conemos.declare import group_sources, read_annotated
-from nnunetv2_conemos.figures import (
-    BOTH_EMPTY,
-    PREDICTION_EMPTY,
-    REFERENCE_EMPTY,
-    SCORED,
-    draw_dice,
-    print_scores,
-    summary_json,
-)
+from nnunetv2_conemos.figures import draw_dice, pair_scores, print_scores, summary_json
 from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable, match_cases, parse_sources, shorten
 
 SCORES, SUMMARY, FIGURE = "evaluation.csv", "evaluation.json", "evaluation.png"
-STATUS = {
-    (True, True): SCORED,
-    (True, False): PREDICTION_EMPTY,
-    (False, True): REFERENCE_EMPTY,
-    (False, False): BOTH_EMPTY,
-}  # (reference holds the label, prediction holds it)
 
 LabelMap = UInt16[np.ndarray, "*S"]
-Mask = Bool[np.ndarray, "*S"]
-Grid = dict[str, tuple[float, ...]]
 
 
 class CaseFiles(NamedTuple):
@@ -74,9 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pred_folder", type=Path, metavar="PRED_FOLDER", help="predicted label maps, same file names")
     counts = parser.add_mutually_exclusive_group(required=True)
     counts.add_argument("-d", dest="dataset", metavar="DATASET", help="its `sources` say what counts: name, id or path")
-    counts.add_argument(
-        "--annotated", type=Path, metavar="FILE", help="JSON or CSV case -> labels, as for `conemos declare`"
-    )
+    counts.add_argument("--annotated", type=Path, metavar="FILE", help="case -> labels, as for `conemos declare`")
     counts.add_argument("--complete", action="store_true", help="every case is annotated for every label")
     parser.add_argument("-djfile", type=Path, help="dataset.json with the labels, if not -d [the one in PRED_FOLDER]")
     parser.add_argument("-o", dest="output", type=Path, metavar="FOLDER", help="where results go [PRED_FOLDER]")
@@ -93,10 +74,11 @@ def run(args: argparse.Namespace) -> None:
     dataset_json = json.loads(dataset_file.read_text())
     output = args.output or args.pred_folder
     written = [output / name for name in (SCORES, SUMMARY, FIGURE)[: 3 if args.figure else 2]]
-    refuse_existing(written, args.overwrite)
+    if not args.overwrite and (existing := [str(file) for file in written if file.exists()]):
+        raise FileExistsError(f"{shorten(existing)}: exists. Say --overwrite, or name another folder with -o.")
     files, unpredicted = paired_files(args.gt_folder, args.pred_folder, dataset_json["file_ending"], args.chill)
     table = who_annotated_what(args, dataset_json, [entry.case for entry in files])
-    scores = evaluate(files, table, reader_of(dataset_json, files), args.tolerance, args.processes)
+    scores = evaluate(files, table, dataset_json, args.tolerance, args.processes)
     facts = {"reference": str(args.gt_folder), "prediction": str(args.pred_folder), "dataset_json": str(dataset_file)}
     summary = {**facts, "tolerance_mm": args.tolerance, "not_predicted": unpredicted}
     output.mkdir(parents=True, exist_ok=True)
@@ -114,17 +96,13 @@ def find_dataset_json(dataset: str | None, djfile: Path | None, pred_folder: Pat
     """The dataset.json that names labels and sources; raises FileNotFoundError that says where it was looked for."""
     if dataset is None:
         file = djfile or pred_folder / "dataset.json"
-        remedy = "nnUNetv2_predict leaves one beside its predictions; otherwise name it with -djfile."
-    elif djfile is not None:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: no such file. nnUNetv2_predict leaves one; else name it with -djfile.")
+        return file
+    if djfile is not None:
         raise ValueError(f"-djfile {djfile}: only with --annotated or --complete; -d {dataset} names one already.")
-    elif (path := Path(dataset)).exists():
-        file = path / "dataset.json" if path.is_dir() else path
-        remedy = "Name a dataset by name, id, folder or dataset.json."
-    else:
-        return known_dataset(dataset)[1] / "dataset.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file. {remedy}")
-    return file
+    named = [file for file in (Path(dataset), Path(dataset) / "dataset.json") if file.is_file()]
+    return named[0] if named else known_dataset(dataset)[1] / "dataset.json"
 
 
 def known_dataset(name_or_id: str) -> tuple[str, Path]:
@@ -136,17 +114,9 @@ def known_dataset(name_or_id: str) -> tuple[str, Path]:
     refuse_different_tables(name)
     folder = raw_folder(name) or preprocessed_folder(name)
     if folder is None:
-        raise FileNotFoundError(
-            f"{name}/dataset.json is neither in nnUNet_raw ({nnUNet_raw.get()}) nor in nnUNet_preprocessed "
-            f"({nnUNet_preprocessed.get()}). Set the variables to the folders that hold datasets."
-        )
+        places = f"nnUNet_raw ({nnUNet_raw.get()}) nor in nnUNet_preprocessed ({nnUNet_preprocessed.get()})"
+        raise FileNotFoundError(f"{name}/dataset.json is neither in {places}. Set the variables to where it lies.")
     return name, folder
-
-
-def refuse_existing(files: Sequence[Path], overwrite: bool) -> None:
-    existing = [str(file) for file in files if file.exists()]
-    if existing and not overwrite:
-        raise FileExistsError(f"{shorten(existing)}: exists. Say --overwrite, or name another folder with -o.")
 
 
 def write_aside(file: Path, write: Callable[[Path], Any]) -> None:
@@ -183,11 +153,11 @@ def table_of_sources(dataset_json: Mapping[str, Any], cases: Collection[str]) ->
     if "sources" not in dataset_json:
         return SourceTable.from_dataset_json(dataset_json, cases)
     sources = parse_sources(dataset_json["sources"])
-    present = {}
-    for name, source in sources.items():
-        globs = tuple(glob for glob in source.cases if any(fnmatchcase(case, glob) for case in cases))
-        if globs:
-            present[name] = source.model_copy(update={"cases": globs})
+    globs = {
+        name: tuple(glob for glob in source.cases if any(fnmatchcase(case, glob) for case in cases))
+        for name, source in sources.items()
+    }
+    present = {name: sources[name].model_copy(update={"cases": found}) for name, found in globs.items() if found}
     return SourceTable(LabelSpace.from_dataset_json(dataset_json), sources, match_cases(present, cases))
 
 
@@ -218,15 +188,10 @@ def case_files(folder: Path, ending: str) -> dict[str, Path]:
     return {file.name.removesuffix(ending): file for file in files}
 
 
-def reader_of(dataset_json: Mapping[str, Any], files: Sequence[CaseFiles]) -> BaseReaderWriter:
-    """nnU-Net's reader of these files."""
-    return determine_reader_writer_from_dataset_json(dict(dataset_json), str(files[0].reference), verbose=False)()
-
-
 def evaluate(
     files: Sequence[CaseFiles],
     table: SourceTable,
-    reader: BaseReaderWriter,
+    dataset_json: Mapping[str, Any],
     tolerance: float | None = 2.0,
     processes: int = default_num_processes,
     title: str = "Evaluating",
@@ -235,6 +200,7 @@ def evaluate(
 
     `tolerance` in mm belongs to the NSD; None measures Dice alone, which is many times faster.
     """
+    reader = determine_reader_writer_from_dataset_json(dict(dataset_json), str(files[0].reference), verbose=False)()
     jobs = [(entry, reader, table.labels, table.known(entry.case), tolerance) for entry in files]
     if not any(known.any() for _, _, _, known, _ in jobs):
         raise SourceError(f"none of the {len(files)} cases is annotated for any label: nothing to evaluate.")
@@ -298,7 +264,7 @@ def read_pair(files: CaseFiles, reader: BaseReaderWriter) -> tuple[LabelMap, Lab
     return reference, prediction, spacing
 
 
-def read_map(file: Path, reader: BaseReaderWriter) -> tuple[LabelMap, Grid]:
+def read_map(file: Path, reader: BaseReaderWriter) -> tuple[LabelMap, dict[str, tuple[float, ...]]]:
     """A label map [*S], and its size, spacing and direction (empty where the file format holds none)."""
     try:
         data, properties = reader.read_seg(str(file))
@@ -328,33 +294,3 @@ def occupied(file: Path, voxels: LabelMap, labels: LabelSpace) -> dict[int, tupl
 def union(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...]:
     """Smallest box around all boxes; of none, the whole array."""
     return tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes, strict=True))
-
-
-def pair_scores(reference: Mask, prediction: Mask, spacing: Sequence[float], tolerance: float | None) -> dict[str, Any]:
-    """Dice, NSD and HD95 (mm) of one label, NaN where undefined, and the status that says why."""
-    status = STATUS[bool(reference.any()), bool(prediction.any())]
-    if status == BOTH_EMPTY:
-        return {"dice": np.nan, "nsd": np.nan, "hd95_mm": np.nan, "status": status}
-    if status != SCORED:
-        return {"dice": 0.0, "nsd": 0.0, "hd95_mm": np.nan, "status": status}
-    dice = 2 * float(np.sum(reference & prediction)) / float(reference.sum() + prediction.sum())
-    surface = (np.nan, np.nan) if tolerance is None else surface_scores(reference, prediction, spacing, tolerance)
-    return {"dice": dice, "nsd": surface[0], "hd95_mm": surface[1], "status": status}
-
-
-def surface_scores(
-    reference: Mask, prediction: Mask, spacing: Sequence[float], tolerance: float
-) -> tuple[float, float]:
-    """NSD at a tolerance in mm, and HD95 in mm, of two masks [*S] that are not empty.
-
-    NSD weighs surface elements by their area (on the subvoxel grid): with anisotropic voxels, counting them would
-    favour the sides with small faces. HD95 is the larger of the two directed 95th percentiles.
-    """
-    from monai.metrics import compute_hausdorff_distance, compute_surface_dice  # takes seconds to import
-
-    y, y_pred = (torch.from_numpy(mask)[None, None] for mask in (reference, prediction))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)  # its own call
-        nsd = compute_surface_dice(y_pred, y, [tolerance], include_background=True, spacing=spacing, use_subvoxels=True)
-        hd95 = compute_hausdorff_distance(y_pred, y, include_background=True, percentile=95, spacing=spacing)
-    return nsd.item(), hd95.item()

@@ -14,12 +14,12 @@ import SimpleITK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from skimage import io
 
 from nnunetv2_conemos.cli import main
-from nnunetv2_conemos.evaluation import CaseFiles, evaluate, evaluate_case, map_cases, surface_scores, table_of_sources
-from nnunetv2_conemos.figures import summarise
+from nnunetv2_conemos.evaluation import CaseFiles, evaluate, evaluate_case, map_cases, table_of_sources
+from nnunetv2_conemos.figures import summarise, surface_scores
 from nnunetv2_conemos.sources import LabelSpace
 
 ORGANS = {"background": 0, "liver": 1, "spleen": 2}
@@ -29,14 +29,20 @@ SOURCES = {
 }
 
 
-class InMemory:
+class InMemory(BaseReaderWriter):
     """A reader of arrays, where a test needs no files."""
 
     def __init__(self, maps: Mapping[str, np.ndarray], spacing: Sequence[float] = (1.0, 1.0, 1.0)):
         self.maps, self.spacing = maps, spacing
 
-    def read_seg(self, file: str) -> tuple[np.ndarray, dict]:
-        return self.maps[file][None].astype(np.float32), {"spacing": self.spacing}
+    def read_seg(self, seg_fname: str) -> tuple[np.ndarray, dict]:
+        return self.maps[seg_fname][None].astype(np.float32), {"spacing": self.spacing}
+
+    def read_images(self, image_fnames):
+        raise NotImplementedError
+
+    def write_seg(self, seg, output_fname, properties):
+        raise NotImplementedError
 
 
 def scores_of(reference, prediction, labels=ORGANS, annotated=None, tolerance=None, spacing=(1.0, 1.0, 1.0)):
@@ -89,7 +95,7 @@ def write_dataset_json(
     file.write_text(json.dumps(content))
 
 
-def evaluate_command(folders: tuple[Path, Path], *options: str | Path) -> int:
+def evaluate_command(folders: tuple[Path, Path], *options: object) -> int:
     return main(["evaluate", *map(str, folders), "-np", "1", *map(str, options)])
 
 
@@ -129,6 +135,14 @@ def test_nsd_weighs_surface_by_its_area():
     nsd, hd95 = surface_scores(reference, np.roll(reference, 1, 0), spacing, tolerance=2.0)
     assert nsd == pytest.approx(along / (along + across), abs=0.01)
     assert hd95 == 5
+
+
+def test_hd95_leaves_out_the_farthest_twentieth():
+    """A spike of 10 mm on a cube of 602 surface voxels moves the maximum, not the 95th percentile."""
+    reference = box((30, 12, 12), (1, 12), (1, 12), (1, 12))
+    spiked = reference.copy()
+    spiked[12:22, 6, 6] = True
+    assert surface_scores(reference, spiked, (1.0, 1.0, 1.0), tolerance=1.0)[1] == 0
 
 
 def test_dice_of_known_overlap():
@@ -196,6 +210,13 @@ def test_summary_says_what_was_left_out_of_which_mean(folders):
     assert summary["per_source"]["LiTS"]["per_label"]["spleen"]["dice"] is None
     assert summary["per_source"]["LiTS"]["mean"]["dice"] == 1
     assert (summary["cases"], summary["tolerance_mm"], summary["not_predicted"]) == (4, 2, [])
+
+
+def test_labels_weigh_the_same_in_the_mean_however_often_they_are_annotated(folders):
+    for folder in folders:
+        (folder / "btcv_2.nii.gz").unlink()
+    assert evaluate_command(folders, "-d", folders[1]) == 0
+    assert read_summary(folders[1])["mean"]["dice"] == pytest.approx((3 / 3 + 1 / 2) / 2)
 
 
 def test_a_missed_organ_scores_zero():
@@ -321,10 +342,10 @@ def test_printed_table_has_a_line_per_source_and_label(folders, capsys):
 
 
 def test_processes_give_what_one_gives(folders):
-    table = table_of_sources({"labels": ORGANS, "sources": SOURCES}, ["btcv_0", "btcv_1", "liver_0"])
+    dataset_json = json.loads((folders[1] / "dataset.json").read_text())
+    table = table_of_sources(dataset_json, ["btcv_0", "btcv_1", "liver_0"])
     files = [CaseFiles(case, *(folder / f"{case}.nii.gz" for folder in folders)) for case in table.cases]
-    reader = SimpleITKIO()
-    alone, together = (evaluate(files, table, reader, None, processes) for processes in (1, 2))
+    alone, together = (evaluate(files, table, dataset_json, None, processes) for processes in (1, 2))
     pd.testing.assert_frame_equal(alone, together)
     assert summarise(alone, table.labels.names)["dice"].tolist() == [1.0, 0.5]
 
@@ -337,7 +358,7 @@ def test_a_killed_process_is_explained():
 # -- bad input ------------------------------------------------------------------------------------------------------
 
 
-def refused(capsys, folders, *options: str | Path) -> str:
+def refused(capsys, folders, *options: object) -> str:
     """The message of an evaluation that must fail without writing anything."""
     assert evaluate_command(folders, *options) == 2
     assert not list(folders[1].glob("evaluation*"))

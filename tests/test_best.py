@@ -105,12 +105,8 @@ def train(results: Path, name: str, predict: Predict, folds=(0, 1), certainty: f
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads for nnU-Net's pools: each of its spawned processes imports torch for seconds."""
-    real = multiprocessing.get_context
-
-    def get_context(method: str | None = None):
-        return multiprocessing.dummy if method == "spawn" else real(method)
-
-    monkeypatch.setattr(multiprocessing, "get_context", get_context)
+    real, threads = multiprocessing.get_context, multiprocessing.dummy
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method=None: threads if method else real())
 
 
 def best(*options: str) -> int:

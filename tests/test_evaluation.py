@@ -1,8 +1,10 @@
-"""`conemos evaluate`: the measures, what counts and what does not, the files it writes, and bad input."""
+"""`conemos evaluate`: the measures, what counts, the files it writes, bad input; and nnU-Net's own summary, reduced."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
+import multiprocessing.dummy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,13 +16,16 @@ import SimpleITK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder, load_summary_json
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from skimage import io
 
 from nnunetv2_conemos.cli import main
 from nnunetv2_conemos.evaluation import CaseFiles, evaluate, evaluate_case, map_cases, table_of_sources
 from nnunetv2_conemos.figures import summarise, surface_scores
 from nnunetv2_conemos.sources import LabelSpace
+from nnunetv2_conemos.summary import ALL_LABELS, annotated_summary
 
 ORGANS = {"background": 0, "liver": 1, "spleen": 2}
 SOURCES = {
@@ -311,6 +316,63 @@ def test_cases_without_prediction_are_left_out_only_with_chill(folders, capsys):
     assert evaluate_command(folders, "-d", folders[1], "--chill") == 0
     assert read_summary(folders[1])["not_predicted"] == ["btcv_1"]
     assert "btcv_1" in capsys.readouterr().out
+
+
+# -- nnU-Net's summary of a validation ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nnunet_summary(folders, monkeypatch):
+    """Writes nnU-Net's summary.json as its final validation does; returns the file and its content."""
+    real = multiprocessing.get_context
+    threads = multiprocessing.dummy  # a spawned process imports torch for seconds
+
+    def write(regions_or_labels: list) -> tuple[Path, dict]:
+        with monkeypatch.context() as patch:
+            patch.setattr(multiprocessing, "get_context", lambda method=None: threads if method else real())
+            gt, pred = map(str, folders)
+            file = str(folders[1] / "summary.json")
+            compute_metrics_on_folder(gt, pred, file, SimpleITKIO(), ".nii.gz", regions_or_labels, num_processes=1)
+        return Path(file), load_summary_json(file)
+
+    return write
+
+
+def table_of(folders, labels: Mapping = ORGANS, sources: Mapping | None = SOURCES):
+    dataset_json = {"labels": labels} | ({} if sources is None else {"sources": sources})
+    return table_of_sources(dataset_json, [file.name.removesuffix(".nii.gz") for file in folders[0].iterdir()])
+
+
+def test_summary_of_a_fully_annotated_dataset_stays_as_it_is(folders, nnunet_summary):
+    file, theirs = nnunet_summary([1, 2])
+    ours = annotated_summary(file, table_of(folders, sources=None), ".nii.gz")
+    assert load_summary_json(str(file)) == ours
+    for part in ("mean", "foreground_mean", "metric_per_case"):
+        np.testing.assert_equal(ours[part], theirs[part])
+
+
+def test_summary_keeps_annotated_pairs_only(folders, nnunet_summary):
+    for _ in range(2):  # validated a second time, nnU-Net writes a fresh file
+        file, theirs = nnunet_summary([1, 2])
+        ours = annotated_summary(file, table_of(folders), ".nii.gz")
+        per_case = {Path(entry["prediction_file"]).name: set(entry["metrics"]) for entry in ours["metric_per_case"]}
+        assert per_case.pop("liver_0.nii.gz") == {1}
+        assert set(map(frozenset, per_case.values())) == {frozenset({1, 2})}
+        assert theirs["mean"][2]["Dice"] == pytest.approx(1 / 4)  # the spleen of liver_0 counted as wrong
+        assert ours["mean"][2]["Dice"] == pytest.approx(1 / 3)
+        assert ours["foreground_mean"]["Dice"] == pytest.approx((1 + 1 / 3) / 2)
+        np.testing.assert_equal(load_summary_json(str(folders[1] / ALL_LABELS)), theirs)
+
+
+def test_summary_in_region_mode(folders, nnunet_summary):
+    labels = {"background": 0, "organs": [1, 2], "spleen": 2}
+    sources = {**SOURCES, "LiTS": {"cases": ["liver_*"], "annotated": ["organs"]}}
+    sources["BTCV"] = {"cases": ["btcv_*"], "annotated": ["organs", "spleen"]}
+    file, _ = nnunet_summary([(1, 2), 2])
+    ours = annotated_summary(file, table_of(folders, labels, sources), ".nii.gz")
+    per_case = {Path(entry["prediction_file"]).name: set(entry["metrics"]) for entry in ours["metric_per_case"]}
+    assert per_case["liver_0.nii.gz"] == {(1, 2)}
+    assert per_case["btcv_0.nii.gz"] == {(1, 2), 2}
 
 
 # -- output ---------------------------------------------------------------------------------------------------------

@@ -104,14 +104,19 @@ def make_trainer(
 
 
 def train(trainer, steps: int, seed: int = 0):
-    """Some steps through the trainer's own loader and train_step; returns the network, ready to predict."""
+    """Some steps through the trainer's own loader and train_step, with nnU-Net's decay of the learning rate over them.
+
+    Returns the network, ready to predict.
+    """
     np.random.seed(seed)
     torch.manual_seed(seed)
     if not trainer.was_initialized:
         trainer.initialize()
     loader, _ = trainer.get_dataloaders()
     trainer.network.train()
-    for _ in range(steps):
+    trainer.lr_scheduler.max_steps = steps
+    for step in range(steps):
+        trainer.lr_scheduler.step(step)
         trainer.train_step(next(loader))
     trainer.set_deep_supervision_enabled(False)
     return trainer.network.eval()

@@ -1,0 +1,98 @@
+"""Two gloo processes on CPU: records, network, loss and validation counts agree with one process on the whole batch."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from architectures import build, plans
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunetv2_conemos.losses.masked import MaskedDiceBCE
+from nnunetv2_conemos.methods import ConditionalFiLMTrainer
+from nnunetv2_conemos.records import Query, Truth
+from nnunetv2_conemos.trainer import PartialLabelTrainer
+
+WORLD = 2
+
+
+def network():
+    torch.manual_seed(0)
+    made = build(ConditionalFiLMTrainer, plans(2))
+    for parameter in made.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return made
+
+
+def batch():
+    """Four samples; each process gets two, and the pairs that ask label 1 are spread over both."""
+    generator = torch.Generator().manual_seed(3)
+    image = torch.randn(4, 1, 16, 16, generator=generator)
+    target = torch.randint(0, 4, (4, 1, 16, 16), generator=generator)
+    labels = torch.tensor([[1], [2], [1], [3]])
+    return image, target, labels, torch.ones(4, 1, dtype=torch.bool)
+
+
+def gradients(model, loss, rows):
+    image, target, labels, known = (part[rows] for part in batch())
+    value = loss(model(Query(image, labels))[0], Truth(target, labels, known, None))
+    value.backward()
+    module = getattr(model, "module", model)
+    return value.detach(), {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+
+    is_ddp, device, current_epoch, table = True, torch.device("cpu"), 0, None
+
+
+def worker(rank, folder, port):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=WORLD)
+    model = DistributedDataParallel(network(), find_unused_parameters=True)
+    value, found = gradients(model, MaskedDiceBCE(ddp=True), slice(2 * rank, 2 * rank + 2))
+    counted = reduced_counts(rank)
+    torch.save((value, found, counted), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def reduced_counts(rank):
+    """Only the second process saw anything: both must log its Dice, and neither the repeated last value."""
+    logged = {}
+
+    class Logger:
+        def log(self, key, value, epoch):
+            logged[key] = value
+
+        def get_value(self, key, step):
+            return []
+
+    trainer = object.__new__(PartialLabelTrainer)
+    trainer.is_ddp, trainer.device, trainer.current_epoch, trainer.logger = True, torch.device("cpu"), 0, Logger()
+    seen = float(rank)
+    counts = {"tp_hard": [3 * seen, 0], "fp_hard": [seen, 0], "fn_hard": [seen, 0]}
+    trainer.on_validation_epoch_end([{"loss": np.array(1.0), **{k: np.array(v) for k, v in counts.items()}}])
+    return logged
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ddp")
+    from nnunetv2.run.run_training import find_free_network_port
+
+    mp.spawn(worker, args=(str(folder), find_free_network_port()), nprocs=WORLD)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
+
+
+def test_two_processes_give_the_gradients_of_one(processes):
+    _, whole = gradients(network(), MaskedDiceBCE(), slice(None))
+    for _, found, _ in processes:
+        taught = {name for name, gradient in whole.items() if gradient.abs().max() > 0}
+        assert taught <= set(found)
+        for name in taught:
+            assert torch.allclose(found[name], whole[name], atol=1e-5), name
+
+
+def test_validation_counts_are_summed_over_the_processes(processes):
+    for _, _, logged in processes:
+        assert logged["mean_fg_dice"] == pytest.approx(2 * 3 / (2 * 3 + 1 + 1))

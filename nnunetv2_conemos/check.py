@@ -11,6 +11,7 @@ import multiprocessing
 import os
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,7 @@ def check_dataset(dataset: str, processes: int) -> Report:
     except SourceError as error:
         return Report([Finding("error", str(file), str(error), "`conemos declare` writes `sources` from a table.")])
     findings = [*check_copies(name), *check_unannotated(table)]
-    files = {str(case): Path(entry["label"]) for case, entry in cases.items()}
-    contents = read_contents(files, dataset_json, processes)
+    contents = read_contents(cases, dataset_json, processes)
     readable = [content for content in contents if not content.problem]
     findings += [*check_readable(contents), *check_values(table, readable), *check_unlabelled(table, readable)]
     return Report([*findings, *check_absent(table, readable)], table, count_occurrences(table, readable))
@@ -92,18 +92,27 @@ def check_unannotated(table: SourceTable) -> list[Finding]:
     return [Finding("error", f"label '{name}'", "is annotated by no source.", remedy) for name in lonely]
 
 
-def read_contents(files: Mapping[str, Path], dataset_json: Mapping[str, Any], processes: int) -> list[CaseContent]:
-    """Values of every label map, read by nnU-Net's own reader in `processes` processes."""
-    existing = [str(file) for file in files.values() if file.is_file()]
-    if not existing:
-        return [CaseContent(case, frozenset(), f"there is no {file}.") for case, file in files.items()]
-    reader = determine_reader_writer_from_dataset_json(dict(dataset_json), existing[0], verbose=False)()
-    jobs = [(case, file, reader) for case, file in files.items()]
+def read_contents(
+    cases: Mapping[str, Mapping[str, Any]], dataset_json: Mapping[str, Any], processes: int
+) -> list[CaseContent]:
+    """Values of every label map, read by nnU-Net's own reader in `processes` processes.
+
+    Raises ValueError where nnU-Net has no reader for the images.
+    """
+    image = next(iter(cases.values()))["images"][0]
+    try:
+        reader = determine_reader_writer_from_dataset_json(dict(dataset_json), image, verbose=False)()
+    except RuntimeError as error:
+        raise ValueError(f"{error} Correct `file_ending` in dataset.json, or write that image again.") from None
+    jobs = [(str(case), Path(files["label"]), reader) for case, files in cases.items()]
     title = "Reading label maps"
     if processes == 1:
         return [read_content(*job) for job in track(jobs, title)]
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        return list(track(pool.map(read_content, *zip(*jobs, strict=True), chunksize=4), title, len(jobs)))
+        try:
+            return list(track(pool.map(read_content, *zip(*jobs, strict=True), chunksize=4), title, len(jobs)))
+        except BrokenProcessPool:
+            raise OSError("a reading process was killed, most often for want of memory. Use fewer with -np.") from None
 
 
 def read_content(case: str, file: Path, reader: BaseReaderWriter) -> CaseContent:
@@ -113,7 +122,8 @@ def read_content(case: str, file: Path, reader: BaseReaderWriter) -> CaseContent
     try:
         values = np.unique(reader.read_seg(str(file))[0])
     except Exception as error:  # each image library raises its own
-        return CaseContent(case, frozenset(), f"{file} cannot be read: {str(error).strip().splitlines()[-1]}")
+        reason = (str(error).strip() or repr(error)).splitlines()[-1]
+        return CaseContent(case, frozenset(), f"{file} cannot be read: {reason}")
     whole = np.isfinite(values) & (values == np.round(values))
     if not whole.all():
         return CaseContent(

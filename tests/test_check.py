@@ -123,15 +123,21 @@ def test_copies_that_differ(phantom: Path, nnunet_folders: Path):
 
 
 def test_missing_and_broken_maps_are_named(phantom: Path):
-    (phantom / "labelsTr" / "site_a_00.nii.gz").unlink()
-    (phantom / "labelsTr" / "site_b_00.nii.gz").write_bytes(b"no image")
+    (phantom / "labelsTr" / "site_a_00.nii.gz").write_bytes(b"no image")
+    (phantom / "labelsTr" / "site_b_00.nii.gz").unlink()
     repaint(phantom, "site_c_00", lambda label_map: label_map + np.float32(0.5))
-    missing, broken, fractional = errors()
-    assert "case 'site_a_00' there is no" in missing
+    broken, missing, fractional = errors()
+    assert "case 'site_b_00' there is no" in missing
     assert "a map of zeros" in missing
-    assert "case 'site_b_00'" in broken
+    assert "case 'site_a_00'" in broken
     assert "cannot be read" in broken
     assert "holds values that are no labels: 0.5, 3.5" in fractional
+
+
+def test_an_image_that_nnunet_cannot_read_is_bad_input(phantom: Path):
+    (phantom / "imagesTr" / "site_a_00_0000.nii.gz").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"site_a_00_0000.* Correct `file_ending`"):
+        check_dataset(NAME, 1)
 
 
 def test_a_source_without_a_readable_map_is_not_also_called_absent(phantom: Path):

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich.console import Console
+from rich.text import Text
 
 from nnunetv2_conemos import env
 from nnunetv2_conemos.datasets import raw_cases, read_dataset_json, write_json
@@ -40,7 +41,7 @@ FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 WRITTEN = (*FOLDERS, "logs", "predictions", "annotated.json", "demo.png")  # below the folder of the demo
 
 
-class CommandError(ValueError):
+class CommandError(RuntimeError):
     """A command of the chain ended with an error."""
 
 
@@ -70,7 +71,7 @@ class Chain:
             try:
                 while process.poll() is None:
                     time.sleep(0.2)
-                    status.update(last_line(log)[-self.console.width + 4 :])
+                    status.update(Text(last_line(log)[: self.console.width - 4]))
             finally:
                 process.kill()  # nothing to do unless we were interrupted
         if process.returncode:
@@ -88,11 +89,11 @@ def last_line(log: Path) -> str:
 
 
 def demo_environment(folder: Path, current: Mapping[str, str]) -> dict[str, str]:
-    """Variables for the commands: nnU-Net's folders below `folder`, few processes, our trainers, our commands first."""
+    """Variables for the commands: nnU-Net's folders below `folder`, few processes, our trainers and commands."""
     return {
         **current,
         **{name: str(folder / name) for name in FOLDERS},
-        env.VARIABLE: env.trainer_path(current.get(env.VARIABLE), env.doorway_folder()),
+        env.VARIABLE: env.trainer_path(None, env.doorway_folder()),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), current.get("PATH", "")]),
         "nnUNet_n_proc_DA": "1",
         "nnUNet_def_n_proc": "2",
@@ -204,11 +205,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo in FOLDER")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     console = Console()
     folder = args.folder.resolve()
     make_room(folder, args.overwrite)
-    dice = demo(folder, args.epochs, args.seed, args.device, console)
+    try:
+        dice = demo(folder, args.epochs, args.seed, args.device, console)
+    except CommandError as error:
+        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        return 1
     picture(folder / "nnUNet_raw" / DATASET, predictions(folder), dice).savefig(folder / "demo.png", dpi=110)
     console.print(dice_table(dice))
     console.print(
@@ -216,3 +221,4 @@ def run(args: argparse.Namespace) -> None:
         f"Picture: {folder / 'demo.png'}\nEverything else: {folder}",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
+    return 0

@@ -59,11 +59,10 @@ def test_both_arms_have_every_number_of_epochs():
 
 
 def test_commands_see_the_folders_the_trainers_and_our_interpreter_first(tmp_path: Path):
-    environment = demo.demo_environment(tmp_path, {"PATH": "/theirs", "nnUNet_raw": "/theirs", "HOME": "/home"})
+    environment = demo.demo_environment(tmp_path, {"PATH": "/theirs", "nnUNet_raw": "/theirs", env.VARIABLE: "/theirs"})
     assert environment["nnUNet_raw"] == str(tmp_path / "nnUNet_raw")
     assert environment[env.VARIABLE] == str(env.doorway_folder())
     assert environment["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/theirs"]
-    assert environment["HOME"] == "/home"
 
 
 def test_a_command_logs_and_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -77,10 +76,21 @@ def test_a_command_logs_and_counts(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_a_failing_command_shows_the_end_of_its_log(tmp_path: Path):
-    code = "import sys; [print('line', n) for n in range(40)]; sys.exit('out of memory')"
-    with pytest.raises(demo.CommandError, match=r"(?s)status 1; .*logs/01_.*line 39.*out of memory") as caught:
+    code = "import sys; [print('[/line]', n) for n in range(40)]; sys.exit('out of memory')"
+    with pytest.raises(demo.CommandError, match=r"(?s)status 1; .*logs/01_.*line. 39.*out of memory") as caught:
         demo.Chain(tmp_path, 1, quiet()).command("fails", sys.executable, "-c", code)
-    assert "line 3\n" not in str(caught.value)
+    assert "[/line] 3\n" not in str(caught.value)
+
+
+def test_a_failing_chain_ends_with_status_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fail(chain: demo.Chain, title: str, *command: str | Path) -> None:
+        raise demo.CommandError("`x` ended with status 3; its log [a] ends with\n[/b] no space left")
+
+    monkeypatch.setattr(demo.Chain, "command", fail)
+    assert cli.main(["demo", "-o", str(tmp_path / "new")]) == 1
+    assert "[/b] no space left" in capsys.readouterr().out
 
 
 def test_the_last_line_of_a_progress_bar(tmp_path: Path):

@@ -1,0 +1,58 @@
+# Every target does its own set-up: a virtual environment in $(VENV), filled by plain pip.
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= conemos_demo
+
+BIN := $(VENV)/bin
+PACKAGE := $(VENV)/.package-installed
+TESTS := $(VENV)/.tests-installed
+CODE := pyproject.toml nnunetv2_conemos/__init__.py
+export PATH := $(abspath $(BIN)):$(PATH)
+# Tests train tiny networks: more threads and processes than that only wait for each other.
+SMALL := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE nnUNet_def_n_proc=2 nnUNet_n_proc_DA=1
+
+.PHONY: help demo test slow lint wheel clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo    the whole chain on generated data, at most 10 minutes on two cores; results in $(DEMO)/"
+	@echo "make test    format, lint, types and the tests"
+	@echo "make slow    whole chains and more seeds"
+	@echo "make lint    format, lint and types only"
+	@echo "make wheel   dist/*.whl"
+	@echo "make clean   remove what was built; keeps $(VENV)/ and $(DEMO)/"
+	@echo "Python is $(PYTHON) (PYTHON=...), the environment $(VENV) (VENV=...)."
+
+demo: $(PACKAGE)
+	$(BIN)/conemos demo -o $(DEMO) --overwrite
+
+test: lint
+	$(SMALL) $(BIN)/pytest -m "not slow and not gpu"
+
+slow: $(TESTS)
+	$(SMALL) $(BIN)/pytest -m "slow and not gpu"
+
+lint: $(TESTS)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+wheel: $(TESTS)
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
+	find nnunetv2_conemos trainers tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV) || \
+	  { $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install pip; }
+
+$(PACKAGE): $(CODE) | $(BIN)/python
+	$(BIN)/python -m pip install -e .
+	touch $@
+
+$(TESTS): $(CODE) | $(BIN)/python
+	$(BIN)/python -m pip install -e ".[test]"
+	touch $@ $(PACKAGE)

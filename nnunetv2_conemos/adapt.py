@@ -96,7 +96,7 @@ def adapt_weights(
         elif theirs is not None and theirs.shape == ours.shape:
             ours.copy_(theirs)
         (taken if theirs is not None and (key in label_dims or theirs.shape == ours.shape) else fresh).append(key)
-    backbone = [key for key in taken if key.startswith(("encoder.", "decoder.")) and ".film." not in key]
+    backbone = [key for key in taken if key.startswith("encoder.") and ".film." not in key]
     if not backbone:
         raise SourceError("no backbone weight of the checkpoint fits this network: other architecture or plans.")
     names = [labels[ours] for ours, _ in common] if set(taken) & set(label_dims) else []

@@ -42,8 +42,6 @@ def gradients(model, loss, rows):
     module = getattr(model, "module", model)
     return value.detach(), {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
 
-    is_ddp, device, current_epoch, table = True, torch.device("cpu"), 0, None
-
 
 def worker(rank, folder, port):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

@@ -1,12 +1,10 @@
 """Partial labels are learnt: the method's tests 6 to 9, through the real trainer, loader and augmentation."""
 
 import numpy as np
-import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from worlds import dice, make_trainer, shapes, train, write_world
 
-from nnunetv2_conemos.losses.masked import MaskedDiceBCE
 from nnunetv2_conemos.methods import ConditionalFiLMTrainer
 
 SQUARE_DISC = {"background": 0, "square": 1, "disc": 2}
@@ -41,8 +39,8 @@ def argmax(logits):
 
 
 def test_two_groups_of_one_distribution_are_learnt_where_stock_nnunet_forgets(nnunet_folders):
-    """One case in five annotates discs: to stock nnU-Net a disc is background four times out of five."""
-    write_world(nnunet_folders, grouped_cases(np.random.default_rng(0), 20, 5), SQUARE_DISC, GROUPS, features=FEATURES)
+    """One case in ten annotates discs: to stock nnU-Net a disc is background nine times out of ten."""
+    write_world(nnunet_folders, grouped_cases(np.random.default_rng(0), 45, 5), SQUARE_DISC, GROUPS, features=FEATURES)
     ours = train(make_trainer(nnunet_folders, ConditionalFiLMTrainer), 300)
     stock = train(make_trainer(nnunet_folders, nnUNetTrainer), 300)
     found = scores(ours, np.random.default_rng(1), argmax)
@@ -83,16 +81,6 @@ def test_nested_regions_are_learnt_from_cases_annotated_for_the_super_region_onl
         assert np.mean(found) > 0.8, (channel, found)
 
 
-class PerSampleDiceBCE(MaskedDiceBCE):
-    """Negative control: a soft Dice of each sample alone, empty targets included."""
-
-    def _dice(self, logits, target, counted, truth):
-        space = tuple(range(2, logits.ndim))
-        probability, target = torch.sigmoid(logits) * counted, target * counted
-        mass = probability.sum(space) + target.sum(space)
-        return -((2 * (probability * target).sum(space) + self.smooth) / (mass + self.smooth)).mean()
-
-
 def small_organ_cases(rng, number=10):
     """Volumes of 8 slices; each of two small organs shows in two slices only."""
     cases = {}
@@ -105,25 +93,20 @@ def small_organ_cases(rng, number=10):
     return cases
 
 
-@pytest.mark.parametrize("pooled", [True, False], ids=["pooled", "per sample"])
-def test_small_organs_in_2d_are_learnt_only_without_the_empty_target_trap(nnunet_folders, pooled):
-    rng = np.random.default_rng(0)
+def test_small_organs_in_2d_are_learnt(nnunet_folders):
+    """Three of four slices do not hold the organ asked; test_masked.py shows the trap that this could be."""
     both = {"S": {"cases": ["*"], "annotated": ["square", "disc"]}}
-    write_world(nnunet_folders, small_organ_cases(rng), SQUARE_DISC, both, batch_size=8, features=FEATURES)
-    trainer = make_trainer(nnunet_folders, ConditionalFiLMTrainer)
-    trainer.initialize()
-    if not pooled:
-        trainer.loss.loss = PerSampleDiceBCE()
-        trainer.oversample_foreground_percent = 0.33  # nnU-Net's
-    network = train(trainer, 250)
+    cases = small_organ_cases(np.random.default_rng(0))
+    write_world(nnunet_folders, cases, SQUARE_DISC, both, batch_size=8, features=FEATURES)
+    network = train(make_trainer(nnunet_folders, ConditionalFiLMTrainer), 600)
     found = {1: [], 2: []}
     for image, target in small_organ_cases(np.random.default_rng(7)).values():
         with torch.no_grad():
             predicted = network(torch.from_numpy(image)[:, None]).argmax(1).numpy()
-        for label in found:
-            found[label].append(dice(predicted == label, target == label))
-    means = [np.mean(v) for v in found.values()]
-    assert min(means) > 0.6 if pooled else min(means) < 0.3, means
+        for label, values in found.items():
+            values.append(dice(predicted == label, target == label))
+    means = [np.mean(values) for values in found.values()]
+    assert min(means) > 0.6, means
 
 
 def test_absent_but_annotated_labels_are_asked_and_taught(nnunet_folders):

@@ -128,6 +128,28 @@ def test_dice_is_skipped_where_the_pooled_target_is_empty_and_bce_still_sees_it(
     assert (gradient > 0).all(), "annotated but absent must be taught"
 
 
+def pull_of_the_dice(pooled):
+    """Derivative of the Dice part for raising every logit of a batch of which one sample in eight holds the label."""
+    target = torch.zeros(8, 1, 32, 32)
+    target[0, 0, :5, :5] = 1
+    shift = torch.zeros((), requires_grad=True)
+    probability = torch.sigmoid(torch.full_like(target, -3.0) + shift)
+    if pooled:
+        labels, known = torch.ones(8, 1, dtype=torch.long), torch.ones(8, 1, dtype=torch.bool)
+        truth, logits = Truth(target.short(), labels, known, None), torch.full_like(target, -3.0) + shift
+        loss = MaskedDiceBCE()._dice(logits, target, torch.ones_like(target), truth)
+    else:  # the usual soft Dice of each sample, smooth = 1
+        overlap, mass = (probability * target).sum((1, 2, 3)), (probability + target).sum((1, 2, 3))
+        loss = -((2 * overlap + 1) / (mass + 1)).mean()
+    return torch.autograd.grad(loss, shift)[0].item()
+
+
+def test_an_empty_majority_does_not_pull_the_answer_to_nothing():
+    """The trap and the way out: a Dice of each sample alone rewards lower logits, the pooled Dice higher ones."""
+    assert pull_of_the_dice(pooled=False) > 0
+    assert pull_of_the_dice(pooled=True) < 0
+
+
 def test_half_precision_logits_do_not_overflow():
     target = torch.ones(1, 1, 64, 64, 64, dtype=torch.int16)
     truth = Truth(target, torch.ones(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool), None)

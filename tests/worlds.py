@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,8 @@ def write_world(
     """Write `cases` (image, label map as the annotators left it; [Z,Y,X]) as preprocessed data; returns the plans."""
     folder = base / "nnUNet_preprocessed" / NAME
     data = folder / CONFIGURATION
-    data.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(data, ignore_errors=True)
+    data.mkdir(parents=True)
     dataset_json = {
         "labels": labels,
         "channel_names": {"0": "MRI"},

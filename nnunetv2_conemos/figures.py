@@ -31,7 +31,7 @@ STATUS = {
 STATUSES = list(STATUS.values())
 LEADING = 8  # candidates of a ranking that are printed per label
 HD95_UNDEFINED = "hd95 undefined"
-CAPTION = "mean: over labels. one empty: Dice and NSD 0, no HD95. both empty: not counted."
+CAPTION = "one empty: Dice and NSD are 0, no HD95. both empty: not counted."
 
 Mask = Bool[np.ndarray, "*S"]
 
@@ -92,31 +92,23 @@ def _plain(scores: pd.DataFrame, labels: Sequence[str]) -> dict[str, Any]:
 
 def print_scores(scores: pd.DataFrame, labels: Sequence[str], tolerance: float) -> None:
     """Print a section per source with its annotated labels, then all sources together and the mean over labels."""
-    table = Table(
-        "source",
-        "label",
-        box=box.SIMPLE,
-        title="Annotated (case, label) pairs",
-        caption=CAPTION,
-        caption_justify="left",
-    )
+    table = Table("label", box=box.SIMPLE, collapse_padding=True, pad_edge=False, caption=CAPTION)
     for column in ("Dice", f"NSD {tolerance:g} mm", "HD95 mm", "pairs", "one empty", "both empty"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     by_source = [(str(name), rows) for name, rows in scores.groupby("source", sort=False)]
     for name, rows in by_source if len(by_source) > 1 else []:
         _add_section(table, name, summarise(rows, [label for label in labels if label in set(rows["label"])]))
     summary = summarise(scores, labels)
-    _add_section(table, "all", summary)
-    table.add_row("all", "mean", *map(number, summary[METRICS].mean()), style="bold")
+    _add_section(table, "all sources", summary)
+    table.add_row("mean over labels", *map(number, summary[METRICS].mean()), style="bold")
     Console().print(table)
 
 
-def _add_section(table: Table, source: str, summary: pd.DataFrame) -> None:
+def _add_section(table: Table, heading: str, summary: pd.DataFrame) -> None:
+    table.add_row(escape(heading), style="bold")
     for label, row in summary.iterrows():
         counts = (row[STATUSES].sum(), row[HD95_UNDEFINED], row[BOTH_EMPTY])
-        table.add_row(
-            escape(source), escape(str(label)), *map(number, row[METRICS]), *(f"{count:.0f}" for count in counts)
-        )
+        table.add_row(f"  {escape(str(label))}", *map(number, row[METRICS]), *(f"{count:.0f}" for count in counts))
     table.add_section()
 
 
@@ -148,13 +140,15 @@ def draw_dice(scores: pd.DataFrame, labels: Sequence[str], file: Path) -> None:
     sizes = counted["label"].value_counts()
     order = [label for label in labels if label in sizes]
     sources = list(counted["source"].unique())
-    width = min(40.0, 3 + len(order) * max(1, 0.4 * len(sources)))
+    apart = len(sources) <= 4  # with more, a box per source would be too narrow to read
+    width = min(40.0, 3 + len(order) * (0.5 * max(2, len(sources)) if apart else 1))
     figure = Figure(figsize=(width, 4.5), layout="constrained", dpi=150)
     axes = figure.subplots()
-    palette = "colorblind" if len(sources) <= 10 else "husl"
-    common = {"x": "label", "y": "dice", "hue": "source", "order": order, "hue_order": sources, "palette": palette}
-    sns.boxplot(counted, **common, ax=axes, fliersize=0, boxprops={"alpha": 0.4}, legend=False)
-    sns.stripplot(counted, **common, ax=axes, dodge=len(sources) > 1, size=3)
+    where = {"x": "label", "y": "dice", "order": order, "ax": axes}
+    colours = {"hue": "source", "hue_order": sources, "palette": "colorblind" if len(sources) <= 10 else "husl"}
+    boxes = {**where, **(colours if apart else {"color": "0.8"}), "fliersize": 0, "boxprops": {"alpha": 0.4}}
+    sns.boxplot(counted, **boxes, legend=False)
+    sns.stripplot(counted, **where, **colours, dodge=apart and len(sources) > 1, size=3)
     axes.set(xlabel="", ylabel="Dice", ylim=(-0.02, 1.02))
     axes.set_xticks(range(len(order)), [f"{label} ({sizes[label]})" for label in order], rotation=30, ha="right")
     axes.grid(axis="y", alpha=0.3)

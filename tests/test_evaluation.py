@@ -23,7 +23,7 @@ from skimage import io
 
 from nnunetv2_conemos.cli import main
 from nnunetv2_conemos.evaluation import CaseFiles, evaluate, evaluate_case, map_cases, table_of_sources
-from nnunetv2_conemos.figures import summarise, surface_scores
+from nnunetv2_conemos.figures import draw_dice, summarise, surface_scores
 from nnunetv2_conemos.sources import LabelSpace
 from nnunetv2_conemos.summary import ALL_LABELS, annotated_summary
 
@@ -395,12 +395,23 @@ def test_figure_and_folder(folders, tmp_path):
     assert not list(folders[1].glob("evaluation*"))
 
 
+@pytest.mark.parametrize("sources", [0, 1, 6, 12])
+def test_figure_of_any_number_of_sources(tmp_path, sources):
+    rows = [{"case": f"{i}", "source": f"source {i}", "label": "liver", "dice": 0.5} for i in range(sources)]
+    scores = pd.DataFrame(rows, columns=["case", "source", "label", "dice"]).astype({"dice": float})
+    draw_dice(scores, ["liver", "spleen"], tmp_path / "figure.png")
+    height, width = io.imread(tmp_path / "figure.png").shape[:2]
+    assert width < 3 * height
+
+
 def test_printed_table_has_a_line_per_source_and_label(folders, capsys):
     assert evaluate_command(folders, "-d", folders[1]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["BTCV", "spleen", "0.333", "0.333", "0.000", "3", "2", "0"] in lines
-    assert ["LiTS", "liver", "1.000", "1.000", "0.000", "1", "0", "0"] in lines
-    assert ["all", "liver", "1.000", "1.000", "0.000", "4", "0", "1"] in lines
+    btcv, lits, every = (lines.index(heading) for heading in (["BTCV"], ["LiTS"], ["all", "sources"]))
+    assert lines[btcv + 2] == ["spleen", "0.333", "0.333", "0.000", "3", "2", "0"]
+    assert lines[lits + 1] == ["liver", "1.000", "1.000", "0.000", "1", "0", "0"]
+    assert lines[every + 1] == ["liver", "1.000", "1.000", "0.000", "4", "0", "1"]
+    assert ["mean", "over", "labels", "0.667", "0.667", "0.000"] in lines
 
 
 def test_processes_give_what_one_gives(folders):

@@ -7,9 +7,8 @@ BIN := $(VENV)/bin
 PACKAGE := $(VENV)/.package-installed
 TESTS := $(VENV)/.tests-installed
 CODE := pyproject.toml nnunetv2_conemos/__init__.py
-export PATH := $(abspath $(BIN)):$(PATH)
 # Tests train tiny networks: more threads and processes than that only wait for each other.
-SMALL := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE nnUNet_def_n_proc=2 nnUNet_n_proc_DA=1
+SMALL := PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE nnUNet_def_n_proc=2 nnUNet_n_proc_DA=1
 
 .PHONY: help demo test slow lint wheel clean
 .DELETE_ON_ERROR:

@@ -1,7 +1,7 @@
 """A generated abdomen: CT-like volumes with four touching organs, of which every source annotates only some.
 
-Liver and spleen have the same density, so that only size, shape and neighbours tell them apart; the stomach is close to
-the tissue around it; the gallbladder is small. Every case is deformed in its own way. Arrays are [z, y, x].
+Liver and spleen have nearly the same density, so that size, shape and neighbours must tell them apart; the stomach is
+close to the tissue around it; the gallbladder is small. Every case is deformed in its own way. Arrays are [z, y, x].
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Ellipsoid:
 
 
 ORGANS = {  # in the order of the label ids 1..4
-    "liver": Ellipsoid((0.05, -0.08, -0.36), (0.62, 0.50, 0.42), 120),
-    "spleen": Ellipsoid((0.10, 0.20, 0.57), (0.42, 0.38, 0.20), 120),
-    "stomach": Ellipsoid((0.00, -0.22, 0.34), (0.50, 0.34, 0.38), 75),
-    "gallbladder": Ellipsoid((-0.20, 0.36, -0.14), (0.32, 0.20, 0.22), 0),
+    "liver": Ellipsoid((0.05, -0.08, -0.36), (0.62, 0.50, 0.42), 120.0),
+    "spleen": Ellipsoid((0.10, 0.20, 0.57), (0.42, 0.38, 0.20), 120.0),
+    "stomach": Ellipsoid((0.00, -0.22, 0.34), (0.50, 0.34, 0.38), 75.0),
+    "gallbladder": Ellipsoid((-0.20, 0.36, -0.14), (0.32, 0.20, 0.22), 0.0),
 }
-SOURCES = {"site_a": ("liver",), "site_b": ("spleen", "gallbladder"), "site_c": ("stomach",)}
+SOURCES = {"site_a": ("liver",), "site_b": ("spleen", "gallbladder"), "site_c": ("liver", "stomach")}
 AIR, FAT, TISSUE, BONE = -1000.0, -90.0, 35.0, 350.0
 NOISE = 18.0  # standard deviation, Hounsfield units
 

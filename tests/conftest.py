@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from nnunetv2_conemos.datasets import write_json
-from nnunetv2_conemos.phantom import SOURCES, write_phantom
+from nnunetv2_conemos.phantom import write_phantom
 
 PHANTOM = "Dataset901_Phantom"
+SOURCES = {"site_a": ["liver"], "site_b": ["spleen", "gallbladder"], "site_c": ["stomach"]}
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
@@ -33,12 +34,10 @@ def set_folders(base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def write_declared_phantom(base: Path) -> Path:
     """Raw phantom dataset below `base`, its three sources written into dataset.json; returns its folder."""
     folder = base / "nnUNet_raw" / PHANTOM
-    write_phantom(folder, cases_per_source=3, test_cases=2, shape=(16, 32, 32), seed=1)
+    write_phantom(folder, cases_per_source=3, test_cases=2, shape=(16, 32, 32), sources=SOURCES, seed=1)
     dataset_json = json.loads((folder / "dataset.json").read_text())
-    dataset_json["sources"] = {
-        name: {"cases": [f"{name}_*"], "annotated": list(organs)} for name, organs in SOURCES.items()
-    }
-    write_json(folder / "dataset.json", dataset_json)
+    sources = {name: {"cases": [f"{name}_*"], "annotated": organs} for name, organs in SOURCES.items()}
+    write_json(folder / "dataset.json", dataset_json | {"sources": sources})
     return folder
 
 

@@ -7,6 +7,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from nnunetv2_conemos import cli, datasets
 from nnunetv2_conemos.declare import complete_table, declare, group_sources, read_annotated, write_together
@@ -85,6 +87,15 @@ def test_case_names_are_matched_to_the_letter(case: str):
     (pattern,) = group_sources({case: ["liver"]}, LABELS)["liver"]["cases"]
     assert fnmatchcase(case, pattern)
     assert not any(fnmatchcase(other, pattern) for other in ("scan1", "whatx", "starry", "y", "plain2"))
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=6), st.lists(st.sampled_from(LABELS.names)), min_size=1))
+def test_sources_say_what_the_table_said(annotated: dict[str, list[str]]):
+    """Whatever the cases are called: each is in one source, which annotates exactly its labels."""
+    assume(any(annotated.values()))
+    labels = {"background": 0} | {name: i for i, name in enumerate(LABELS.names, start=1)}
+    table = SourceTable.from_dataset_json({"labels": labels, "sources": group_sources(annotated, LABELS)}, annotated)
+    assert {case: set(table.annotated(case)) for case in table.cases} == {c: set(v) for c, v in annotated.items()}
 
 
 def test_an_unknown_label_is_answered_with_the_nearest():

@@ -164,7 +164,7 @@ def test_the_picture_shows_sites_truth_predictions_and_bars(tmp_path: Path):
     assert np.array_equal(overlays["complete truth"], overlays["ours"])
     assert not overlays["stock"].any()
     assert not overlays["image"].any()
-    for title, organs in {"site_a": 1, "site_b": 2, "site_c": 1, "complete truth": 4}.items():
+    for title, organs in {"site_a": 1, "site_b": 2, "site_c": 2, "complete truth": 4}.items():
         assert len(np.unique(overlays[title].reshape(-1, 4), axis=0)) == organs + 1
     figure.savefig(tmp_path / "demo.png")
     assert (tmp_path / "demo.png").stat().st_size > 10_000

@@ -26,7 +26,8 @@ from nnunetv2.utilities.file_path_utilities import get_ensemble_name, get_output
 
 from nnunetv2_conemos.datasets import preprocessed_folder, raw_folder, read_dataset_json, write_json
 from nnunetv2_conemos.evaluation import CaseFiles, case_files, evaluate, known_dataset, table_of_sources
-from nnunetv2_conemos.figures import print_ranking, summarise
+from nnunetv2_conemos.figures import print_ranking
+from nnunetv2_conemos.scores import summarise
 from nnunetv2_conemos.sources import SourceError, shorten
 
 RESULT = "conemos_best.json"

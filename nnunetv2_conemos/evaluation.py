@@ -36,7 +36,8 @@ from scipy.ndimage import find_objects
 
 from nnunetv2_conemos.datasets import dataset_name, preprocessed_folder, raw_folder, refuse_different_tables, write_json
 from nnunetv2_conemos.declare import group_sources, read_annotated
-from nnunetv2_conemos.figures import draw_dice, pair_scores, print_scores, summary_json
+from nnunetv2_conemos.figures import draw_dice, print_scores
+from nnunetv2_conemos.scores import pair_scores, summary_json
 from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable, match_cases, parse_sources, shorten
 
 SCORES, SUMMARY, FIGURE = "evaluation.csv", "evaluation.json", "evaluation.png"

@@ -36,7 +36,8 @@ class Truth(NamedTuple):
     valid: Tensor | None
 
     def to(self, *args: Any, **kwargs: Any) -> Truth:
-        return Truth(*(field if field is None else field.to(*args, **kwargs) for field in self))
+        target, labels, known = (field.to(*args, **kwargs) for field in self[:3])
+        return Truth(target, labels, known, None if self.valid is None else self.valid.to(*args, **kwargs))
 
     def onehot(self) -> Tensor:
         """Boolean [B,Q,*S]: the map of each label asked (False where nothing is asked)."""

@@ -6,7 +6,7 @@ Axis letters: **B** sample, **Q** labels asked, numbered 1..K.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ class Asked(NamedTuple):
     known: Tensor
 
 
+@runtime_checkable
 class Ask(Protocol):
     """Which identifiers the loader draws from, uniformly, and which labels an identifier asks."""
 
@@ -103,7 +104,8 @@ class AskedDataset:
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
         """As nnU-Net's datasets: image, label map, previous stage, properties."""
         case, labels = self.ask.parse(str(identifier), self.table)
-        image, target, previous, properties = self.dataset.load_case(case)
+        loaded: Any = self.dataset.load_case(case)  # not typed upstream
+        image, target, previous, properties = loaded
         wanted = [*self.always, *(self.location_keys[label - 1] for label in labels)]
         locations = properties["class_locations"]
         narrowed = {key: locations[key] for key in wanted if key in locations}

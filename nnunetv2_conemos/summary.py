@@ -13,20 +13,28 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2_conemos.sources import SourceTable
 
 ALL_LABELS = "summary_all_labels.json"  # nnU-Net's own file, kept beside ours
+COUNTED = "counted"  # key that marks a reduced summary
 
 
 def annotated_summary(summary_file: Path, table: SourceTable, ending: str) -> dict[str, Any]:
-    """Rewrite a fresh summary.json of nnU-Net so that only annotated (case, label) pairs count; returns it.
+    """Rewrite a summary.json of nnU-Net so that only annotated (case, label) pairs count; returns it.
 
     nnU-Net scores every label in every case: a right organ where it was not annotated counts as Dice 0. Means are
     nnU-Net's: over cases, then over the labels that have a value. `ending` is the dataset's `file_ending`.
     """
-    full = load_summary_json(str(summary_file))
-    shutil.copyfile(summary_file, summary_file.with_name(ALL_LABELS))
+    original = summary_file.with_name(ALL_LABELS)
+    if COUNTED not in load_summary_json(str(summary_file)):  # fresh from nnU-Net
+        shutil.copyfile(summary_file, original)
+    full = load_summary_json(str(original))
     cases = [_annotated_only(entry, table, ending) for entry in full["metric_per_case"]]
     mean = {label: _mean([c["metrics"][label] for c in cases if label in c["metrics"]]) for label in full["mean"]}
     mean = {label: metrics for label, metrics in mean.items() if metrics}
-    summary = {"metric_per_case": cases, "mean": mean, "foreground_mean": _mean(list(mean.values()))}
+    summary = {
+        COUNTED: "annotated (case, label) pairs",
+        "metric_per_case": cases,
+        "mean": mean,
+        "foreground_mean": _mean(list(mean.values())),
+    }
     recursive_fix_for_json_export(summary)
     aside = summary_file.with_name(".summary.json")
     save_summary_json(summary, str(aside))

@@ -32,6 +32,10 @@ class PartialLabelTrainer(nnUNetTrainer):
     """
 
     method: ClassVar[Method]
+    network: Any
+    loss: Any
+    output_folder: str
+    preprocessed_dataset_folder_base: str
     settings: ClassVar[dict[str, Any]] = {
         # Two thirds of the samples are centred on the label asked (nnU-Net: one third on any foreground): with one
         # label asked, most other patches show none of it. Drawn per sample, so that it holds for every batch size.
@@ -83,7 +87,7 @@ class PartialLabelTrainer(nnUNetTrainer):
         self.oversample_foreground_percent = share  # drawn per sample, so ranks need no shares of their own
 
     def _build_loss(self) -> nn.Module:
-        wrapped = super()._build_loss()
+        wrapped: Any = super()._build_loss()
         loss = self.method.loss(self.is_ddp)
         if not isinstance(wrapped, DeepSupervisionWrapper):
             return loss
@@ -96,7 +100,7 @@ class PartialLabelTrainer(nnUNetTrainer):
         if self.fold != "all" and "sources" in self.dataset_json and not splits_file.is_file():
             self.print_to_log_file("Creating new 5-fold cross-validation split, stratified by annotated labels...")
             write_json(splits_file, stratified_split(self.table))
-        train, validation = super().do_split()
+        train, validation = (list(map(str, cases)) for cases in super().do_split())
         unlabelled = [case for case in validation if not self.table.known(case).any()]
         if unlabelled:
             self.print_to_log_file(f"Unlabelled validation cases are used for training only: {shorten(unlabelled)}.")
@@ -151,8 +155,9 @@ class PartialLabelTrainer(nnUNetTrainer):
         with autocast(self.device.type, enabled=True) if self.device.type == "cuda" else dummy_context():
             output = self.network(query)
             loss = self.loss(output, truth)
-        logits, truth = (output[0], truth[0]) if self.enable_deep_supervision else (output, truth)
-        tp, fp, fn = hard_counts(logits, truth, len(self.table.labels)).cpu().numpy()
+        finest = truth if isinstance(truth, Truth) else truth[0]
+        logits = output[0] if self.enable_deep_supervision else output
+        tp, fp, fn = hard_counts(logits, finest, len(self.table.labels)).cpu().numpy()
         return {"loss": loss.detach().cpu().numpy(), "tp_hard": tp, "fp_hard": fp, "fn_hard": fn}
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
@@ -183,8 +188,8 @@ class PartialLabelTrainer(nnUNetTrainer):
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """Raises SourceError where the checkpoint was trained for other labels."""
         checkpoint = filename_or_checkpoint
-        if not isinstance(checkpoint, dict):
-            checkpoint = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False)
+        if isinstance(checkpoint, str):
+            checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=False)
         theirs = checkpoint["init_args"]["dataset_json"]["labels"]
         refuse_label_change(theirs, self.dataset_json["labels"], str(filename_or_checkpoint))
         super().load_checkpoint(filename_or_checkpoint)

@@ -23,7 +23,8 @@ from skimage import io
 
 from nnunetv2_conemos.cli import main
 from nnunetv2_conemos.evaluation import CaseFiles, evaluate, evaluate_case, map_cases, table_of_sources
-from nnunetv2_conemos.figures import draw_dice, summarise, surface_scores
+from nnunetv2_conemos.figures import draw_dice
+from nnunetv2_conemos.scores import summarise, surface_scores
 from nnunetv2_conemos.sources import LabelSpace
 from nnunetv2_conemos.summary import ALL_LABELS, annotated_summary
 

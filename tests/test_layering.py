@@ -13,8 +13,10 @@ LAYERS = [
     {"networks.conditional"},
     {"trainer"},
     {"methods"},
-    {"figures", "phantom", "env", "environment"},
+    {"scores", "phantom", "env"},
+    {"figures", "environment"},
     {"declare", "check", "evaluation", "best", "adapt"},
+    {"demo_report"},
     {"demo"},
     {"cli"},
 ]

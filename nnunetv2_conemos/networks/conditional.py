@@ -6,7 +6,7 @@ code, ***S** space.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from nnunetv2_conemos.networks.film import Condition, FiLM, FiLMConv, FiLMInstanceNorm, ReadBottleneck, film_block
-from nnunetv2_conemos.networks.planned import Act, State, Step, conv_blocks, repeat_samples, unet_steps, walk
+from nnunetv2_conemos.networks.planned import Act, State, Step, UNet, conv_blocks, repeat_samples, unet_steps, walk
 from nnunetv2_conemos.records import Query
 
 CODE_LENGTH = 64
@@ -46,8 +46,10 @@ class ConditionalUNet(nn.Module):
     """
 
     label_dims: ClassVar[dict[str, int]] = {"embed.0.weight": 1}
+    encoder: Any
+    decoder: Any
 
-    def __init__(self, unet: nn.Module, num_labels: int, background_head: bool, options: FiLMOptions | None = None):
+    def __init__(self, unet: UNet, num_labels: int, background_head: bool, options: FiLMOptions | None = None):
         super().__init__()
         self.encoder, self.decoder = unet.encoder, unet.decoder
         self.num_labels, self.background_head = num_labels, background_head
@@ -112,7 +114,7 @@ class ConditionalUNet(nn.Module):
 
     def label_codes(self, labels: Int[Tensor, " N"]) -> Float[Tensor, "N E"]:
         onehot = F.one_hot(labels.long(), self.num_labels + 1)[:, 1:]
-        return self.embed(onehot.to(self.embed[0].weight.dtype))
+        return self.embed(onehot.to(next(self.embed.parameters()).dtype))
 
 
 @torch.no_grad()
@@ -128,7 +130,7 @@ def folded_weights(network: ConditionalUNet, label: int) -> dict[str, Tensor]:
             "FiLM after the nonlinearity or on image features does not fold into a stock network."
         )
     weights = {k: v for k, v in network.state_dict().items() if k.startswith(("encoder.", "decoder."))}
-    network.condition.code = network.label_codes(torch.tensor([label], device=network.embed[0].weight.device))
+    network.condition.code = network.label_codes(torch.tensor([label], device=next(network.parameters()).device))
     for name, module in network.named_modules(remove_duplicate=False):
         if isinstance(module, FiLMInstanceNorm | FiLMConv):
             weights[f"{name}.weight"], weights[f"{name}.bias"] = module.folded()

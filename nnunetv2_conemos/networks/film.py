@@ -101,7 +101,7 @@ class FiLMConv(nn.Module):
         """Weight and bias of the plain convolution that does the same for the one code in the condition."""
         (gamma,), (beta,) = self.film.coefficients()
         scale = (1 + gamma).view(-1, *(1,) * (self.weight.ndim - 1))
-        return self.weight * scale, self.bias * (1 + gamma) + beta
+        return self.weight * scale, (0 if self.bias is None else self.bias * (1 + gamma)) + beta
 
 
 class FiLMAfter(nn.Module):

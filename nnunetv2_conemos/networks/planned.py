@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
@@ -16,6 +16,14 @@ from dynamic_network_architectures.building_blocks.simple_conv_blocks import Con
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
+
+
+@runtime_checkable
+class UNet(Protocol):
+    """What is used of a planned U-Net; the parts themselves are not typed upstream."""
+
+    encoder: Any
+    decoder: Any
 
 
 class Act(Enum):
@@ -43,7 +51,7 @@ class State(NamedTuple):
 
 def planned_unet(
     configuration: ConfigurationManager, num_input_channels: int, num_output_channels: int, deep_supervision: bool
-) -> nn.Module:
+) -> PlainConvUNet | ResidualEncoderUNet:
     """nnU-Net's own network of a configuration; raises NotImplementedError where it is no planned U-Net."""
     unet = get_network_from_plans(
         configuration.network_arch_class_name,
@@ -62,13 +70,13 @@ def planned_unet(
     return unet
 
 
-def conv_blocks(unet: nn.Module) -> list[ConvDropoutNormReLU]:
+def conv_blocks(unet: UNet) -> list[ConvDropoutNormReLU]:
     """Every conv - norm - nonlinearity block, encoder first, residual shortcuts included."""
     parts = (unet.encoder, unet.decoder.stages)
     return [m for part in parts for m in part.modules() if isinstance(m, ConvDropoutNormReLU)]
 
 
-def unet_steps(unet: nn.Module) -> Iterator[Step]:
+def unet_steps(unet: UNet) -> Iterator[Step]:
     """The forward pass of a planned U-Net as a list of steps, logits at every scale if it supervises deeply."""
     encoder, decoder = unet.encoder, unet.decoder
     for module in leaves(getattr(encoder, "stem", None)):
@@ -94,7 +102,7 @@ def leaves(module: nn.Module | None) -> Iterator[nn.Module]:
     if module is None:
         return
     inner = {StackedConvBlocks: "convs", StackedResidualBlocks: "blocks", ConvDropoutNormReLU: "all_modules"}
-    children = module if isinstance(module, nn.Sequential) else getattr(module, inner.get(type(module), ""), None)
+    children: Any = module if isinstance(module, nn.Sequential) else getattr(module, inner.get(type(module), ""), None)
     if children is None:
         yield module
     else:

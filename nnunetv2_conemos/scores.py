@@ -1,0 +1,83 @@
+"""Scores of one label in one case, and their means.
+
+A table of scores is long, with one row per annotated (case, label): case, source, label, the METRICS and a status.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool
+
+METRICS = ["dice", "nsd", "hd95_mm"]
+SCORED, PREDICTION_EMPTY, REFERENCE_EMPTY, BOTH_EMPTY = "scored", "prediction empty", "reference empty", "both empty"
+STATUS = {
+    (True, True): SCORED,
+    (True, False): PREDICTION_EMPTY,
+    (False, True): REFERENCE_EMPTY,
+    (False, False): BOTH_EMPTY,
+}  # (the reference holds the label, the prediction holds it)
+STATUSES = list(STATUS.values())
+HD95_UNDEFINED = "hd95 undefined"
+
+Mask = Bool[np.ndarray, "*S"]
+
+
+def pair_scores(reference: Mask, prediction: Mask, spacing: Sequence[float], tolerance: float | None) -> dict[str, Any]:
+    """Dice, NSD and HD95 (mm) of one label, NaN where undefined, and the status that says why."""
+    status = STATUS[bool(reference.any()), bool(prediction.any())]
+    if status == BOTH_EMPTY:
+        return {"dice": np.nan, "nsd": np.nan, "hd95_mm": np.nan, "status": status}
+    if status != SCORED:
+        return {"dice": 0.0, "nsd": 0.0, "hd95_mm": np.nan, "status": status}
+    dice = 2 * float(np.sum(reference & prediction)) / float(reference.sum() + prediction.sum())
+    surface = (np.nan, np.nan) if tolerance is None else surface_scores(reference, prediction, spacing, tolerance)
+    return {"dice": dice, "nsd": surface[0], "hd95_mm": surface[1], "status": status}
+
+
+def surface_scores(
+    reference: Mask, prediction: Mask, spacing: Sequence[float], tolerance: float
+) -> tuple[float, float]:
+    """NSD at a tolerance in mm, and HD95 in mm, of two masks [*S] that are not empty.
+
+    NSD weighs surface elements by their area (on the subvoxel grid): with anisotropic voxels, counting them would
+    favour the sides with small faces. HD95 is the larger of the two directed 95th percentiles.
+    """
+    from monai.metrics import compute_hausdorff_distance, compute_surface_dice  # takes seconds to import
+
+    y, y_pred = (torch.from_numpy(mask)[None, None] for mask in (reference, prediction))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)  # its own call
+        nsd = compute_surface_dice(y_pred, y, [tolerance], include_background=True, spacing=spacing, use_subvoxels=True)
+        hd95 = compute_hausdorff_distance(y_pred, y, include_background=True, percentile=95, spacing=spacing)
+    return nsd.item(), hd95.item()
+
+
+def summarise(scores: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
+    """One row per label, in the order of `labels`: means over cases (NaN without a value), and pairs per status."""
+    means = pd.DataFrame(scores.groupby("label")[METRICS].mean(), index=list(labels))
+    counts = pd.DataFrame(pd.crosstab(scores["label"], scores["status"]), index=list(labels), columns=STATUSES)
+    counts = counts.fillna(0).astype(int)
+    counts[HD95_UNDEFINED] = counts[PREDICTION_EMPTY] + counts[REFERENCE_EMPTY]
+    return means.join(counts)
+
+
+def summary_json(scores: pd.DataFrame, labels: Sequence[str]) -> dict[str, Any]:
+    """Means over labels, per label, and the same per source; what has no value is None."""
+    sources = {str(name): _plain(rows, labels) for name, rows in scores.groupby("source", sort=False)}
+    return {**_plain(scores, labels), "per_source": sources}
+
+
+def _plain(scores: pd.DataFrame, labels: Sequence[str]) -> dict[str, Any]:
+    summary = summarise(scores, labels)
+    mean, per_label = (
+        json.loads(str(frame.to_json(orient="index", double_precision=15)))
+        for frame in (summary[METRICS].mean().to_frame("mean").T, summary)
+    )
+    return {"cases": scores["case"].nunique(), **mean, "per_label": per_label}

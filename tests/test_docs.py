@@ -1,0 +1,211 @@
+"""The documentation is true: its commands parse, its files exist, its examples load."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_conemos import cli, methods
+from nnunetv2_conemos.datasets import raw_cases, read_dataset_json, write_json
+from nnunetv2_conemos.declare import group_sources, read_annotated
+from nnunetv2_conemos.method import method_options
+from nnunetv2_conemos.networks.conditional import FiLMOptions
+from nnunetv2_conemos.phantom import write_phantom
+from nnunetv2_conemos.sources import LabelSpace, SourceTable, parse_sources
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+NNUNET_COMMANDS = {entry.name: entry for entry in distribution("nnunetv2").entry_points}
+FOLDERS_OF_FILES = ("docs/", "tests/", "trainers/", "nnunetv2_conemos/", ".ci/")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Contents of the fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def prose(page: Path) -> str:
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def command_lines(page: Path) -> Iterator[list[str]]:
+    """The commands of the shell blocks, as words; `eval "$(conemos env)"` counts as `conemos env`, a variable as 1."""
+    for block in blocks(page, "bash"):
+        block = re.sub(r"(?m)(^|\s)#.*$", "", block.replace("\\\n", " "))
+        block = re.sub(r"\$\{?\w+\}?", "1", block.replace('eval "$(conemos env)"', "conemos env"))
+        for line in re.split(r"\n|&&|;|\bdo\b", block):
+            words = shlex.split(line)
+            while words and re.fullmatch(r"[A-Za-z_]\w*=.*", words[0]):
+                del words[0]  # a variable set for this command only
+            if words:
+                yield words
+
+
+COMMANDS = [(page, words) for page in PAGES for words in command_lines(page)]
+
+
+def of(*programs: str) -> Any:
+    chosen = {" ".join(words): words for _, words in COMMANDS if words[0] in programs}
+    return pytest.mark.parametrize("words", chosen.values(), ids=chosen.keys())
+
+
+def test_only_known_programs_are_shown():
+    known = {"pip", "export", "make", "pytest", "conemos"} | NNUNET_COMMANDS.keys()
+    strange = [words for page, words in COMMANDS if words[0] not in known and page.name != "benchmark.md"]
+    assert not strange
+
+
+@of("conemos")
+def test_commands_of_this_package_parse(words: list[str], monkeypatch: pytest.MonkeyPatch):
+    module = importlib.import_module(f"nnunetv2_conemos.{cli.COMMANDS[words[1]][0]}")
+    seen = []
+    monkeypatch.setattr(module, "run", seen.append)
+    assert cli.main(words[1:]) == 0
+    assert len(seen) == 1
+
+
+class ParsedInstead(Exception):  # noqa: N818
+    """The command line was understood; nothing is run."""
+
+
+@of(*NNUNET_COMMANDS)
+def test_commands_of_nnunet_parse_and_name_trainers_that_exist(words: list[str], monkeypatch: pytest.MonkeyPatch):
+    parse = argparse.ArgumentParser.parse_known_args
+
+    def parse_and_stop(self: argparse.ArgumentParser, *args: Any) -> None:
+        _, unknown = parse(self, *args)
+        assert not unknown
+        raise ParsedInstead
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse_and_stop)
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(ParsedInstead):
+        NNUNET_COMMANDS[words[0]].load()()
+    if "-tr" in words:
+        trainer = words[words.index("-tr") + 1]
+        assert trainer in methods.__all__ or trainer.startswith(("nnUNetTrainer", "1"))
+
+
+@of("make")
+def test_make_targets_exist(words: list[str]):
+    assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@EVERY_PAGE
+def test_commands_named_in_the_text_exist(page: Path):
+    named = set(re.findall(r"`conemos (\w+)", prose(page)))
+    assert named <= cli.COMMANDS.keys()
+    assert set(re.findall(r"`(nnUNetv2_\w+)", prose(page))) <= NNUNET_COMMANDS.keys()
+
+
+@EVERY_PAGE
+def test_links_lead_somewhere(page: Path):
+    targets = re.findall(r"\]\(([^)\s]+)\)", prose(page))
+    local = [target.split("#")[0] for target in targets if not re.match(r"https?:|#", target)]
+    missing = [target for target in local if not (page.parent / target).exists()]
+    assert not missing
+
+
+@EVERY_PAGE
+def test_files_named_in_the_text_exist(page: Path):
+    named = [name for name in re.findall(r"`([\w./-]+)`", prose(page)) if name.startswith(FOLDERS_OF_FILES)]
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert not missing
+
+
+@EVERY_PAGE
+def test_lines_are_short(page: Path):
+    long = [line for line in prose(page).splitlines() if len(line) > 120 and not line.startswith("|")]
+    assert not long, "only code and the rows of tables may be longer"
+
+
+SOURCES_PAGE = ROOT / "docs" / "sources.md"
+EXAMPLES = [json.loads(block) for block in blocks(SOURCES_PAGE, "json")]
+
+
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if "labels" in e], ids=lambda e: next(iter(e["sources"])))
+def test_sources_examples_are_valid(example: dict):
+    assert example.keys() >= {"channel_names", "labels", "file_ending", "numTraining", "sources"}
+    globs = [glob for source in parse_sources(example["sources"]).values() for glob in source.cases]
+    cases = [glob.replace("[0-4]", "3").replace("*", "001") for glob in globs]
+    table = SourceTable.from_dataset_json(example, cases)
+    assert table.cases == sorted(cases)
+    manager = LabelManager(example["labels"], example.get("regions_class_order"))
+    assert manager.has_regions == table.labels.has_regions
+    assert manager.ignore_label == table.labels.ignore
+
+
+def test_both_tables_for_declare_say_the_same(tmp_path: Path):
+    (as_json,) = (example for example in EXAMPLES if "labels" not in example)
+    (as_csv,) = blocks(SOURCES_PAGE, "csv")
+    write_json(tmp_path / "annotated.json", as_json)
+    (tmp_path / "annotated.csv").write_text(as_csv)
+    annotated = read_annotated(tmp_path / "annotated.json")
+    assert annotated == read_annotated(tmp_path / "annotated.csv")
+    sources = group_sources(annotated, LabelSpace.from_dataset_json(EXAMPLES[0]))
+    assert [source["annotated"] for source in sources.values()] == [["liver"], ["spleen", "kidneys"], []]
+
+
+def documented_configurations() -> list[tuple[str, dict]]:
+    pages = (ROOT / "docs" / "troubleshooting.md", ROOT / "docs" / "method.md")
+    return [item for page in pages for block in blocks(page, "json") for item in json.loads(block).items()]
+
+
+@pytest.mark.parametrize(("name", "configuration"), documented_configurations(), ids=lambda value: str(value)[:20])
+def test_plans_examples_load_and_give_a_network(name: str, configuration: dict, preprocessed_phantom: Path):
+    plans = json.loads((preprocessed_phantom / "nnUNet_preprocessed/Dataset901_Phantom/nnUNetPlans.json").read_text())
+    plans["configurations"][name] = configuration
+    manager = PlansManager(plans)
+    chosen = manager.get_configuration(name)
+    assert method_options(chosen, FiLMOptions).model_dump().items() >= configuration.get("conemos", {}).items()
+    network = methods.ConditionalFiLMTrainer.build_network_architecture(manager, chosen, 1, 5, False)
+    with torch.no_grad():
+        assert network(torch.zeros(1, 1, *chosen.patch_size)).shape == (1, 5, *chosen.patch_size)
+
+
+def test_the_script_of_the_quickstart_joins_two_data_sets(nnunet_folders: Path):
+    raw = nnunet_folders / "nnUNet_raw"
+    for number, (name, site, labels) in enumerate(
+        [("Dataset101_Liver", "site_a", ["liver"]), ("Dataset102_SpleenKidneys", "site_b", ["kidneys", "spleen"])]
+    ):
+        write_phantom(raw / name, 2, 0, (8, 16, 16), sources={site: ["liver", "spleen"][: len(labels)]}, seed=number)
+        dataset_json = read_dataset_json(raw / name)
+        dataset_json["labels"] = {"background": 0} | {label: value for value, label in enumerate(labels, start=1)}
+        write_json(raw / name / "dataset.json", dataset_json)
+    (script,) = blocks(ROOT / "docs" / "quickstart.md", "python")
+    exec(compile(script, "quickstart.md", "exec"), {})
+    joint = raw / "Dataset500_Abdomen"
+    table = SourceTable.from_dataset_json(read_dataset_json(joint), raw_cases(joint))
+    assert table.annotated("liver_site_a_00") == ("liver",)
+    assert table.annotated("spleenkidneys_site_b_01") == ("spleen", "kidneys")
+    voxels = values(joint / "labelsTr" / "spleenkidneys_site_b_00.nii.gz")
+    theirs = values(raw / "Dataset102_SpleenKidneys" / "labelsTr" / "site_b_00.nii.gz")
+    assert {int(v) for v in voxels.unique()} == {0, 2, 3}
+    assert torch.equal(voxels == 3, theirs == 1), "their label 1 is our kidneys"
+
+
+def values(file: Path) -> torch.Tensor:
+    import SimpleITK
+
+    return torch.from_numpy(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file))).astype(int))
+
+
+def test_the_walk_through_quotes_the_example():
+    example = (ROOT / "docs" / "example_method.py").read_text()
+    quoted = blocks(ROOT / "docs" / "new_method.md", "python")
+    assert quoted
+    assert [block for block in quoted if block not in example] == []

@@ -33,7 +33,7 @@ from nnunetv2_conemos.splits import stratified_split
 DATASET = "Dataset901_Phantom"
 CONFIGURATION = "3d_demo"
 CASES_PER_SOURCE, TEST_CASES = 6, 4
-SHAPE, SPACING, PATCH = (32, 48, 48), (4.5, 3.3, 3.3), (24, 32, 32)
+SHAPE, SPACING = (16, 40, 40), (9.0, 4.0, 4.0)  # one patch is a whole volume: each sample shows all organs
 ARMS = {"stock nnU-Net": "nnUNetTrainer", "conditional FiLM": "ConditionalFiLMTrainer"}
 STEPS = 5 + 3 * len(ARMS)
 EPOCHS = (1, 5, 10, 20, 50, 100, 250)  # variants that nnU-Net and this package both have
@@ -105,7 +105,7 @@ def demo_environment(folder: Path, current: Mapping[str, str]) -> dict[str, str]
 
 
 def with_small_configuration(plans: dict[str, Any], patch: tuple[int, ...], features: int = 8) -> dict[str, Any]:
-    """Plans with one more configuration, `3d_demo`: the planned 3d_fullres with fewer features and a smaller patch.
+    """Plans with one more configuration, `3d_demo`: the planned 3d_fullres with fewer features and this patch.
 
     Stages whose feature map would get smaller than 3 voxels along an axis are dropped; the strides of the others must
     divide `patch`. nnU-Net merges `inherits_from` key by key at the top only, so the architecture is written in full.
@@ -147,7 +147,7 @@ def demo(folder: Path, epochs: int, seed: int, device: str, console: Console) ->
     chain.command("plan and preprocess", *plan)
     chain.announce(f"add the CPU-sized configuration {CONFIGURATION} and the split that both networks share")
     plans = preprocessed / "nnUNetPlans.json"
-    write_json(plans, with_small_configuration(json.loads(plans.read_text()), PATCH))
+    write_json(plans, with_small_configuration(json.loads(plans.read_text()), SHAPE))
     table = SourceTable.from_dataset_json(read_dataset_json(preprocessed), raw_cases(raw))
     write_json(preprocessed / "splits_final.json", stratified_split(table))
     suffix = trainer_suffix(epochs)
@@ -156,9 +156,9 @@ def demo(folder: Path, epochs: int, seed: int, device: str, console: Console) ->
         chain.command(f"train {arm}: {epochs * 250} steps", *train)
     for arm, trainer in ARMS.items():
         model = ("-d", DATASET, "-c", CONFIGURATION, "-f", "0", "-tr", trainer + suffix, "-device", device)
-        cheap = ("--disable_tta", "-npp", "1", "-nps", "1")
+        few = ("-npp", "1", "-nps", "1")
         output = predictions(folder)[arm]
-        chain.command(f"predict: {arm}", "nnUNetv2_predict", "-i", raw / "imagesTs", "-o", output, *model, *cheap)
+        chain.command(f"predict: {arm}", "nnUNetv2_predict", "-i", raw / "imagesTs", "-o", output, *model, *few)
     for arm, output in predictions(folder).items():
         chain.command(f"evaluate: {arm}", "conemos", "evaluate", raw / "labelsTs", output, "--complete", "-np", "1")
     return read_dice(predictions(folder))

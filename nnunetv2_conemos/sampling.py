@@ -5,7 +5,7 @@ Axis letters: **B** sample, **Q** labels asked, numbered 1..K.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -70,7 +70,7 @@ class Pairs:
         return case, (int(label),)
 
 
-def what_is_asked(ask: Ask, identifiers: Sequence[str], table: SourceTable) -> Asked:
+def what_is_asked(ask: Ask, identifiers: Iterable[str], table: SourceTable) -> Asked:
     """The questions of a drawn batch; shorter rows are padded with 0."""
     parsed = [ask.parse(str(identifier), table) for identifier in identifiers]
     width = max(len(labels) for _, labels in parsed)

@@ -116,8 +116,8 @@ class PartialLabelTrainer(nnUNetTrainer):
         train, validation = super().get_tr_and_val_datasets()
         self._log_stray_values(train)
         manager = self.label_manager
-        keys = manager.foreground_regions if manager.has_regions else manager.foreground_labels
-        always = [(-1, *manager.all_labels)] if manager.has_ignore_label else []
+        keys = manager.foreground_regions if manager.has_regions else [int(v) for v in manager.foreground_labels]
+        always = [(-1, *map(int, manager.all_labels))] if manager.has_ignore_label else []
         return (
             AskedDataset(train, self.method.ask, self.table, keys, always),
             AskedDataset(validation, self.method.ask, self.table, keys, always),

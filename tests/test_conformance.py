@@ -3,7 +3,6 @@
 Trainers come from nnU-Net's own look-up, plus the method of the documentation.
 """
 
-import importlib.util
 import io
 import pickle
 from pathlib import Path
@@ -12,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from architectures import LABELS, REGIONS, build, heads, patch, plans
+from every_trainer import EXPORTED, TRAINERS
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from torch._dynamo import explain
 from worlds import make_trainer, shapes, write_world
 
 from nnunetv2_conemos import methods
@@ -26,15 +25,6 @@ MODES = pytest.mark.parametrize("labels", [LABELS, REGIONS], ids=["labels", "reg
 ARCHITECTURES = pytest.mark.parametrize(("dim", "kind"), KINDS)
 
 
-def documented_trainer():
-    spec = importlib.util.spec_from_file_location("example_method", ROOT / "docs" / "example_method.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.LabelAsInputTrainer
-
-
-EXPORTED = [name for name in methods.__all__ if "epoch" not in name and name != "PartialLabelTrainer"]
-TRAINERS = [getattr(methods, name) for name in EXPORTED] + [documented_trainer()]
 EVERY_TRAINER = pytest.mark.parametrize("trainer", TRAINERS, ids=lambda t: t.__name__)
 
 
@@ -99,17 +89,6 @@ def test_state_dict_round_trip(trainer):
     fresh.load_state_dict(torch.load(buffer))
     with torch.no_grad():
         assert torch.equal(network(image), fresh(image))
-
-
-@EVERY_TRAINER
-@pytest.mark.parametrize("kind", ["plain", "residual"])
-def test_one_graph_and_no_breaks_under_torch_compile(trainer, kind):
-    network, image = network_and_image(trainer, 2, kind, LABELS)
-    query = Query(image, torch.tensor([[1], [2]]))
-    for question in (query, image):
-        torch._dynamo.reset()
-        found = explain(network)(question)
-        assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
 
 
 def world(base, labels, dim, kind, ignore=False):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from scipy.stats import chisquare
 
 from nnunetv2_conemos.sampling import AskedDataset, Pairs, what_is_asked
@@ -63,12 +64,14 @@ def test_nothing_to_ask_is_an_error():
         Pairs().identifiers(table, ["u0", "u1"])
 
 
-class OneCase:
+class OneCase(nnUNetBaseDataset):
     def __init__(self, locations):
         self.locations, self.identifiers = locations, ["a0"]
 
     def load_case(self, case):
         return "image", "target", None, {"class_locations": self.locations, "spacing": 1}
+
+    save_case = get_identifiers = None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,61 @@
+"""The tools on real volumes: really partial head-and-neck labels, and a simulated split of a complete dataset.
+
+The volumes are not part of the project; the folder is named by CONEMOS_TEST_DATA (default ../shared/data).
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from nnunetv2_conemos.cli import main
+from nnunetv2_conemos.datasets import raw_cases, read_dataset_json
+from nnunetv2_conemos.sources import SourceTable
+
+DATA = Path(os.environ.get("CONEMOS_TEST_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
+pytestmark = [
+    pytest.mark.real_data,
+    pytest.mark.skipif(not DATA.is_dir(), reason=f"no real volumes in {DATA}; name their folder by CONEMOS_TEST_DATA"),
+]
+
+
+def linked(name: str, base: Path, dataset: str) -> Path:
+    """A raw dataset whose volumes are links and whose dataset.json is a copy."""
+    folder = base / "nnUNet_raw" / dataset
+    folder.mkdir()
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).symlink_to((DATA / name / part).resolve())
+    (folder / "dataset.json").write_text((DATA / name / "dataset.json").read_text())
+    return folder
+
+
+def table_of(folder: Path) -> SourceTable:
+    return SourceTable.from_dataset_json(read_dataset_json(folder), raw_cases(folder))
+
+
+def test_really_partial_openkbp_is_declared_and_checked(nnunet_folders):
+    folder = linked("OpenKBP", nnunet_folders, "Dataset704_OpenKBP")
+    annotated = DATA / "OpenKBP" / "annotated.json"
+    assert main(["declare", "704", "--annotated", str(annotated)]) == 0
+    table = table_of(folder)
+    expected = json.loads(annotated.read_text())
+    assert {case: set(table.annotated(case)) for case in table.cases} == {c: set(v) for c, v in expected.items()}
+    per_label = dict(zip(table.labels.names, table.counts().sum(0).tolist(), strict=True))
+    assert per_label["SpinalCord"] == 150
+    assert per_label["Esophagus"] == 57
+
+
+def test_a_wrong_table_of_openkbp_is_found_by_check(nnunet_folders, capsys):
+    """The mandible left out of the table: its value stands in maps that are not annotated for it."""
+    linked("OpenKBP", nnunet_folders, "Dataset704_OpenKBP")
+    true = json.loads((DATA / "OpenKBP" / "annotated.json").read_text())
+    wrong = nnunet_folders / "wrong.json"
+    fewer = {case: [n for n in names if n != "Mandible"] for case, names in true.items()}
+    wrong.write_text(json.dumps(fewer))
+    assert main(["declare", "704", "--annotated", str(wrong)]) == 0
+    capsys.readouterr()
+    assert main(["check", "704", "-np", "1"]) == 1
+    shown = capsys.readouterr().out
+    assert "pt_1" in shown
+    assert "Mandible" in shown

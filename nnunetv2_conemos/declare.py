@@ -154,8 +154,7 @@ def declare(
         _refuse_other_labels(folder, content, raw, dataset_json)
         if content.get("sources", sources) != sources and not overwrite:
             raise SourceError(
-                f"{folder / 'dataset.json'} already has other `sources` ({shorten(content['sources'])}). "
-                "Say --overwrite to replace them."
+                f"{folder / 'dataset.json'} already has other `sources`. Say --overwrite to replace them."
             )
         files[folder / "dataset.json"] = content | {"sources": sources}
     write_together(files)

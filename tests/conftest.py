@@ -12,9 +12,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from nnunetv2_conemos.datasets import write_json
 from nnunetv2_conemos.phantom import write_phantom
+
+settings.register_profile("conemos", deadline=None)  # a busy machine is no failure
+settings.load_profile("conemos")
 
 PHANTOM = "Dataset901_Phantom"
 SOURCES = {"site_a": ["liver"], "site_b": ["spleen", "gallbladder"], "site_c": ["stomach"]}

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from nnunetv2_conemos import cli, datasets
-from nnunetv2_conemos.declare import complete_table, declare, group_sources, read_annotated, write_together
+from nnunetv2_conemos.declare import (
+    complete_table,
+    declare,
+    group_sources,
+    read_annotated,
+    source_table,
+    write_together,
+)
 from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable
 
 LABELS = LabelSpace.from_dataset_json({"labels": {"background": 0, "liver": 1, "spleen": 2, "pancreas": 3}})
@@ -129,6 +139,30 @@ def test_the_command_writes_both_copies_and_prints_the_table(
     assert "no label map" not in printed
 
 
+def printed_table(annotated: dict[str, list[str]], occurs: np.ndarray | None = None) -> str:
+    labels = {"background": 0} | {name: i for i, name in enumerate(LABELS.names, start=1)}
+    table = SourceTable.from_dataset_json({"labels": labels, "sources": group_sources(annotated, LABELS)}, annotated)
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(source_table(table, occurs))
+    return console.export_text()
+
+
+def test_the_table_has_labels_as_rows_and_counts_where_they_occur():
+    printed = printed_table({"a": ["liver"], "b": ["liver"], "c": ["spleen"]}, np.array([[1, 0, 0], [0, 1, 0]]))
+    assert "│ liver    │       1/2 │          - │ 1/2 │" in printed
+    assert "│ spleen   │         - │          1 │   1 │" in printed
+    assert "│ pancreas │         - │          - │   - │" in printed
+
+
+def test_many_sources_become_rows_and_labels_numbers():
+    liver, spleen, pancreas = LABELS.names
+    sets = [[liver], [spleen], [pancreas], [liver, spleen], []]
+    printed = printed_table({str(case): names for case, names in enumerate(sets)})
+    assert "│ all but pancreas (1) │ 1 │ 1 │ - │" in printed
+    assert "│ all                  │ 2 │ 2 │ 1 │" in printed
+    assert "labels: 1 liver, 2 spleen, 3 pancreas" in " ".join(printed.split())
+
+
 def test_missing_label_maps_are_said(table_of: Path, phantom: Path, capsys: pytest.CaptureFixture[str]):
     (phantom / "labelsTr" / "site_a_00.nii.gz").unlink()
     assert cli.main(["declare", NAME, "--annotated", str(table_of)]) == 0
@@ -138,7 +172,7 @@ def test_missing_label_maps_are_said(table_of: Path, phantom: Path, capsys: pyte
 def test_other_sources_stay_without_overwrite(phantom: Path, nnunet_folders: Path):
     before = (phantom / "dataset.json").read_text()
     table = {case: ["liver"] for case in datasets.raw_cases(phantom)}
-    with pytest.raises(SourceError, match=r"already has other `sources` .*--overwrite"):
+    with pytest.raises(SourceError, match=r"already has other `sources`\. Say --overwrite"):
         declare(NAME, table)
     assert (phantom / "dataset.json").read_text() == before
     source_table, files = declare(NAME, table, overwrite=True)

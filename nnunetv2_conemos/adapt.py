@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
         raise FileExistsError(f"{args.output} exists. Choose another file or pass --overwrite.")
     if not args.checkpoint.is_file():
         raise FileNotFoundError(f"checkpoint {args.checkpoint} does not exist.")
-    checkpoint = torch.load(args.checkpoint, map_location="cpu", weights_only=False)
+    checkpoint = read_checkpoint(args.checkpoint)
     folder = preprocessed_folder(dataset_name(args.dataset))
     if folder is None:
         raise FileNotFoundError(f"{args.dataset} is not preprocessed. Run nnUNetv2_plan_and_preprocess first.")
@@ -49,6 +50,18 @@ def run(args: argparse.Namespace) -> None:
         f"{report}\nWritten: {args.output}\nUse: nnUNetv2_train {args.dataset} {args.c} FOLD -tr {args.tr} -p {args.p} "
         f"-pretrained_weights {args.output}"
     )
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """A checkpoint of nnU-Net's or of this package's trainers; raises SourceError for any other file."""
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=False)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise SourceError(f"{file} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from None
+    missing = [key for key in ("network_weights", "init_args") if key not in checkpoint]
+    if missing:
+        raise SourceError(f"{file} is no checkpoint of nnU-Net: it lacks {', '.join(missing)}.")
+    return checkpoint
 
 
 def checkpoint_labels(checkpoint: dict[str, Any]) -> tuple[str, ...]:

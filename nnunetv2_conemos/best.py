@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -18,7 +19,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from nnunetv2.configuration import default_num_processes
 from nnunetv2.ensembling.ensemble import ensemble_crossvalidations
 from nnunetv2.evaluation.find_best_configuration import generate_inference_command
 from nnunetv2.paths import nnUNet_results
@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", dest="configurations", nargs="+", metavar="C", help="configurations to rank [all]")
     parser.add_argument("-f", dest="folds", nargs="+", type=int, metavar="FOLD", help="folds [all that were trained]")
     parser.add_argument("--disable_ensembling", action="store_true", help="rank single models only")
-    parser.add_argument("-np", dest="processes", type=int, default=default_num_processes, help="[%(default)s]")
+    parser.add_argument("-np", dest="processes", type=int, default=os.cpu_count() or 1, help="[%(default)s]")
 
 
 def run(args: argparse.Namespace) -> None:

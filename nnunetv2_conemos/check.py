@@ -20,7 +20,6 @@ import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from nnunetv2.configuration import default_num_processes
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from rich.console import Console
@@ -228,7 +227,7 @@ def print_findings(findings: Iterable[Finding], console: Console) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", metavar="DATASET", nargs="?", help="name or id; without it, only the environment")
-    processes = min(default_num_processes, os.cpu_count() or 1)
+    processes = os.cpu_count() or 1
     parser.add_argument("-np", dest="processes", type=int, default=processes, metavar="N", help="[%(default)s]")
     parser.add_argument(
         "--figure", type=Path, metavar="FILE", help="draw the label x source table, e.g. to sources.png"

@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         return importlib.import_module(f"nnunetv2_conemos.{COMMANDS[args.command][0]}").run(args) or 0
-    except (ValueError, OSError, NotImplementedError) as error:
+    except (ValueError, OSError, RuntimeError) as error:  # nnU-Net raises RuntimeError for unknown names
         print(f"conemos {args.command}: {error}", file=sys.stderr)
         return 2
 

@@ -27,7 +27,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, UInt16
-from nnunetv2.configuration import default_num_processes
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
@@ -62,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     counts.add_argument("--complete", action="store_true", help="every case is annotated for every label")
     parser.add_argument("-djfile", type=Path, help="dataset.json with the labels, if not -d [the one in PRED_FOLDER]")
     parser.add_argument("-o", dest="output", type=Path, metavar="FOLDER", help="where results go [PRED_FOLDER]")
-    parser.add_argument("-np", dest="processes", type=int, default=default_num_processes, help="[%(default)s]")
+    parser.add_argument("-np", dest="processes", type=int, default=os.cpu_count() or 1, help="[%(default)s]")
     parser.add_argument("--tolerance", type=float, default=2.0, metavar="MM", help="of the NSD, in mm [%(default)s]")
     parser.add_argument("--chill", action="store_true", help="leave out cases without a prediction, and say so")
     parser.add_argument("--figure", action="store_true", help="also draw Dice per label and source")
@@ -194,7 +193,7 @@ def evaluate(
     table: SourceTable,
     dataset_json: Mapping[str, Any],
     tolerance: float | None = 2.0,
-    processes: int = default_num_processes,
+    processes: int = 1,
     title: str = "Evaluating",
 ) -> pd.DataFrame:
     """Long table case, source, label, dice, nsd, hd95_mm, status: one row per annotated pair.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -32,14 +32,24 @@ class Method:
     loss: Callable[[bool], nn.Module]
 
 
-def facts_for_inference(labels: LabelSpace) -> dict[str, object]:
-    """What the plans must carry beside a checkpoint so that the network can be built again from them."""
-    return {"labels": list(labels.names), "has_regions": labels.has_regions}
+def facts_for_inference(labels: LabelSpace, untaught: Sequence[str] = ()) -> dict[str, object]:
+    """What the plans must carry beside a checkpoint so that the network can be built again from them.
+
+    `untaught` names the labels that no case is annotated for: nothing is known about them, so they are never predicted.
+    """
+    return {"labels": list(labels.names), "has_regions": labels.has_regions, "untaught": list(untaught)}
 
 
 def has_background_head(plans: PlansManager) -> bool:
     """Label mode has a background head, region mode has none; plans without facts are of label mode."""
     return not plans.plans.get(PLANS_KEY, {}).get("has_regions", False)
+
+
+def taught_labels(plans: PlansManager, num_labels: int) -> tuple[int, ...]:
+    """The labels (1..K) that prediction may answer: all but the untaught."""
+    facts = plans.plans.get(PLANS_KEY, {})
+    untaught = {facts["labels"].index(name) + 1 for name in facts.get("untaught", ())}
+    return tuple(label for label in range(1, num_labels + 1) if label not in untaught)
 
 
 def method_options(configuration: ConfigurationManager, model: type[Options]) -> Options:

@@ -136,6 +136,11 @@ class SourceTable:
     def cases_of(self, source: str) -> list[str]:
         return sorted(case for case, name in self._source_of.items() if name == source)
 
+    def untaught(self, cases: Iterable[str] | None = None) -> list[str]:
+        """Names of the labels that none of these cases (all, by default) is annotated for."""
+        known = np.any([self.known(case) for case in (self.cases if cases is None else cases)], axis=0)
+        return [name for name, taught in zip(self.labels.names, known, strict=True) if not taught]
+
     def counts(self) -> np.ndarray:
         """Integer [sources, K]: cases per source that are annotated for each label (order of `sources`)."""
         sizes = [sum(name == source for name in self._source_of.values()) for source in self.sources]

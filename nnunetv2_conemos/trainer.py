@@ -56,7 +56,7 @@ class PartialLabelTrainer(nnUNetTrainer):
         refuse_different_tables(plans["dataset_name"])
         refuse_other_labels(plans, configuration, type(self).__name__, dataset_json)
         self.table = preprocessed_table(plans, configuration, dataset_json)
-        plans[PLANS_KEY] = facts_for_inference(self.table.labels)
+        plans[PLANS_KEY] = facts_for_inference(self.table.labels, self.table.untaught())
         super().__init__(plans, configuration, fold, dataset_json, device)
         for name, value in self._all_settings().items():
             if not hasattr(self, name):
@@ -114,6 +114,7 @@ class PartialLabelTrainer(nnUNetTrainer):
 
     def get_tr_and_val_datasets(self) -> tuple[AskedDataset, AskedDataset]:
         train, validation = super().get_tr_and_val_datasets()
+        self._log_untaught(train.identifiers)
         self._log_stray_values(train)
         manager = self.label_manager
         keys = manager.foreground_regions if manager.has_regions else [int(v) for v in manager.foreground_labels]
@@ -122,6 +123,11 @@ class PartialLabelTrainer(nnUNetTrainer):
             AskedDataset(train, self.method.ask, self.table, keys, always),
             AskedDataset(validation, self.method.ask, self.table, keys, always),
         )
+
+    def _log_untaught(self, cases: list[str]) -> None:
+        untaught = self.table.untaught(cases)
+        if untaught:
+            self.print_to_log_file(f"No training case of this fold is annotated for {shorten(untaught)}: never taught.")
 
     def _log_stray_values(self, dataset: Any) -> None:
         """Say in one line which cases hold labels they are not annotated for; such voxels teach nothing."""

@@ -92,6 +92,12 @@ def test_what_cannot_be_used_is_refused_and_nothing_is_written(nnunet_folders, t
     saved(nnunet_folders, ConditionalFiLMTrainer, OLD, tmp_path)
     with pytest.raises(FileNotFoundError, match="missing"):
         adapt.run(arguments(tmp_path, "missing.pth"))
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    with pytest.raises(SourceError, match="cannot be read as a checkpoint"):
+        adapt.run(arguments(tmp_path, "text.pth"))
+    torch.save({"weights": 1}, tmp_path / "other.pth")
+    with pytest.raises(SourceError, match="lacks network_weights, init_args"):
+        adapt.run(arguments(tmp_path, "other.pth"))
     with pytest.raises(SourceError, match="no configuration '3d_fullres': tiny"):
         adapt.run(arguments(tmp_path, c="3d_fullres"))
     with pytest.raises(FileNotFoundError, match="OtherPlans"):

@@ -146,6 +146,19 @@ def test_memory_of_the_network_does_not_grow_with_the_number_of_labels():
     assert max(widest) == conditional.LABELS_AT_ONCE
 
 
+@pytest.mark.parametrize("labels", [LABELS, REGIONS], ids=["labels", "regions"])
+def test_labels_that_nobody_annotates_are_never_predicted(labels):
+    manager = plans(labels=labels)
+    everything = build(ConditionalFiLMTrainer, manager, labels, deep=False)
+    manager.plans[PLANS_KEY]["untaught"] = manager.plans[PLANS_KEY]["labels"][1:2]
+    network = build(ConditionalFiLMTrainer, manager, labels, deep=False)
+    network.load_state_dict(everything.state_dict())
+    with torch.no_grad():
+        expected, found = everything(image(2)), network(image(2))
+    expected[:, -2] = conditional.ABSENT
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
 def test_answers_own_their_memory():
     """nnU-Net adds mirrored passes in place."""
     network, x = conditional_unet(), image(2)

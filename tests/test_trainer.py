@@ -203,7 +203,19 @@ def test_settings_are_inherited_by_name_and_checked(world):
 
 def test_inference_facts_are_written_into_the_plans(world):
     trainer = make_trainer(world, ConditionalFiLMTrainer)
-    assert trainer.plans_manager.plans["conemos"] == {"labels": ["square", "disc"], "has_regions": False}
+    assert trainer.plans_manager.plans["conemos"] == {
+        "labels": ["square", "disc"],
+        "has_regions": False,
+        "untaught": [],
+    }
+
+
+def test_untaught_labels_are_logged_and_kept_out_of_prediction(world, capsys):
+    edit(dataset_json(world), labels=SQUARE_DISC | {"ring": 3})
+    trainer = make_trainer(world, ConditionalFiLMTrainer)
+    assert trainer.plans_manager.plans["conemos"]["untaught"] == ["ring"]
+    trainer.get_tr_and_val_datasets()
+    assert "No training case of this fold is annotated for ring" in capsys.readouterr().out
 
 
 def test_missing_preprocessed_data_says_what_to_run(world):

@@ -6,6 +6,7 @@ code, ***S** space.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +20,7 @@ from nnunetv2_conemos.networks.planned import Act, State, Step, UNet, conv_block
 from nnunetv2_conemos.records import Query
 
 CODE_LENGTH = 64
+ABSENT = -30.0  # the sigmoid of it is 0; infinity would overflow where nnU-Net sums in half precision
 LABELS_AT_ONCE = 4  # at prediction; bounds the memory of the network whatever K is
 
 
@@ -42,15 +44,24 @@ class ConditionalUNet(nn.Module):
 
     `forward(Query)` answers the labels asked, [B,Q,*S], as a list over scales (fine to coarse) under deep supervision.
     `forward(Tensor)` answers all labels at full resolution in nnU-Net's head order, [B,K+1,*S] with a zero background
-    head or [B,K,*S] for regions, in memory of its own. `label_dims`: parameters with a dimension over labels.
+    head or [B,K,*S] for regions, in memory of its own; labels that are not `answered` get the logit ABSENT.
+    `label_dims`: parameters with a dimension over labels.
     """
 
     label_dims: ClassVar[dict[str, int]] = {"embed.0.weight": 1}
     encoder: Any
     decoder: Any
 
-    def __init__(self, unet: UNet, num_labels: int, background_head: bool, options: FiLMOptions | None = None):
+    def __init__(
+        self,
+        unet: UNet,
+        num_labels: int,
+        background_head: bool,
+        options: FiLMOptions | None = None,
+        answered: Sequence[int] | None = None,
+    ):
         super().__init__()
+        self.answered = tuple(range(1, num_labels + 1)) if answered is None else tuple(answered)
         self.encoder, self.decoder = unet.encoder, unet.decoder
         self.num_labels, self.background_head = num_labels, background_head
         self.options = options or FiLMOptions()
@@ -90,13 +101,17 @@ class ConditionalUNet(nn.Module):
     def _answer_all(self, image: Float[Tensor, "B M *S"]) -> Float[Tensor, "B heads *S"]:
         shared, per_label = self._steps()
         state = walk(shared, State(image))
-        labels = torch.arange(1, self.num_labels + 1, device=image.device).expand(image.shape[0], -1)
+        labels = torch.tensor(self.answered, device=image.device).expand(image.shape[0], -1)
         answers = []
         for chunk in labels.split(LABELS_AT_ONCE, dim=1):
             fresh = state._replace(features=state.features.clone())  # nonlinearities work in place
             answers.append(self._ask(per_label, fresh, chunk)[-1])
-        background = [torch.zeros_like(answers[0][:, :1])] if self.background_head else []
-        return torch.cat([*background, *answers], dim=1)
+        answered, first = torch.cat(answers, dim=1), int(self.background_head)
+        shape = (image.shape[0], first + self.num_labels, *answered.shape[2:])
+        heads = answered.new_full(shape, ABSENT)
+        heads[:, labels[0] - 1 + first] = answered
+        heads[:, :first] = 0
+        return heads
 
     def _steps(self) -> tuple[list[Step], list[Step]]:
         """The steps before the first modulated layer, run once per image, and the rest, run for each label."""

@@ -1,6 +1,8 @@
 """The FiLM-conditioned U-Net: the method's tests of label identity, modulation, mixed batches and cost."""
 
 import copy
+import statistics
+import time
 
 import pytest
 import torch
@@ -245,6 +247,51 @@ def test_at_most_five_percent_more_parameters_than_stock_at_default_plans():
     )
     count = [sum(p.numel() for p in network.parameters()) for network in (ours, stock)]
     assert 1 < count[0] / count[1] < 1.05
+
+
+def saved_bytes(network, question):
+    """Bytes that a training step keeps for the backward pass, parameters not counted."""
+    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        answers = network(question)
+    assert len(answers) == 2
+    return sum(kept.values())
+
+
+def side_by_side(dim, kind):
+    """The conditional and the stock network with one output, and what a training step asks of them."""
+    size = 32 if dim == 3 else 96
+    stock = planned.planned_unet(plans(dim, kind).get_configuration("tiny"), 1, 1, True)
+    x = torch.randn(2, 1, *[size] * dim)
+    return (conditional_unet(dim, kind), Query(x, torch.tensor([[1], [2]]))), (stock, x)
+
+
+@pytest.mark.parametrize(("dim", "kind"), [(2, "plain"), (3, "plain"), (3, "residual")])
+def test_a_training_step_keeps_at_most_a_tenth_more_memory_than_stock(dim, kind):
+    ours, stock = (saved_bytes(*pair) for pair in side_by_side(dim, kind))
+    assert ours <= 1.10 * stock
+
+
+@pytest.mark.slow
+def test_a_training_step_takes_at_most_a_tenth_longer_than_stock():
+    """In turn, in one process; the median of the ratios, because machines are noisy."""
+    pairs = side_by_side(3, "plain")
+
+    def seconds(network, question):
+        start = time.perf_counter()
+        sum(z.mean() for z in network(question)).backward()
+        return time.perf_counter() - start
+
+    ratios = [seconds(*pairs[0]) / seconds(*pairs[1]) for _ in range(25)]
+    assert statistics.median(ratios[5:]) < 1.10
 
 
 @pytest.mark.parametrize(("dim", "kind", "anisotropic"), NETWORKS)

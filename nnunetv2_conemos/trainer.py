@@ -117,8 +117,8 @@ class PartialLabelTrainer(nnUNetTrainer):
         self._log_untaught(train.identifiers)
         self._log_stray_values(train)
         manager = self.label_manager
-        keys = manager.foreground_regions if manager.has_regions else [int(v) for v in manager.foreground_labels]
-        always = [(-1, *map(int, manager.all_labels))] if manager.has_ignore_label else []
+        keys = manager.foreground_regions if manager.has_regions else np.array(manager.foreground_labels).tolist()
+        always = [(-1, *np.array(manager.all_labels).tolist())] if manager.has_ignore_label else []
         return (
             AskedDataset(train, self.method.ask, self.table, keys, always),
             AskedDataset(validation, self.method.ask, self.table, keys, always),

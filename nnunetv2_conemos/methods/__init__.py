@@ -32,4 +32,5 @@ def export_trainers() -> dict[str, type[PartialLabelTrainer]]:
 
 
 globals().update(export_trainers())
+# pyright: reportUnsupportedDunderAll=false
 __all__ = sorted(name for name, value in globals().items() if isinstance(value, type) and "Trainer" in name)

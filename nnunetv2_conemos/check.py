@@ -85,10 +85,10 @@ def check_copies(name: str) -> list[Finding]:
 
 
 def check_unannotated(table: SourceTable) -> list[Finding]:
-    """Labels without any annotated case: their output is never taught, yet it competes with the others."""
-    remedy = "Add it to `annotated` of a source, or remove it from `labels`."
+    """Labels without any annotated case: nothing wrong is taught, but they are never predicted either."""
+    what, remedy = "is annotated by no source: never predicted.", "Add it to `annotated`, or remove it from `labels`."
     lonely = [name for name, n in zip(table.labels.names, table.counts().sum(0), strict=True) if not n]
-    return [Finding("error", f"label '{name}'", "is annotated by no source.", remedy) for name in lonely]
+    return [Finding("warning", f"label '{name}'", what, remedy) for name in lonely]
 
 
 def read_contents(

@@ -102,8 +102,9 @@ def test_absent_in_some_cases_is_no_finding(phantom: Path):
 
 def test_labels_nobody_annotates(phantom: Path):
     change(phantom, labels=datasets.read_dataset_json(phantom)["labels"] | {"pancreas": 5})
-    (error,) = errors()
-    assert "label 'pancreas' is annotated by no source" in error
+    (finding,) = check_dataset(NAME, 1).findings
+    assert (finding.severity, finding.where) == ("warning", "label 'pancreas'")
+    assert "is annotated by no source" in finding.what
 
 
 def test_sources_that_do_not_fit_are_one_finding_with_the_reason(phantom: Path):

@@ -25,8 +25,11 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def dataset_name(name_or_id: str | int) -> str:
-    """`Dataset004_Hippocampus` from a name or an id, as nnU-Net resolves it (raises RuntimeError where it does)."""
-    return maybe_convert_to_dataset_name(name_or_id)
+    """`Dataset004_Hippocampus` from a name or an id, as nnU-Net resolves it; FileNotFoundError in its words."""
+    try:
+        return maybe_convert_to_dataset_name(name_or_id)
+    except RuntimeError as error:  # lists the folders that nnU-Net looked in
+        raise FileNotFoundError(str(error)) from None
 
 
 def raw_folder(name: str) -> Path | None:

@@ -172,10 +172,7 @@ def _refuse_other_labels(folder: Path, theirs: Mapping[str, Any], raw: Path, our
 
 def find_raw(dataset: str) -> tuple[str, Path]:
     """Full name and raw folder of a dataset given by name or id; raises FileNotFoundError with what to set."""
-    try:
-        name = datasets.dataset_name(dataset)
-    except RuntimeError as error:  # nnU-Net's message lists the folders it looked in
-        raise FileNotFoundError(str(error)) from None
+    name = datasets.dataset_name(dataset)
     raw = datasets.raw_folder(name)
     if raw is None:
         raise FileNotFoundError(

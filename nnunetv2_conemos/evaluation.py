@@ -107,10 +107,7 @@ def find_dataset_json(dataset: str | None, djfile: Path | None, pred_folder: Pat
 
 def known_dataset(name_or_id: str) -> tuple[str, Path]:
     """Full name and folder (raw, else preprocessed) of a dataset; raises FileNotFoundError where nnU-Net has none."""
-    try:
-        name = dataset_name(name_or_id)
-    except RuntimeError as error:
-        raise FileNotFoundError(str(error)) from None
+    name = dataset_name(name_or_id)
     refuse_different_tables(name)
     folder = raw_folder(name) or preprocessed_folder(name)
     if folder is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
-from nnunetv2_conemos.datasets import dataset_name, preprocessed_folder, read_dataset_json
+from nnunetv2_conemos.datasets import dataset_name, preprocessed_folder, read_dataset_json, write_aside
 from nnunetv2_conemos.method import PLANS_KEY, facts_for_inference
 from nnunetv2_conemos.sources import LabelSpace, SourceError, shorten
 
@@ -43,9 +42,8 @@ def run(args: argparse.Namespace) -> None:
     labels = LabelSpace.from_dataset_json(read_dataset_json(folder))
     network = fresh_network(folder, args.tr, args.p, args.c)
     weights, report = adapt_weights(checkpoint["network_weights"], checkpoint_labels(checkpoint), network, labels.names)
-    aside = args.output.with_name(f".{args.output.name}.{os.getpid()}")
-    torch.save({"network_weights": weights, "adapted_from": str(args.checkpoint)}, aside)
-    aside.replace(args.output)
+    content = {"network_weights": weights, "adapted_from": str(args.checkpoint)}
+    write_aside(args.output, lambda file: torch.save(content, file))
     print(
         f"{report}\nWritten: {args.output}\nUse: nnUNetv2_train {args.dataset} {args.c} FOLD -tr {args.tr} -p {args.p} "
         f"-pretrained_weights {args.output}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,15 @@ from nnunetv2_conemos.sources import SourceError
 SHARED_KEYS = ("labels", "regions_class_order", "sources")  # what raw and preprocessed must agree on
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_aside(file: Path, write: Callable[[Path], Any]) -> None:
     """Write aside, then rename: a reader never sees half a file."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(content, indent=2) + "\n")
-    aside.replace(path)
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    write(aside)
+    aside.replace(file)
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_aside(path, lambda file: file.write_text(json.dumps(content, indent=2) + "\n"))
 
 
 def dataset_name(name_or_id: str | int) -> str:

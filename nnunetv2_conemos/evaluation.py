@@ -33,7 +33,14 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from rich.progress import track
 from scipy.ndimage import find_objects
 
-from nnunetv2_conemos.datasets import dataset_name, preprocessed_folder, raw_folder, refuse_different_tables, write_json
+from nnunetv2_conemos.datasets import (
+    dataset_name,
+    preprocessed_folder,
+    raw_folder,
+    refuse_different_tables,
+    write_aside,
+    write_json,
+)
 from nnunetv2_conemos.declare import group_sources, read_annotated
 from nnunetv2_conemos.figures import draw_dice, print_scores
 from nnunetv2_conemos.scores import pair_scores, summary_json
@@ -114,13 +121,6 @@ def known_dataset(name_or_id: str) -> tuple[str, Path]:
         places = f"nnUNet_raw ({nnUNet_raw.get()}) nor in nnUNet_preprocessed ({nnUNet_preprocessed.get()})"
         raise FileNotFoundError(f"{name}/dataset.json is neither in {places}. Set the variables to where it lies.")
     return name, folder
-
-
-def write_aside(file: Path, write: Callable[[Path], Any]) -> None:
-    """Write aside, then rename: a reader never sees half a file."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    write(aside)
-    aside.replace(file)
 
 
 def who_annotated_what(args: argparse.Namespace, dataset_json: Mapping[str, Any], cases: list[str]) -> SourceTable:

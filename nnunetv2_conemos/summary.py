@@ -10,6 +10,7 @@ import numpy as np
 from nnunetv2.evaluation.evaluate_predictions import load_summary_json, save_summary_json
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
+from nnunetv2_conemos.datasets import write_aside
 from nnunetv2_conemos.sources import SourceTable
 
 ALL_LABELS = "summary_all_labels.json"  # nnU-Net's own file, kept beside ours
@@ -36,9 +37,7 @@ def annotated_summary(summary_file: Path, table: SourceTable, ending: str) -> di
         "foreground_mean": _mean(list(mean.values())),
     }
     recursive_fix_for_json_export(summary)
-    aside = summary_file.with_name(".summary.json")
-    save_summary_json(summary, str(aside))
-    aside.replace(summary_file)
+    write_aside(summary_file, lambda file: save_summary_json(summary, str(file)))
     return summary
 
 

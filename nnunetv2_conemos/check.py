@@ -7,11 +7,8 @@ do the label maps hold what their source says? The last needs every label map, r
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 from collections.abc import Collection, Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +21,11 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 
 from nnunetv2_conemos import datasets
 from nnunetv2_conemos.declare import NO_MAP, cell_texts, find_raw, source_table
 from nnunetv2_conemos.environment import Finding, check_environment
+from nnunetv2_conemos.parallel import in_processes
 from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable, shorten
 
 
@@ -104,14 +101,7 @@ def read_contents(
     except RuntimeError as error:
         raise ValueError(f"{error} Correct `file_ending` in dataset.json, or write that image again.") from None
     jobs = [(str(case), Path(files["label"]), reader) for case, files in cases.items()]
-    title = "Reading label maps"
-    if processes == 1:
-        return [read_content(*job) for job in track(jobs, title)]
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        try:
-            return list(track(pool.map(read_content, *zip(*jobs, strict=True), chunksize=4), title, len(jobs)))
-        except BrokenProcessPool:
-            raise OSError("a reading process was killed, most often for want of memory. Use fewer with -np.") from None
+    return in_processes(read_content, jobs, processes, "Reading label maps")
 
 
 def read_content(case: str, file: Path, reader: BaseReaderWriter) -> CaseContent:

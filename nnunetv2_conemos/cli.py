@@ -9,6 +9,8 @@ import sys
 # subcommand -> (module with add_arguments(parser) and run(args) -> exit status, one line of help)
 COMMANDS = {
     "check": ("check", "is the environment sound, does every case match one source, do the maps fit?"),
+    "merge": ("merge", "several raw datasets with different labels become one with `sources`"),
+    "hide": ("hide", "a partially labelled copy of a complete dataset, for experiments"),
     "declare": ("declare", "write `sources` into dataset.json from a table case -> annotated labels"),
     "evaluate": ("evaluation", "Dice, NSD and HD95 of predictions, on annotated labels only"),
     "best": ("best", "rank trained configurations and ensembles on annotated labels"),

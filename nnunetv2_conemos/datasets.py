@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets, maybe_convert_to_dataset_name
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_conemos.sources import SourceError
@@ -27,6 +30,47 @@ def write_aside(file: Path, write: Callable[[Path], Any]) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     write_aside(path, lambda file: file.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+@contextmanager
+def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A folder beside `target` that becomes it at the end, or leaves nothing behind where the block raises.
+
+    Raises FileExistsError where `target` exists, unless it is to be replaced.
+    """
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{target} exists. Choose another name, or say --overwrite to replace it.")
+    aside, replaced = (target.with_name(f".{target.name}.{suffix}") for suffix in ("unfinished", "replaced"))
+    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        if target.exists():
+            target.replace(replaced)
+        aside.replace(target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def new_dataset_folder(name: str) -> Path:
+    """Raw folder for a dataset yet to be written, from a name (in nnUNet_raw) or a path.
+
+    Raises ValueError for a name that nnU-Net would not find again, or whose id another dataset has.
+    """
+    folder = Path(name)
+    if not re.fullmatch(r"Dataset\d{3}_\w[\w.-]*", folder.name):
+        raise ValueError(f"'{name}': a dataset is named Dataset100_Name: three digits, then a name without blanks.")
+    if folder.name == name:
+        if not nnUNet_raw.is_set():
+            raise FileNotFoundError(
+                "nnUNet_raw is not set. Set it to the folder that holds raw datasets, or say a path."
+            )
+        folder = Path(nnUNet_raw) / name
+    others = set(find_candidate_datasets(int(folder.name[7:10]))) - {folder.name}
+    if others:
+        raise ValueError(f"'{folder.name}': its id belongs to {', '.join(sorted(others))} already. Choose another id.")
+    return folder
 
 
 def dataset_name(name_or_id: str | int) -> str:

@@ -182,6 +182,12 @@ def find_raw(dataset: str) -> tuple[str, Path]:
     return name, raw
 
 
+def named_or_path(dataset: str) -> Path:
+    """Raw folder of a dataset given by path, name or id."""
+    folder = Path(dataset)
+    return folder.resolve() if (folder / "dataset.json").is_file() else find_raw(dataset)[1]
+
+
 def write_together(files: Mapping[Path, Any]) -> None:
     """Replace several existing JSON files, or none: a failure puts back what was already replaced."""
     before = {path: json.loads(path.read_text()) for path in files}

@@ -14,23 +14,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Bool, UInt16
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from rich.progress import track
 from scipy.ndimage import find_objects
 
 from nnunetv2_conemos.datasets import (
@@ -43,6 +38,7 @@ from nnunetv2_conemos.datasets import (
 )
 from nnunetv2_conemos.declare import group_sources, read_annotated
 from nnunetv2_conemos.figures import draw_dice, print_scores
+from nnunetv2_conemos.parallel import in_processes
 from nnunetv2_conemos.scores import pair_scores, summary_json
 from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable, match_cases, parse_sources, shorten
 
@@ -201,23 +197,10 @@ def evaluate(
     jobs = [(entry, reader, table.labels, table.known(entry.case), tolerance) for entry in files]
     if not any(known.any() for _, _, _, known, _ in jobs):
         raise SourceError(f"none of the {len(files)} cases is annotated for any label: nothing to evaluate.")
-    rows = [row for rows in map_cases(evaluate_case, jobs, processes, title) for row in rows]
+    rows = [row for rows in in_processes(evaluate_case, jobs, processes, title) for row in rows]
     scores = pd.DataFrame(rows)
     scores.insert(1, "source", scores["case"].map(table.source_of))
     return scores
-
-
-def map_cases(function: Callable[..., Any], jobs: Sequence[tuple], processes: int, title: str) -> list[Any]:
-    """`function(*job)` of every job, in order, behind a progress bar; in this process if one is enough."""
-    processes = min(processes, len(jobs))
-    if processes <= 1:
-        return [function(*job) for job in track(jobs, title)]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
-        try:
-            return list(track(pool.map(function, *zip(*jobs, strict=True)), title, len(jobs)))
-        except BrokenProcessPool:
-            raise OSError("a process was killed, most often for want of memory. Use fewer with -np.") from None
 
 
 def evaluate_case(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
+from nnunetv2_conemos.datasets import write_json
 from nnunetv2_conemos.sources import SourceTable
 
 
@@ -35,3 +38,12 @@ def stratified_split(table: SourceTable, folds: int = 5, seed: int = 12345) -> l
     return [
         {"train": sorted((set(annotated) - set(cases)) | set(unlabelled)), "val": sorted(cases)} for cases in validation
     ]
+
+
+def write_split(table: SourceTable, folder: Path) -> list[str]:
+    """Write splits_final.json, which planning copies from a raw folder; where there are too few cases, say so."""
+    try:
+        write_json(folder / "splits_final.json", stratified_split(table))
+    except ValueError as error:
+        return [f"no splits_final.json: {error}"]
+    return []

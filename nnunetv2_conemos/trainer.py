@@ -32,6 +32,7 @@ class PartialLabelTrainer(nnUNetTrainer):
     """
 
     method: ClassVar[Method]
+    mirroring = True  # of training patches and at prediction; mirrored, left and right organs look alike
     network: Any
     loss: Any
     output_folder: str
@@ -85,6 +86,14 @@ class PartialLabelTrainer(nnUNetTrainer):
         share = self.oversample_foreground_percent
         super()._set_batch_size_and_oversample()
         self.oversample_foreground_percent = share  # drawn per sample, so ranks need no shares of their own
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, Any, Any, Any]:  # noqa: N802
+        rotation, dummy_2d, initial_patch_size, mirror_axes = (
+            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        if not self.mirroring:
+            mirror_axes = self.inference_allowed_mirroring_axes = None
+        return rotation, dummy_2d, initial_patch_size, mirror_axes
 
     def _build_loss(self) -> nn.Module:
         wrapped: Any = super()._build_loss()

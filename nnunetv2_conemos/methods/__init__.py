@@ -1,4 +1,4 @@
-"""Every file of this folder is a method; its trainers, and their epoch variants, are exported from here."""
+"""Every file of this folder is a method; its trainers, and their variants, are exported from here."""
 
 import importlib
 import pkgutil
@@ -6,18 +6,24 @@ import sys
 
 from nnunetv2_conemos.trainer import PartialLabelTrainer
 
-EPOCHS = {1: "1epoch", **{n: f"{n}epochs" for n in (5, 10, 20, 50, 100, 250)}}  # the names nnU-Net gives its own
+EPOCHS = {n: f"_{n}epoch{'s' * (n > 1)}" for n in (1, 5, 10, 20, 50, 100, 250)}  # the names nnU-Net gives its own
 
 
-def epoch_variants(trainer: type[PartialLabelTrainer]) -> dict[str, type[PartialLabelTrainer]]:
-    """`Trainer_1epoch`, `Trainer_5epochs`, ... set in the module of the trainer, where pickle looks for them."""
-    variants = {}
-    for epochs, suffix in EPOCHS.items():
-        name = f"{trainer.__name__}_{suffix}"
-        body = {"__module__": trainer.__module__, "__doc__": trainer.__doc__, "settings": {"num_epochs": epochs}}
-        variants[name] = type(name, (trainer,), body)
-        setattr(sys.modules[trainer.__module__], name, variants[name])
-    return variants
+def variants(trainer: type[PartialLabelTrainer]) -> dict[str, type[PartialLabelTrainer]]:
+    """`Trainer_1epoch`, ..., `Trainer_NoMirroring`, `Trainer_NoMirroring_1epoch`, ...
+
+    They are set in the module of the trainer, where pickle looks for them.
+    """
+    made = {}
+    for mirroring in (True, False):
+        for epochs, suffix in {None: "", **EPOCHS}.items():
+            settings = ({} if mirroring else {"mirroring": False}) | ({} if epochs is None else {"num_epochs": epochs})
+            if settings:
+                name = trainer.__name__ + ("" if mirroring else "_NoMirroring") + suffix
+                body = {"__module__": trainer.__module__, "__doc__": trainer.__doc__, "settings": settings}
+                made[name] = type(name, (trainer,), body)
+                setattr(sys.modules[trainer.__module__], name, made[name])
+    return made
 
 
 def export_trainers() -> dict[str, type[PartialLabelTrainer]]:
@@ -27,7 +33,7 @@ def export_trainers() -> dict[str, type[PartialLabelTrainer]]:
         module = importlib.import_module(f"{__name__}.{info.name}")
         for name, value in list(vars(module).items()):
             if isinstance(value, type) and issubclass(value, PartialLabelTrainer) and "method" in vars(value):
-                found |= {name: value, **epoch_variants(value)}
+                found |= {name: value, **variants(value)}
     return found
 
 

@@ -1,0 +1,154 @@
+"""`conemos hide`: a partially labelled copy of a completely labelled dataset, for honest experiments.
+
+The complete maps stay beside it, in `labelsTr_complete`, as the truth to test against.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from rich.console import Console
+
+from nnunetv2_conemos import datasets
+from nnunetv2_conemos.declare import Annotated, group_sources, named_or_path, source_table
+from nnunetv2_conemos.raw_writer import CaseJob, Images, dataset_entries, reader_of, write_cases
+from nnunetv2_conemos.relabel import visible_values
+from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable, shorten
+from nnunetv2_conemos.splits import write_split
+
+COMPLETE = "labelsTr_complete"
+
+
+def dealt_labels(cases: Sequence[str], labels: LabelSpace, per_case: int, rng: np.random.Generator) -> Annotated:
+    """Each case keeps `per_case` labels, and each label is kept equally often (give or take one case)."""
+    if not 1 <= per_case <= len(labels):
+        raise ValueError(f"--per-case {per_case}: expected 1 to {len(labels)} labels ({', '.join(labels.names)}).")
+    used = np.zeros(len(labels))
+    annotated = {}
+    for case in rng.permutation(cases):
+        kept = np.lexsort((rng.random(len(labels)), used))[:per_case]
+        used[kept] += 1
+        annotated[str(case)] = [labels.names[k] for k in sorted(kept)]
+    return annotated
+
+
+def dealt_groups(cases: Sequence[str], groups: Sequence[list[str]], rng: np.random.Generator) -> Annotated:
+    """Cases are dealt out evenly to groups, each annotated for its labels."""
+    return {str(case): groups[place % len(groups)] for place, case in enumerate(rng.permutation(cases))}
+
+
+def thinned_labels(cases: Sequence[str], labels: LabelSpace, fraction: float, rng: np.random.Generator) -> Annotated:
+    """Each label stays annotated in this fraction of the cases, drawn for each label anew."""
+    number = round(fraction * len(cases))
+    keepers = {name: set(rng.permutation(cases)[:number].tolist()) for name in labels.names}
+    return {case: [name for name in labels.names if case in keepers[name]] for case in cases}
+
+
+def read_groups(file: Path, labels: LabelSpace) -> list[list[str]]:
+    """JSON `{"group": ["label", ...], ...}`; raises SourceError for a label that does not exist."""
+    if not file.is_file():
+        raise FileNotFoundError(f"--groups: there is no file {file}.")
+    try:
+        groups = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--groups {file}: not valid JSON ({error}).") from None
+    if not isinstance(groups, dict) or not groups or not all(isinstance(names, list) for names in groups.values()):
+        raise ValueError(f'--groups {file}: expected {{"group": ["label", ...], ...}}, found {str(groups)[:80]}.')
+    for group, names in groups.items():
+        for name in names:
+            labels.index(name, f"--groups {file}, '{group}'")
+    return list(groups.values())
+
+
+def scheme(args: argparse.Namespace, cases: Sequence[str], labels: LabelSpace) -> Annotated:
+    """Case -> labels that stay, as the command line asks; `--unlabelled` cases keep none."""
+    rng = np.random.default_rng(args.seed)
+    for option, value in (("fraction", args.fraction), ("unlabelled", args.unlabelled)):
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"--{option} {value:g}: expected a number from 0 to 1.")
+    shuffled = rng.permutation(sorted(cases)).tolist()
+    empty = round((args.unlabelled or 0) * len(shuffled))
+    unlabelled, rest = shuffled[:empty], sorted(shuffled[empty:])
+    if args.per_case is not None:
+        kept = dealt_labels(rest, labels, args.per_case, rng)
+    elif args.groups is not None:
+        kept = dealt_groups(rest, read_groups(args.groups, labels), rng)
+    elif args.fraction is not None:
+        kept = thinned_labels(rest, labels, args.fraction, rng)
+    elif empty:
+        kept = {case: list(labels.names) for case in rest}
+    else:
+        raise ValueError("say what to hide: --per-case, --groups, --fraction or --unlabelled.")
+    return {**kept, **{case: [] for case in unlabelled}}
+
+
+def hide(
+    raw: Path, target: Path, annotated: Mapping[str, list[str]], images: Images, overwrite: bool, processes: int
+) -> tuple[SourceTable, list[str]]:
+    """Write the partially labelled copy, whole or not at all; returns who keeps what, and notes."""
+    dataset_json = datasets.read_dataset_json(raw)
+    labels, ending = LabelSpace.from_dataset_json(dataset_json), dataset_json["file_ending"]
+    files, reader = datasets.raw_cases(raw), reader_of(dataset_json)
+    jobs = [
+        CaseJob(case, tuple(map(Path, entry["images"])), Path(entry["label"]), values, ending, reader)
+        for case, entry in files.items()
+        for values in [visible_values(labels, annotated[case]) if annotated[case] else all_hidden(labels)]
+    ]
+    result = {**dataset_json, "sources": group_sources(annotated, labels)}
+    if images == "reference":
+        result["dataset"] = dataset_entries(jobs, ending)
+    else:
+        result.pop("dataset", None)
+    table = SourceTable.from_dataset_json(result, files)
+    with datasets.new_folder(target, overwrite) as folder:
+        write_cases(jobs, folder, ending, images, processes, "Hiding labels")
+        (folder / COMPLETE).mkdir()
+        for case, entry in files.items():
+            shutil.copyfile(entry["label"], folder / COMPLETE / f"{case}{ending}")
+        notes = write_split(table, folder)
+        datasets.write_json(folder / "dataset.json", result)
+    return table, notes
+
+
+def all_hidden(labels: LabelSpace) -> dict[int, int]:
+    """Values of an unlabelled case: all become 0, the ignore label too (nnU-Net would take it for foreground)."""
+    values = {value for its_values in labels.values for value in its_values}
+    return dict.fromkeys({0, *values} | ({labels.ignore} if labels.ignore is not None else set()), 0)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", metavar="DATASET", help="completely labelled raw dataset: id, name or path")
+    parser.add_argument("-o", dest="output", required=True, metavar="DATASET", help="new dataset: Dataset100_Name")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--per-case", type=int, metavar="N", help="each case keeps N labels, each label equally often")
+    how.add_argument("--groups", type=Path, metavar="FILE", help='JSON {"group": ["label", ...]}; cases dealt evenly')
+    how.add_argument("--fraction", type=float, metavar="P", help="each label stays in this fraction of the cases")
+    parser.add_argument("--unlabelled", type=float, metavar="P", help="this fraction of the cases keeps no label")
+    parser.add_argument("--seed", type=int, default=0, help="[%(default)s]")
+    parser.add_argument("--images", choices=get_args(Images), default="reference", help="[%(default)s]")
+    parser.add_argument("-np", dest="processes", type=int, default=os.cpu_count() or 1, help="[%(default)s]")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset of that name")
+
+
+def run(args: argparse.Namespace) -> None:
+    raw = named_or_path(args.dataset)
+    dataset_json = datasets.read_dataset_json(raw)
+    if "sources" in dataset_json:
+        raise SourceError(f"{raw} has `sources`: it is partially labelled already. Hide labels of a complete dataset.")
+    target = datasets.new_dataset_folder(args.output)
+    cases, labels = list(datasets.raw_cases(raw)), LabelSpace.from_dataset_json(dataset_json)
+    annotated = scheme(args, cases, labels)
+    table, notes = hide(raw, target, annotated, args.images, args.overwrite, args.processes)
+    Console(soft_wrap=True).print(source_table(table))
+    print(f"Written: {target}, with the complete maps in {target / COMPLETE}")
+    if table.untaught():
+        notes.append(f"annotated in no case: {shorten(table.untaught())}.")
+    for note in notes:
+        print(note)

@@ -1,0 +1,180 @@
+"""`conemos merge`: several raw datasets, each annotated for other labels, become one with `sources`.
+
+Labels are joined by name. The result is written aside and renamed at the end; what it is made of is only read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from rich.console import Console
+
+from nnunetv2_conemos.datasets import new_dataset_folder, new_folder, write_json
+from nnunetv2_conemos.declare import group_sources
+from nnunetv2_conemos.ingredients import Part, case_id, case_jobs, load_parts
+from nnunetv2_conemos.merge_report import MergeReport, print_report, write_report
+from nnunetv2_conemos.raw_writer import CaseJob, Images, common_ending, dataset_entries, write_cases
+from nnunetv2_conemos.recipe import Recipe, read_recipe, recipe_of, recipe_text
+from nnunetv2_conemos.relabel import Signature, label_entries, union
+from nnunetv2_conemos.sources import LabelSpace, SourceTable, shorten
+from nnunetv2_conemos.splits import write_split
+
+RECIPE = "merge_recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A merge before anything is written: the new dataset.json, who annotated what, and what to do for each case."""
+
+    parts: list[Part]
+    dataset_json: dict[str, Any]
+    table: SourceTable
+    jobs: list[CaseJob]
+    value_of: dict[Signature, int]
+
+
+def plan_merge(recipe: Recipe) -> Plan:
+    """Read the datasets and join their labels; raises SourceError, ValueError or OSError that names what is wrong."""
+    parts = load_parts(recipe)
+    names, values = union(part.space for part in parts)
+    labels, order = label_entries(names, values)
+    value_of: dict[Signature, int] = {signature: value for value, signature in enumerate(values, start=1)}
+    ignore = len(values) + 1 if any(part.ignore is not None for part in parts) else None
+    ending = common_ending([part.ending for part in parts], recipe.file_ending)
+    jobs = [job for part in parts for job in case_jobs(part, parts[0].channels, value_of, ignore)]
+    refuse_equal_ids(jobs)
+    dataset_json: dict[str, Any] = {
+        "channel_names": {str(place): channel for place, channel in enumerate(parts[0].channels)},
+        "labels": labels if ignore is None else {**labels, "ignore": ignore},
+        "numTraining": len(jobs),
+        "file_ending": ending,
+    }
+    if order:
+        dataset_json["regions_class_order"] = order
+    readers = {part.overwrite_reader for part in parts}
+    if len(readers) == 1 and None not in readers:
+        dataset_json["overwrite_image_reader_writer"] = readers.pop()
+    if recipe.images == "reference":
+        dataset_json["dataset"] = dataset_entries(jobs, ending)
+    cases = [job.case for job in jobs]
+    dataset_json["sources"] = merged_sources(parts, LabelSpace.from_dataset_json(dataset_json), cases)
+    return Plan(parts, dataset_json, SourceTable.from_dataset_json(dataset_json, cases), jobs, value_of)
+
+
+def refuse_equal_ids(jobs: Sequence[CaseJob]) -> None:
+    """Case ids must differ, also where a file system does not tell small from capital letters."""
+    ids = [job.case.casefold() for job in jobs]
+    twice = sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []
+    if twice:
+        raise ValueError(f"the same case id twice: {shorten(twice)}. Give a dataset another `name` in a recipe.")
+
+
+def merged_sources(parts: Sequence[Part], labels: LabelSpace, cases: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`sources` of the result: one per dataset, or several where its cases are annotated for different labels."""
+    sources = {}
+    for part in parts:
+        annotated = {case_id(part, case): sorted(known) for case, known in part.annotated.items()}
+        groups = group_sources(annotated, narrowed(labels, part.labels))
+        own = set(annotated)
+        for name, group in groups.items():
+            if len(groups) == 1 and {case for case in cases if case.startswith(f"{part.name}_")} == own:
+                group["cases"] = [f"{part.name}_*"]
+            facts: dict[str, Any] = {"modality": part.modality}
+            facts |= {"weight": part.ingredient.weight} if part.ingredient.weight != 1 else {}
+            sources[part.name if len(groups) == 1 else f"{part.name}: {name}"] = group | facts
+    return sources
+
+
+def narrowed(labels: LabelSpace, names: Collection[str]) -> LabelSpace:
+    """The labels of one dataset, so that a source is called after what it lacks of those."""
+    kept = [(name, values) for name, values in zip(labels.names, labels.values, strict=True) if name in names]
+    return replace(labels, names=tuple(name for name, _ in kept), values=tuple(values for _, values in kept))
+
+
+def merge(recipe: Recipe, target: Path, overwrite: bool, processes: int) -> MergeReport:
+    """Write the merged dataset; `target` appears whole or not at all."""
+    plan = plan_merge(recipe)
+    with new_folder(target, overwrite) as folder:
+        ending = plan.dataset_json["file_ending"]
+        found = write_cases(plan.jobs, folder, ending, recipe.images, processes, "Writing cases")
+        notes = write_split(plan.table, folder)
+        report = MergeReport(
+            plan.table, occurrences(plan, found), [*notes, *hidden_notes(plan, found)], plan.parts, recipe
+        )
+        write_report(report, folder)
+        (folder / RECIPE).write_text(recipe_text(recipe))
+        write_json(folder / "dataset.json", plan.dataset_json)
+    return report
+
+
+def occurrences(plan: Plan, found: Mapping[str, frozenset[int]]) -> np.ndarray:
+    """Integer [sources, K]: annotated cases in which each label has at least one voxel."""
+    table = plan.table
+    rows = {source: row for row, source in enumerate(table.sources)}
+    occurs = np.zeros_like(table.counts())
+    for part in plan.parts:
+        for case in part.files:
+            name = case_id(part, case)
+            present = set().union(*(part.space.get(value, frozenset()) for value in found[name]))
+            occurs[rows[table.source_of(name)]] += np.isin(table.labels.names, list(present)) & table.known(name)
+    return occurs
+
+
+def hidden_notes(plan: Plan, found: Mapping[str, frozenset[int]]) -> list[str]:
+    """Labels that stand in maps of cases not annotated for them: they were left out, and that is said."""
+    notes = []
+    for part in plan.parts:
+        cases: dict[str, list[str]] = {}
+        for case, known in part.annotated.items():
+            present = set().union(*(part.space.get(value, frozenset()) for value in found[case_id(part, case)]))
+            for label in present - known:
+                cases.setdefault(label, []).append(case)
+        for label, holders in sorted(cases.items()):
+            notes.append(
+                f"{part.name}: '{label}' was left out of {len(holders)} case(s) whose maps hold it although it is not "
+                f"annotated there: {shorten(holders)}."
+            )
+    return notes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("datasets", nargs="*", metavar="DATASET", help="raw datasets: ids, names or paths")
+    parser.add_argument("-o", dest="output", required=True, metavar="DATASET", help="new dataset: Dataset100_Name")
+    parser.add_argument("--recipe", type=Path, metavar="FILE", help="YAML that says all of this instead")
+    every = "; DATASET: may be left out to mean all"
+    parser.add_argument(
+        "--rename", nargs="+", default=[], metavar="DATASET:OLD=NEW", help="labels that are called differently" + every
+    )
+    parser.add_argument("--drop", nargs="+", default=[], metavar="DATASET:LABEL", help="labels to leave out" + every)
+    parser.add_argument(
+        "--keep-apart", nargs="+", default=[], metavar="LABEL", help="one label per dataset where definitions differ"
+    )
+    parser.add_argument(
+        "--channels", nargs="+", default=[], metavar="DATASET:OLD=NEW", help="channels that mean the same" + every
+    )
+    annotated_help = "JSON or CSV, case -> labels, of a dataset whose cases are annotated for different labels"
+    parser.add_argument("--annotated", nargs="+", default=[], metavar="DATASET:FILE", help=annotated_help)
+    unlabelled_help = "folders of images CASE_0000.ENDING in which nothing is annotated"
+    parser.add_argument("--unlabelled", nargs="+", type=Path, default=[], metavar="FOLDER", help=unlabelled_help)
+    parser.add_argument(
+        "--images", choices=get_args(Images), default="reference", help="how images are kept [%(default)s]"
+    )
+    parser.add_argument("--file-ending", metavar=".ENDING", help="of the result [the most frequent one]")
+    parser.add_argument("-np", dest="processes", type=int, default=os.cpu_count() or 1, help="[%(default)s]")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset of that name")
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.recipe and args.datasets:
+        raise ValueError(f"--recipe {args.recipe} names the datasets already; leave {shorten(args.datasets)} out.")
+    recipe = read_recipe(args.recipe) if args.recipe else recipe_of(args)
+    target = new_dataset_folder(args.output)
+    report = merge(recipe, target, args.overwrite, args.processes)
+    print_report(report, Console(soft_wrap=True))
+    print(f"Written: {target}\nNext: conemos check {target.name}")

@@ -1,0 +1,32 @@
+"""Independent jobs on several cores, behind a progress bar."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import torch
+from rich.progress import track
+
+
+def in_processes(function: Callable[..., Any], jobs: Sequence[tuple], processes: int, title: str) -> list[Any]:
+    """`function(*job)` of every job, in order, behind a progress bar; in this process if one is enough.
+
+    The first job that raises ends it: jobs that have not begun are not begun any more. Raises OSError where a process
+    was killed.
+    """
+    processes = min(processes, len(jobs))
+    if processes <= 1:
+        return [function(*job) for job in track(jobs, title)]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
+        try:
+            return list(track(pool.map(function, *zip(*jobs, strict=True)), title, len(jobs)))
+        except BrokenProcessPool:
+            raise OSError("a process was killed, most often for want of memory. Use fewer with -np.") from None
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise

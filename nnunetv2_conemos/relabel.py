@@ -1,0 +1,95 @@
+"""Values of a label map as sets of labels, so that nested regions, hidden labels and merged datasets are one problem.
+
+A voxel belongs to a set of labels, its signature: one label in label mode, a region and those around it in region mode,
+none in the background. Whatever is hidden, renamed or filled in changes signatures; values follow from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from nnunetv2_conemos.sources import LabelSpace
+
+Signature = frozenset[str]
+NOTHING: Signature = frozenset()
+
+
+def signatures(names: Sequence[str], values: Sequence[Sequence[int]]) -> dict[int, Signature]:
+    """Label-map value -> the labels it belongs to; 0 belongs to none."""
+    found: dict[int, set[str]] = {0: set()}
+    for name, its_values in zip(names, values, strict=True):
+        for value in its_values:
+            found.setdefault(value, set()).add(name)
+    return {value: frozenset(found[value]) for value in sorted(found)}
+
+
+def shown(signature: Signature, annotated: Collection[str], value_of: Mapping[Signature, int]) -> int:
+    """The lowest value that shows what was annotated of a voxel, and no other annotated label.
+
+    Label mode: hidden labels become 0. Region mode: a hidden sub-region becomes the region around it.
+    """
+    known = set(annotated)
+    visible = signature & known
+    return min(value for other, value in value_of.items() if other & known == visible) if visible else 0
+
+
+def visible_values(labels: LabelSpace, annotated: Collection[str]) -> dict[int, int]:
+    """Value -> the lowest value that looks the same to somebody who annotates only these labels; ignore stays."""
+    space = signatures(labels.names, labels.values)
+    value_of = {space[value]: value for value in sorted(space, reverse=True)}
+    values = {value: shown(signature, annotated, value_of) for value, signature in space.items()}
+    return values if labels.ignore is None else {**values, labels.ignore: labels.ignore}
+
+
+def completed_values(labels: LabelSpace, annotated: Collection[str]) -> dict[tuple[int, int], int]:
+    """(value annotated, value predicted) -> value of the completed map.
+
+    What is annotated stays as it is; of the values that agree with it, the one nearest to the prediction of the missing
+    labels is taken. A predicted sub-region outside its annotated region is therefore dropped.
+    """
+    known, space = set(annotated), signatures(labels.names, labels.values)
+    result = {}
+    for mine, signature in space.items():
+        agreeing = [value for value, other in space.items() if other & known == signature & known]
+        for predicted, wanted in space.items():
+            far = {value: len((space[value] ^ wanted) - known) for value in agreeing}
+            result[mine, predicted] = min(agreeing, key=lambda value: (far[value], value))
+    return result
+
+
+def union(spaces: Iterable[Mapping[int, Signature]]) -> tuple[list[str], list[Signature]]:
+    """Names and signatures of several label spaces, each once.
+
+    Names and, where no voxel belongs to two labels, signatures too keep the order in which they are first met.
+    """
+    names: dict[str, None] = {}
+    met: dict[Signature, None] = {}
+    for space in spaces:
+        for _, signature in sorted(space.items()):
+            names |= dict.fromkeys(sorted(signature - names.keys()))
+            met |= {signature: None} if signature else {}
+    return list(names), sorted(met, key=lambda signature: sorted(map(list(names).index, signature)))
+
+
+def label_entries(names: Sequence[str], values: Sequence[Signature]) -> tuple[dict[str, int | list[int]], list[int]]:
+    """`labels` and `regions_class_order` of a dataset.json; `values[i]` is the signature of the value i + 1.
+
+    The order is empty in label mode. nnU-Net writes regions one over the other: large ones come first, and each is
+    written as the value that belongs to it and to as little else as possible.
+    """
+    of = {name: [v for v, signature in enumerate(values, 1) if name in signature] for name in names}
+    by_size = sorted(names, key=lambda name: -len(of[name]))  # stable: equal regions keep their order
+    labels: dict[str, int | list[int]] = {"background": 0}
+    if all(len(signature) == 1 for signature in values):
+        return labels | {name: of[name][0] for name in names}, []
+    labels |= {name: of[name][0] if len(of[name]) == 1 else of[name] for name in by_size}
+    return labels, [min(of[name], key=lambda v: (len(values[v - 1]), v)) for name in by_size]
+
+
+def lookup(mapping: Mapping[int, int]) -> np.ndarray:
+    """Array of uint16 such that `array[label map]` applies a mapping of values; values in between become 0."""
+    table = np.zeros(max(mapping) + 1, dtype=np.uint16)
+    table[list(mapping)] = list(mapping.values())
+    return table

@@ -1,0 +1,113 @@
+"""A partially labelled copy of a complete dataset."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from raw_worlds import read_nifti, stripes, write_raw
+
+from nnunetv2_conemos import cli
+from nnunetv2_conemos.datasets import raw_cases
+from nnunetv2_conemos.sources import SourceTable
+
+LABELS = {"background": 0, "liver": 1, "spleen": 2, "kidney": 3}
+TARGET = "Dataset100_Hidden"
+
+
+@pytest.fixture
+def raw(nnunet_folders) -> Path:
+    folder = nnunet_folders / "nnUNet_raw"
+    write_raw(folder / "Dataset003_Complete", LABELS, {f"c{i}": stripes(1, 2, 3) for i in range(9)})
+    return folder
+
+
+def run(*words: str) -> int:
+    return cli.main(["hide", *words, "-o", TARGET, "-np", "1"])
+
+
+def table(raw: Path) -> SourceTable:
+    return SourceTable.from_dataset_json(
+        json.loads((raw / TARGET / "dataset.json").read_text()), raw_cases(raw / TARGET)
+    )
+
+
+def refuse_leaks(raw: Path) -> None:
+    """Every map holds its annotated labels and no other; the complete maps are beside it."""
+    known = table(raw)
+    for case in known.cases:
+        values = set(np.unique(read_nifti(raw / TARGET / "labelsTr" / f"{case}.nii.gz")))
+        assert values == {0} | {LABELS[name] for name in known.annotated(case)}
+        complete = read_nifti(raw / TARGET / "labelsTr_complete" / f"{case}.nii.gz")
+        assert (complete == stripes(1, 2, 3)).all()
+
+
+def test_each_case_keeps_one_label_and_each_label_is_kept_equally_often(raw):
+    assert run("3", "--per-case", "1") == 0
+    refuse_leaks(raw)
+    assert table(raw).counts().sum(0).tolist() == [3, 3, 3]
+    assert len(json.loads((raw / TARGET / "splits_final.json").read_text())) == 5
+
+
+def test_groups_are_dealt_evenly(raw, tmp_path):
+    (tmp_path / "groups.json").write_text(json.dumps({"site a": ["liver"], "site b": ["spleen", "kidney"], "c": []}))
+    assert run("3", "--groups", str(tmp_path / "groups.json"), "--images", "copy") == 0
+    refuse_leaks(raw)
+    assert table(raw).counts().sum(0).tolist() == [3, 3, 3]
+    assert sum(not table(raw).known(case).any() for case in table(raw).cases) == 3
+    assert len(list((raw / TARGET / "imagesTr").iterdir())) == 9
+
+
+def test_a_fraction_of_each_label_and_unlabelled_cases(raw):
+    assert run("3", "--fraction", "0.5", "--unlabelled", "0.34") == 0
+    refuse_leaks(raw)
+    counts = table(raw).counts().sum(0)
+    assert counts.tolist() == [3, 3, 3], "half of the six cases that are not unlabelled"
+    assert sum(not table(raw).known(case).any() for case in table(raw).cases) >= 3
+
+
+def test_the_seed_decides(raw):
+    def annotated(seed: str) -> dict:
+        assert run("3", "--per-case", "1", "--seed", seed, "--overwrite") == 0
+        return {case: table(raw).annotated(case) for case in table(raw).cases}
+
+    assert annotated("1") == annotated("1")
+    assert annotated("1") != annotated("2")
+
+
+def test_a_hidden_subregion_looks_like_the_region_around_it(raw):
+    nested = {"background": 0, "whole": [1, 2], "core": 2}
+    write_raw(raw / "Dataset004_Nested", nested, {f"c{i}": stripes(1, 2) for i in range(4)})
+    assert run("4", "--per-case", "1") == 0
+    known = table(raw)
+    for case in known.cases:
+        found = read_nifti(raw / TARGET / "labelsTr" / f"{case}.nii.gz")
+        assert (found == (stripes(1, 1) if known.annotated(case) == ("whole",) else stripes(0, 2))).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["3"], ["--per-case", "--groups"]),
+        (["3", "--per-case", "4"], ["1 to 3", "kidney"]),
+        (["3", "--fraction", "1.5"], ["0 to 1"]),
+        (["3", "--groups", "nowhere.json"], ["nowhere.json"]),
+        (["77", "--per-case", "1"], ["77"]),
+    ],
+)
+def test_wrong_requests_are_refused(raw, capsys, arguments, words):
+    assert run(*arguments) == 2
+    message = capsys.readouterr().err
+    assert all(word in message for word in words), message
+    assert not (raw / TARGET).exists()
+
+
+def test_partially_labelled_datasets_and_unknown_groups_are_refused(raw, capsys, tmp_path):
+    assert run("3", "--per-case", "1") == 0
+    assert cli.main(["hide", "100", "-o", "Dataset101_Twice", "--per-case", "1"]) == 2
+    assert "already" in capsys.readouterr().err
+    (tmp_path / "groups.json").write_text(json.dumps({"a": ["livr"]}))
+    assert run("3", "--groups", str(tmp_path / "groups.json"), "--overwrite") == 2
+    assert "Did you mean 'liver'?" in capsys.readouterr().err

@@ -1,0 +1,343 @@
+"""From several raw datasets to one, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from raw_worlds import SHAPE, read_nifti, stripes, write_nifti, write_raw
+
+from nnunetv2_conemos import cli, raw_writer
+from nnunetv2_conemos.datasets import raw_cases
+from nnunetv2_conemos.sources import SourceTable
+
+LIVER = {"background": 0, "liver": 1, "tumour": 2}
+SPLEEN = {"background": 0, "spleen": 1}
+
+
+@pytest.fixture
+def raw(nnunet_folders) -> Path:
+    """Dataset003_Liver (a, b) and Dataset009_Spleen (a) in nnUNet_raw."""
+    folder = nnunet_folders / "nnUNet_raw"
+    write_raw(folder / "Dataset003_Liver", LIVER, {"a": stripes(1, 2), "b": stripes(1)})
+    write_raw(folder / "Dataset009_Spleen", SPLEEN, {"a": stripes(0, 1)})
+    return folder
+
+
+def run(*words: str) -> int:
+    return cli.main(["merge", *words, "-np", "1"])
+
+
+def result(raw: Path, name: str = "Dataset100_Abdomen") -> dict:
+    return json.loads((raw / name / "dataset.json").read_text())
+
+
+def table(raw: Path) -> SourceTable:
+    return SourceTable.from_dataset_json(result(raw), raw_cases(raw / "Dataset100_Abdomen"))
+
+
+def label_of(raw: Path, case: str) -> np.ndarray:
+    return read_nifti(raw / "Dataset100_Abdomen" / "labelsTr" / f"{case}.nii.gz")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def test_labels_are_joined_by_name_and_every_case_tells_its_source(raw, capsys):
+    assert run("3", "Dataset009_Spleen", "-o", "Dataset100_Abdomen") == 0
+    merged = result(raw)
+    assert merged["labels"] == {"background": 0, "liver": 1, "tumour": 2, "spleen": 3}
+    assert merged["numTraining"] == 3
+    assert "regions_class_order" not in merged
+    known = table(raw)
+    assert known.cases == ["Liver_a", "Liver_b", "Spleen_a"]
+    assert known.annotated("Liver_a") == ("liver", "tumour")
+    assert known.annotated("Spleen_a") == ("spleen",)
+    assert merged["sources"]["Liver"]["cases"] == ["Liver_*"]
+    assert merged["sources"]["Liver"]["modality"] == "CT"
+    assert (label_of(raw, "Spleen_a") == 3 * stripes(0, 1)).all()
+    assert (label_of(raw, "Liver_a") == stripes(1, 2)).all()
+    printed = capsys.readouterr().out
+    assert "Liver (2)" in printed
+    assert "conemos check Dataset100_Abdomen" in printed
+
+
+def test_images_are_referenced_linked_or_copied_and_the_datasets_stay_as_they_are(raw):
+    before = contents(raw)
+    for kind in ("reference", "link", "copy"):
+        assert run("3", "9", "-o", "Dataset100_Abdomen", "--images", kind, "--overwrite") == 0
+        image = Path(raw_cases(raw / "Dataset100_Abdomen")["Spleen_a"]["images"][0])
+        original = raw / "Dataset009_Spleen" / "imagesTr" / "a_0000.nii.gz"
+        assert image.read_bytes() == original.read_bytes()
+        assert (image == original) == (kind == "reference")
+        assert image.is_symlink() == (kind == "link")
+    shutil.rmtree(raw / "Dataset100_Abdomen")
+    assert contents(raw) == before
+
+
+def test_rename_drop_and_keep_apart(raw):
+    write_raw(raw / "Dataset010_Other", {"background": 0, "Leber": 1, "spleen": 2}, {"c": stripes(1, 2)})
+    options = ["--rename", "Dataset010_Other:Leber=liver", "--drop", "3:tumour", "--keep-apart", "spleen"]
+    assert run("3", "9", "Dataset010_Other", "-o", "Dataset100_Abdomen", *options) == 0
+    assert list(result(raw)["labels"]) == ["background", "liver", "spleen_Spleen", "spleen_Other"]
+    assert (label_of(raw, "Liver_a") == stripes(1, 0)).all(), "the dropped tumour is background"
+    assert (label_of(raw, "Other_c") == stripes(1, 3)).all()
+    assert table(raw).annotated("Other_c") == ("liver", "spleen_Other")
+    report = json.loads((raw / "Dataset100_Abdomen" / "merge_report.json").read_text())
+    assert "Other: 'Leber' became 'liver'" in report["changes"]
+    assert "Liver: 'tumour' was dropped" in report["changes"]
+    assert any("--keep-apart 'liver'" in text for text in report["look_at"])
+    assert (raw / "Dataset100_Abdomen" / "merge_report.png").stat().st_size > 1000
+
+
+def test_two_labels_renamed_alike_are_annotated_where_both_are(raw, tmp_path):
+    (tmp_path / "who.json").write_text(json.dumps({"a": ["liver"], "b": ["liver", "tumour"]}))
+    options = ["--rename", "tumour=liver", "--annotated", f"Dataset003_Liver:{tmp_path / 'who.json'}"]
+    assert run("Dataset003_Liver", "9", "-o", "Dataset100_Abdomen", *options) == 0
+    assert table(raw).annotated("Liver_a") == ()
+    assert table(raw).annotated("Liver_b") == ("liver",)
+    assert not label_of(raw, "Liver_a").any(), "a liver without its tumours is no liver of this definition"
+
+
+def test_a_recipe_says_the_same_and_is_written_beside_the_result(raw, tmp_path):
+    assert run("3", "9", "-o", "Dataset100_Abdomen", "--rename", "3:tumour=liver tumour", "--images", "copy") == 0
+    recipe = tmp_path / "recipe.yaml"
+    shutil.copy(raw / "Dataset100_Abdomen" / "merge_recipe.yaml", recipe)
+    assert run("--recipe", str(recipe), "-o", "Dataset101_Again") == 0
+    first, again = (contents(raw / name) for name in ("Dataset100_Abdomen", "Dataset101_Again"))
+    assert first.keys() == again.keys()
+    for name in first.keys() - {"merge_report.png"}:
+        assert first[name] == again[name], name
+
+
+def test_a_recipe_makes_regions_of_labels(raw, tmp_path):
+    write_raw(raw / "Dataset010_Whole", {"background": 0, "liver": 1}, {"c": stripes(1, 1)})
+    (tmp_path / "recipe.yaml").write_text(
+        "datasets:\n- dataset: '3'\n  regions: {liver: [liver, tumour]}\n- dataset: '10'\n  weight: 2\n"
+    )
+    assert run("--recipe", str(tmp_path / "recipe.yaml"), "-o", "Dataset100_Abdomen") == 0
+    labels = result(raw)["labels"]
+    assert set(labels["liver"]) == {1, 2}
+    assert result(raw)["sources"]["Whole"]["weight"] == 2
+    assert np.isin(label_of(raw, "Liver_a")[:, :2], labels["liver"]).all()
+    assert (label_of(raw, "Liver_a")[:, 1] == labels["tumour"]).all()
+    assert (label_of(raw, "Whole_c")[:, :2] != labels["tumour"]).all()
+
+
+def test_nested_regions_and_super_region_only_labels_meet(raw):
+    nested = {"background": 0, "hippocampus": [1, 2], "posterior": 2}
+    write_raw(raw / "Dataset011_Nested", nested, {"n": stripes(1, 2)})
+    write_raw(raw / "Dataset012_Whole", {"background": 0, "hippocampus": 1}, {"w": stripes(1, 1)})
+    assert run("11", "12", "9", "-o", "Dataset100_Abdomen") == 0
+    merged = result(raw)
+    manager = LabelManager(merged["labels"], merged["regions_class_order"])
+    assert manager.has_regions
+    names = list(merged["labels"])[1:]
+    known = table(raw)
+    assert set(known.annotated("Nested_n")) == {"hippocampus", "posterior"}
+    assert known.annotated("Whole_w") == ("hippocampus",)
+    nested_map, whole_map = label_of(raw, "Nested_n"), label_of(raw, "Whole_w")
+    for name, row_values in (("hippocampus", [True, True]), ("posterior", [False, True]), ("spleen", [False, False])):
+        values = np.atleast_1d(merged["labels"][name])
+        assert [bool(np.isin(nested_map[0, row, 0], values)) for row in (0, 1)] == row_values
+    assert np.isin(whole_map[:, :2], merged["labels"]["hippocampus"]).all()
+    probabilities = np.zeros((len(names), 1, 1, 3))
+    probabilities[names.index("hippocampus"), ..., :2] = 1
+    probabilities[names.index("posterior"), ..., 1] = 1
+    written = np.asarray(manager.convert_probabilities_to_segmentation(probabilities))[0, 0]
+    assert written.tolist() == [nested_map[0, 0, 0], nested_map[0, 1, 0], 0], "prediction writes what was annotated"
+
+
+def test_cases_annotated_differently_become_sources_and_hidden_voxels_are_reported(raw, tmp_path):
+    (tmp_path / "who.csv").write_text("case,labels\na,liver\nb,\n")
+    assert run("Dataset003_Liver", "9", "-o", "Dataset100_Abdomen", "--annotated",
+               f"Dataset003_Liver:{tmp_path / 'who.csv'}") == 0  # fmt: skip
+    assert (label_of(raw, "Liver_a") == stripes(1)).all(), "tumour is not annotated in a"
+    assert not label_of(raw, "Liver_b").any()
+    notes = json.loads((raw / "Dataset100_Abdomen" / "merge_report.json").read_text())["notes"]
+    assert any("'tumour' was left out of 1 case(s)" in note and "a" in note for note in notes)
+
+
+def test_a_merged_dataset_can_be_merged_again(raw):
+    write_raw(raw / "Dataset010_Kidney", {"background": 0, "kidney": 1}, {"k": stripes(1)})
+    assert run("3", "9", "-o", "Dataset050_Two") == 0
+    assert run("50", "10", "-o", "Dataset100_Abdomen") == 0
+    known = table(raw)
+    assert known.annotated("Two_Spleen_a") == ("spleen",)
+    assert known.annotated("Two_Liver_b") == ("liver", "tumour")
+    assert (label_of(raw, "Two_Spleen_a") == 3 * stripes(0, 1)).all()
+
+
+def test_unlabelled_images_join_and_the_ignore_label_is_kept(raw, tmp_path):
+    write_raw(raw / "Dataset010_Scribble", {"background": 0, "kidney": 1, "ignore": 2}, {"k": stripes(1, 2)})
+    images = tmp_path / "more"
+    images.mkdir()
+    write_nifti(images / "x_0000.nii.gz", np.zeros(SHAPE, np.int16))
+    assert run("9", "10", "-o", "Dataset100_Abdomen", "--unlabelled", str(images)) == 0
+    assert result(raw)["labels"] == {"background": 0, "spleen": 1, "kidney": 2, "ignore": 3}
+    assert (label_of(raw, "Scribble_k") == stripes(2, 3)).all()
+    assert table(raw).annotated("more_x") == ()
+    assert not label_of(raw, "more_x").any()
+
+
+def test_channels_are_matched_by_name(raw):
+    write_raw(raw / "Dataset020_A", SPLEEN, {"a": stripes(1)}, channels=("T1", "T2"))
+    write_raw(raw / "Dataset021_B", SPLEEN, {"b": stripes(1)}, channels=("t2w", "T1"))
+    assert run("20", "21", "-o", "Dataset100_Abdomen", "--channels", "21:t2w=T2") == 0
+    first = raw_cases(raw / "Dataset100_Abdomen")["B_b"]["images"]
+    assert [read_nifti(Path(file)).max() for file in first] == [1, 0], "T1 is the second file of B"
+    assert result(raw)["sources"]["B"]["modality"] == "t2w+T1"
+
+
+def test_other_file_endings_are_converted(raw):
+    write_raw(raw / "Dataset020_Nrrd", SPLEEN, {"n": stripes(0, 1)}, ending=".nrrd")
+    assert run("3", "20", "-o", "Dataset100_Abdomen") == 0
+    files = raw_cases(raw / "Dataset100_Abdomen")["Nrrd_n"]
+    image = SimpleITK.ReadImage(files["images"][0])
+    assert image.GetSpacing() == (1.0, 1.0, 2.0)
+    assert (SimpleITK.GetArrayFromImage(image) == 0).all()
+    assert (label_of(raw, "Nrrd_n") == 3 * stripes(0, 1)).all()
+
+
+def test_a_stratified_split_comes_with_it(raw):
+    write_raw(raw / "Dataset010_Many", SPLEEN, {f"m{i}": stripes(1) for i in range(7)})
+    assert run("3", "10", "-o", "Dataset100_Abdomen") == 0
+    folds = json.loads((raw / "Dataset100_Abdomen" / "splits_final.json").read_text())
+    assert len(folds) == 5
+    assert sorted(case for fold in folds for case in fold["val"]) == table(raw).cases
+
+
+def truncate(raw: Path) -> None:
+    file = raw / "Dataset003_Liver" / "imagesTr" / "b_0000.nii.gz"
+    file.write_bytes(file.read_bytes()[:60])
+
+
+def shift(raw: Path) -> None:
+    write_nifti(raw / "Dataset003_Liver" / "labelsTr" / "b.nii.gz", stripes(1), spacing=(1.0, 1.5, 2.0))
+
+
+def crop(raw: Path) -> None:
+    write_nifti(raw / "Dataset003_Liver" / "labelsTr" / "b.nii.gz", stripes(1)[:2])
+
+
+def foreign(raw: Path) -> None:
+    write_nifti(raw / "Dataset003_Liver" / "labelsTr" / "b.nii.gz", stripes(7))
+
+
+def no_map(raw: Path) -> None:
+    (raw / "Dataset003_Liver" / "labelsTr" / "b.nii.gz").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (truncate, ["case 'Liver_b'", "b_0000.nii.gz", "cannot be read"]),
+        (shift, ["case 'Liver_b'", "spacing", "(2, 1, 1)", "(2, 1.5, 1)"]),
+        (crop, ["case 'Liver_b'", "size", "(3, 6, 7)", "(2, 6, 7)"]),
+        (foreign, ["case 'Liver_b'", "0, 1, 2", "found 7"]),
+        (no_map, ["case 'Liver_b'", "expected a label map", "unlabelled"]),
+    ],
+)
+def test_bad_files_end_in_one_message_and_leave_nothing(raw, capsys, spoil, words):
+    spoil(raw)
+    before = sorted(raw.iterdir())
+    assert run("3", "9", "-o", "Dataset100_Abdomen") == 2
+    message = capsys.readouterr().err
+    assert all(word in message for word in words), message
+    assert sorted(raw.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["3", "9", "-o", "Abdomen"], ["Dataset100_Name"]),
+        (["3", "9", "-o", "Dataset003_Other"], ["Dataset003_Liver", "id"]),
+        (["3", "3", "-o", "Dataset100_A"], ["more than once"]),
+        (["3", "77", "-o", "Dataset100_A"], ["77"]),
+        (["3", "9", "-o", "Dataset100_A", "--rename", "3:tumor=x"], ["'tumor'", "'tumour'"]),
+        (["3", "9", "-o", "Dataset100_A", "--rename", "tumour"], ["OLD=NEW"]),
+        (["3", "9", "-o", "Dataset100_A", "--drop", "kidney"], ["kidney", "spleen"]),
+        (["3", "9", "-o", "Dataset100_A", "--drop", "Dataset010_X:kidney"], ["Dataset010_X"]),
+        (["3", "9", "-o", "Dataset100_A", "--keep-apart", "kidney"], ["kidney"]),
+        (["3", "9", "-o", "Dataset100_A", "--channels", "9:CT=MR"], ["Spleen", "expected the channels CT", "MR"]),
+        (["3", "9", "-o", "Dataset100_A", "--file-ending", ".png"], [".png"]),
+        (["3", "9", "-o", "Dataset100_A", "--unlabelled", "nowhere"], ["nowhere"]),
+        (["3", "9", "-o", "Dataset100_A", "--annotated", "who.json"], ["which dataset"]),
+    ],
+)
+def test_wrong_requests_are_refused_before_anything_is_written(raw, capsys, arguments, words):
+    before = sorted(raw.iterdir())
+    assert run(*arguments) == 2
+    message = capsys.readouterr().err
+    assert all(word in message for word in words), message
+    assert sorted(raw.iterdir()) == before
+
+
+def test_a_label_that_its_dataset_lacks_cannot_be_annotated(raw, capsys, tmp_path):
+    (tmp_path / "who.json").write_text(json.dumps({"a": ["spleen"], "b": ["liver"]}))
+    assert run("3", "9", "-o", "Dataset100_A", "--annotated", f"3:{tmp_path / 'who.json'}") == 2
+    assert "dataset 'Liver': case 'a': 'spleen'" in capsys.readouterr().err
+
+
+def test_channel_numbers_and_equal_ids_are_refused(raw, capsys, tmp_path):
+    write_raw(raw / "Dataset020_Two", SPLEEN, {"a": stripes(1)}, channels=("CT", "PET"))
+    assert run("3", "20", "-o", "Dataset100_A") == 2
+    assert "found CT, PET" in capsys.readouterr().err
+    write_raw(raw / "Dataset021_Liver_x", SPLEEN, {"y": stripes(1)})
+    write_raw(raw / "Dataset022_Liver", SPLEEN, {"x_y": stripes(1)})
+    assert run("21", "22", "-o", "Dataset100_A") == 2
+    assert "the same case id twice: liver_x_y" in capsys.readouterr().err
+
+
+def test_an_existing_target_is_kept_unless_it_may_be_replaced(raw, capsys):
+    assert run("3", "9", "-o", "Dataset100_Abdomen") == 0
+    before = contents(raw / "Dataset100_Abdomen")
+    assert run("3", "-o", "Dataset100_Abdomen") == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert contents(raw / "Dataset100_Abdomen") == before
+    assert run("3", "-o", "Dataset100_Abdomen", "--overwrite") == 0
+    assert list(result(raw)["labels"]) == ["background", "liver", "tumour"]
+
+
+@pytest.mark.parametrize("end", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_full_disk_or_an_interrupt_leaves_nothing_and_a_second_try_works(raw, monkeypatch, end):
+    """The second case fails; an existing target is as it was."""
+    assert run("3", "9", "-o", "Dataset100_Abdomen") == 0
+    before = contents(raw)
+    written = raw_writer.write_images
+
+    def fail(job, *arguments):
+        if job.case == "Liver_b":
+            raise end
+        written(job, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(raw_writer, "write_images", fail)
+        if isinstance(end, OSError):
+            assert run("3", "9", "-o", "Dataset100_Abdomen", "--overwrite") == 2
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                run("3", "9", "-o", "Dataset100_Abdomen", "--overwrite")
+    assert contents(raw) == before
+    assert run("3", "9", "-o", "Dataset100_Abdomen", "--overwrite", "--images", "copy") == 0
+    assert (raw / "Dataset100_Abdomen" / "imagesTr" / "Liver_b_0000.nii.gz").is_file()
+
+
+def test_several_processes_write_the_same(raw):
+    assert run("3", "9", "-o", "Dataset100_Abdomen") == 0
+    assert cli.main(["merge", "3", "9", "-o", "Dataset101_Abdomen", "-np", "2"]) == 0
+    one, two = (contents(raw / name / "labelsTr") for name in ("Dataset100_Abdomen", "Dataset101_Abdomen"))
+    assert one == two
+
+
+def test_names_that_differ_only_in_writing_are_pointed_out(raw):
+    write_raw(raw / "Dataset010_B", {"background": 0, "Spleens": 1}, {"c": stripes(1)})
+    assert run("9", "10", "-o", "Dataset100_Abdomen") == 0
+    report = json.loads((raw / "Dataset100_Abdomen" / "merge_report.json").read_text())
+    assert any("'spleen' and 'Spleens'" in text for text in report["look_at"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from nnunetv2_conemos.datasets import dataset_name, preprocessed_folder, read_dataset_json, write_aside
 from nnunetv2_conemos.method import PLANS_KEY, facts_for_inference
+from nnunetv2_conemos.models import read_checkpoint
 from nnunetv2_conemos.sources import LabelSpace, SourceError, shorten
 
 
@@ -33,8 +33,6 @@ def run(args: argparse.Namespace) -> None:
     """Raises SourceError, FileNotFoundError or FileExistsError before anything is written."""
     if args.output.exists() and not args.overwrite:
         raise FileExistsError(f"{args.output} exists. Choose another file or pass --overwrite.")
-    if not args.checkpoint.is_file():
-        raise FileNotFoundError(f"checkpoint {args.checkpoint} does not exist.")
     checkpoint = read_checkpoint(args.checkpoint)
     folder = preprocessed_folder(dataset_name(args.dataset))
     if folder is None:
@@ -48,18 +46,6 @@ def run(args: argparse.Namespace) -> None:
         f"{report}\nWritten: {args.output}\nUse: nnUNetv2_train {args.dataset} {args.c} FOLD -tr {args.tr} -p {args.p} "
         f"-pretrained_weights {args.output}"
     )
-
-
-def read_checkpoint(file: Path) -> dict[str, Any]:
-    """A checkpoint of nnU-Net's or of this package's trainers; raises SourceError for any other file."""
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=False)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise SourceError(f"{file} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from None
-    missing = [key for key in ("network_weights", "init_args") if key not in checkpoint]
-    if missing:
-        raise SourceError(f"{file} is no checkpoint of nnU-Net: it lacks {', '.join(missing)}.")
-    return checkpoint
 
 
 def checkpoint_labels(checkpoint: dict[str, Any]) -> tuple[str, ...]:

@@ -12,6 +12,9 @@ COMMANDS = {
     "merge": ("merge", "several raw datasets with different labels become one with `sources`"),
     "hide": ("hide", "a partially labelled copy of a complete dataset, for experiments"),
     "declare": ("declare", "write `sources` into dataset.json from a table case -> annotated labels"),
+    "predict": ("predict", "nnUNetv2_predict, for some of the labels"),
+    "complete": ("complete", "fill in the labels that are missing, for a dataset that stock nnU-Net can train on"),
+    "export": ("export", "one label of a model as a stock nnU-Net model"),
     "evaluate": ("evaluation", "Dice, NSD and HD95 of predictions, on annotated labels only"),
     "best": ("best", "rank trained configurations and ensembles on annotated labels"),
     "adapt": ("adapt", "turn a checkpoint into a start for -pretrained_weights"),
@@ -26,12 +29,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="conemos", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module, help_text) in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=help_text, description=help_text)
+        subparser = subparsers.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
         if argv and argv[0] == name:  # torch and nnU-Net take seconds to import
             importlib.import_module(f"nnunetv2_conemos.{module}").add_arguments(subparser)
-    args = parser.parse_args(argv)
+    args, others = parser.parse_known_args(argv)
+    module = importlib.import_module(f"nnunetv2_conemos.{COMMANDS[args.command][0]}")
+    if others and not getattr(module, "HANDS_ON", False):
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    args.handed_on = others
     try:
-        return importlib.import_module(f"nnunetv2_conemos.{COMMANDS[args.command][0]}").run(args) or 0
+        return module.run(args) or 0
     except (ValueError, OSError, RuntimeError) as error:  # nnU-Net raises RuntimeError for unknown names
         print(f"conemos {args.command}: {error}", file=sys.stderr)
         return 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -13,6 +14,7 @@ from torch import nn
 from nnunetv2_conemos.sampling import Ask
 from nnunetv2_conemos.sources import LabelSpace
 
+LABELS_VARIABLE = "CONEMOS_LABELS"  # environment: comma-separated labels that prediction computes
 PLANS_KEY = "conemos"  # in the plans: what inference must know; in a configuration of the plans: options of the method
 
 Options = TypeVar("Options", bound=BaseModel)
@@ -45,11 +47,23 @@ def has_background_head(plans: PlansManager) -> bool:
     return not plans.plans.get(PLANS_KEY, {}).get("has_regions", False)
 
 
-def taught_labels(plans: PlansManager, num_labels: int) -> tuple[int, ...]:
-    """The labels (1..K) that prediction may answer: all but the untaught."""
+def answered_labels(plans: PlansManager, num_labels: int) -> tuple[int, ...]:
+    """The labels (1..K) that prediction answers: those named in CONEMOS_LABELS, or all that were taught.
+
+    Raises ValueError for a name that the model does not have, or that nobody annotated.
+    """
     facts = plans.plans.get(PLANS_KEY, {})
-    untaught = {facts["labels"].index(name) + 1 for name in facts.get("untaught", ())}
-    return tuple(label for label in range(1, num_labels + 1) if label not in untaught)
+    names = list(facts.get("labels", ()))
+    taught = [name for name in names if name not in facts.get("untaught", ())]
+    wanted = [name.strip() for name in os.environ.get(LABELS_VARIABLE, "").split(",") if name.strip()]
+    unknown = [name for name in wanted if name not in taught]
+    if unknown:
+        raise ValueError(
+            f"{LABELS_VARIABLE}: this model does not predict {', '.join(unknown)}. It predicts {', '.join(taught)}."
+        )
+    if not names:  # plans without facts
+        return tuple(range(1, num_labels + 1))
+    return tuple(names.index(name) + 1 for name in (wanted or taught))
 
 
 def method_options(configuration: ConfigurationManager, model: type[Options]) -> Options:

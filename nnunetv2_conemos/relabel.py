@@ -43,20 +43,24 @@ def visible_values(labels: LabelSpace, annotated: Collection[str]) -> dict[int, 
     return values if labels.ignore is None else {**values, labels.ignore: labels.ignore}
 
 
-def completed_values(labels: LabelSpace, annotated: Collection[str]) -> dict[tuple[int, int], int]:
-    """(value annotated, value predicted) -> value of the completed map.
+def completion_table(labels: LabelSpace, annotated: Collection[str]) -> tuple[np.ndarray, np.ndarray]:
+    """`table[annotated value, predicted value]` -> completed value, and `left_open[annotated value]`.
 
     What is annotated stays as it is; of the values that agree with it, the one nearest to the prediction of the missing
-    labels is taken. A predicted sub-region outside its annotated region is therefore dropped.
+    labels is taken, so a predicted sub-region outside its annotated region is dropped. `left_open` tells where several
+    values agree with the annotation. The ignore label stays.
     """
     known, space = set(annotated), signatures(labels.names, labels.values)
-    result = {}
+    size = 1 + max([*space, labels.ignore or 0])
+    table = np.tile(np.arange(size, dtype=np.uint16)[:, None], (1, size))
+    left_open = np.zeros(size, dtype=bool)
     for mine, signature in space.items():
         agreeing = [value for value, other in space.items() if other & known == signature & known]
+        left_open[mine] = len(agreeing) > 1
         for predicted, wanted in space.items():
             far = {value: len((space[value] ^ wanted) - known) for value in agreeing}
-            result[mine, predicted] = min(agreeing, key=lambda value: (far[value], value))
-    return result
+            table[mine, predicted] = min(agreeing, key=lambda value: (far[value], value))
+    return table, left_open
 
 
 def union(spaces: Iterable[Mapping[int, Signature]]) -> tuple[list[str], list[Signature]]:

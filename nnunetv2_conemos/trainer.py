@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from torch import distributed as dist
 
 from nnunetv2_conemos.datasets import preprocessed_cases, read_dataset_json, refuse_different_tables, write_json
 from nnunetv2_conemos.losses.masked import hard_counts
-from nnunetv2_conemos.method import PLANS_KEY, Method, facts_for_inference
+from nnunetv2_conemos.method import LABELS_VARIABLE, PLANS_KEY, Method, facts_for_inference
 from nnunetv2_conemos.records import Query, Truth, pose_truth
 from nnunetv2_conemos.sampling import AskedDataset, what_is_asked
 from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable, shorten
@@ -53,6 +54,7 @@ class PartialLabelTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net reads the signature)
     ):
         # nnU-Net's __init__ creates the results folder: whatever cannot work is refused before.
+        refuse_label_choice()
         refuse_cascade(plans, configuration, type(self).__name__)
         refuse_different_tables(plans["dataset_name"])
         refuse_other_labels(plans, configuration, type(self).__name__, dataset_json)
@@ -223,6 +225,14 @@ def preprocessed_table(plans: dict, configuration: str, dataset_json: dict) -> S
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist. Run nnUNetv2_preprocess for configuration {configuration}.")
     return SourceTable.from_dataset_json(dataset_json, preprocessed_cases(folder))
+
+
+def refuse_label_choice() -> None:
+    if os.environ.get(LABELS_VARIABLE):
+        raise ValueError(
+            f"{LABELS_VARIABLE} is set ({os.environ[LABELS_VARIABLE]}). It is for prediction: validation would lack "
+            "the other labels. Unset it to train."
+        )
 
 
 def refuse_cascade(plans: dict, configuration: str, trainer: str) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnunetv2_conemos.relabel import (
-    completed_values,
+    completion_table,
     label_entries,
     lookup,
     signatures,
@@ -53,17 +53,21 @@ def test_what_is_visible_depends_on_annotated_labels_alone_and_keeps_them(annota
 @given(st.sets(st.sampled_from(NESTED.names)), st.sampled_from(range(4)), st.sampled_from(range(4)))
 def test_completion_never_changes_an_annotated_label(annotated, mine, predicted):
     space = signatures(NESTED.names, NESTED.values)
-    result = completed_values(NESTED, annotated)[mine, predicted]
+    table, left_open = completion_table(NESTED, annotated)
+    result = table[mine, predicted]
+    assert left_open[mine] == (len(set(table[mine])) > 1)
     assert space[result] & annotated == space[mine] & annotated
     if space[predicted] & annotated == space[mine] & annotated:
         assert result == predicted, "a prediction that agrees with the annotator is taken as it is"
 
 
 def test_completion_of_organs():
-    completed = completed_values(ORGANS, ["liver"])
-    assert completed[1, 2] == 1, "annotated liver stays"
-    assert completed[0, 2] == 2, "the missing spleen is filled in"
-    assert completed[0, 1] == 0, "a prediction of an annotated label is dropped"
+    table, left_open = completion_table(ORGANS, ["liver"])
+    assert table[1, 2] == 1, "annotated liver stays"
+    assert table[0, 2] == 2, "the missing spleen is filled in"
+    assert table[0, 1] == 0, "a prediction of an annotated label is dropped"
+    assert table[3].tolist() == [3] * 4, "ignored voxels stay ignored"
+    assert left_open.tolist() == [True, False, True, False], "a stray spleen is as good as background"
 
 
 def test_union_keeps_the_order_of_organs_and_separates_nested_values():

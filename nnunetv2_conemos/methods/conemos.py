@@ -5,7 +5,7 @@ from __future__ import annotations
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunetv2_conemos.losses.masked import MaskedDiceBCE
-from nnunetv2_conemos.method import Method, has_background_head, method_options, taught_labels
+from nnunetv2_conemos.method import Method, answered_labels, has_background_head, method_options
 from nnunetv2_conemos.networks.conditional import ConditionalUNet, FiLMOptions
 from nnunetv2_conemos.networks.planned import planned_unet
 from nnunetv2_conemos.sampling import Pairs
@@ -18,7 +18,7 @@ def conditional_unet(
     background = has_background_head(plans)
     num_labels = heads - background
     unet = planned_unet(configuration, channels, 1, deep_supervision)
-    options, answered = method_options(configuration, FiLMOptions), taught_labels(plans, num_labels)
+    options, answered = method_options(configuration, FiLMOptions), answered_labels(plans, num_labels)
     return ConditionalUNet(unet, num_labels, background, options, answered)
 
 

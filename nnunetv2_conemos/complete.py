@@ -1,0 +1,267 @@
+"""`conemos complete`: predict the labels that are missing in each training case; the result is a stock dataset.
+
+Annotated labels stay as they are, voxel by voxel, and predictions of labels that a case is annotated for are not even
+computed. The result has no `sources`: plain nnU-Net trains on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+from nnunetv2_conemos import datasets, env
+from nnunetv2_conemos.declare import named_or_path
+from nnunetv2_conemos.models import ModelFolder, read_model
+from nnunetv2_conemos.predict import labels_asked
+from nnunetv2_conemos.raw_writer import CaseJob, dataset_entries, reader_of
+from nnunetv2_conemos.relabel import completion_table
+from nnunetv2_conemos.sources import SourceError, SourceTable, shorten
+
+AT_ONCE = 16  # cases between two moments at which everything predicted so far is safe
+SETTINGS = "completion.json"
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How to predict: nnU-Net's own choices."""
+
+    folds: list[str]
+    checkpoint: str
+    device: str
+    mirroring: bool
+    preprocessing: int
+    export: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A dataset to be completed by a model; `uncertain` P: ignore voxels of probability 0.5 - P to 0.5 + P."""
+
+    model: ModelFolder
+    inference: Inference
+    raw: Path
+    table: SourceTable
+    dataset_json: dict[str, Any]
+    jobs: dict[str, CaseJob]
+    uncertain: float | None
+
+    @property
+    def ignore(self) -> int | None:
+        """The ignore value of the result."""
+        labels = self.table.labels
+        if labels.ignore is not None or self.uncertain is None:
+            return labels.ignore
+        return 1 + max(value for values in labels.values for value in values)
+
+    def missing(self, case: str) -> tuple[str, ...]:
+        return tuple(name for name in self.table.labels.names if name not in self.table.annotated(case))
+
+    def settings(self) -> dict[str, Any]:
+        """What an unfinished completion must have in common with this one to be gone on with."""
+        return {
+            "model": str(self.model.folder.resolve()),
+            "dataset": str(self.raw),
+            "sources": self.dataset_json["sources"],
+            "folds": self.inference.folds,
+            "checkpoint": self.inference.checkpoint,
+            "mirroring": self.inference.mirroring,
+            "uncertain": self.uncertain,
+        }
+
+
+def plan_completion(model: ModelFolder, inference: Inference, raw: Path, uncertain: float | None) -> Completion:
+    """Raises SourceError where model and dataset do not fit, or nothing is missing, or a label was never taught."""
+    dataset_json = datasets.read_dataset_json(raw)
+    files = datasets.raw_cases(raw)
+    table = SourceTable.from_dataset_json(dataset_json, files)
+    if table.labels != model.labels:
+        raise SourceError(
+            f"the model has other labels than {raw.name}.\n  model: {model.dataset_json['labels']}\n"
+            f"  dataset: {dataset_json['labels']}"
+        )
+    if "sources" not in dataset_json:
+        raise SourceError(f"{raw} has no `sources`: every case is annotated for everything, nothing is missing.")
+    if model.untaught:
+        raise SourceError(
+            f"the model was never taught {shorten(model.untaught)}: it cannot fill that in. Remove the label from the "
+            "dataset, or annotate it in some cases."
+        )
+    reader, ending = reader_of(dataset_json), dataset_json["file_ending"]
+    jobs = {
+        case: CaseJob(case, tuple(map(Path, entry["images"])), Path(entry["label"]), {}, ending, reader)
+        for case, entry in files.items()
+    }
+    return Completion(model, inference, raw, table, dataset_json, jobs, uncertain)
+
+
+def complete(completion: Completion, target: Path, overwrite: bool) -> dict[str, int]:
+    """Write the completed dataset, going on with an unfinished one; returns label -> cases in which it was missing."""
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{target} exists. Choose another name, or say --overwrite to replace it.")
+    folder = unfinished_folder(completion, target, overwrite)
+    labels = folder / "labelsTr"
+    todo: dict[tuple[str, ...], list[CaseJob]] = {}
+    for case, job in completion.jobs.items():
+        if not (labels / f"{case}{job.ending}").is_file():
+            todo.setdefault(completion.missing(case), []).append(job)
+    with Progress() as progress:
+        task = progress.add_task("Completing", total=len(completion.jobs))
+        progress.advance(task, len(completion.jobs) - sum(map(len, todo.values())))
+        for missing, jobs in todo.items():
+            predictor = make_predictor(completion, missing) if missing else None
+            for start in range(0, len(jobs), AT_ONCE):
+                batch = jobs[start : start + AT_ONCE]
+                complete_batch(completion, predictor, batch, folder)
+                progress.advance(task, len(batch))
+    finish(completion, folder, target)
+    names = completion.table.labels.names
+    return {name: sum(name in completion.missing(case) for case in completion.jobs) for name in names}
+
+
+def unfinished_folder(completion: Completion, target: Path, overwrite: bool) -> Path:
+    """A folder beside the target, new or of an interrupted run with the same settings; SourceError for others."""
+    folder = target.with_name(f".{target.name}.unfinished")
+    settings = completion.settings()
+    if (folder / SETTINGS).is_file() and not overwrite:
+        theirs = json.loads((folder / SETTINGS).read_text())
+        different = [key for key in settings if settings[key] != theirs.get(key)]
+        if different:
+            raise SourceError(
+                f"{folder} was begun with other settings ({shorten(different)}). Go on with those, or say --overwrite "
+                "to begin anew."
+            )
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "labelsTr").mkdir(parents=True)
+    datasets.write_json(folder / SETTINGS, settings)
+    return folder
+
+
+def make_predictor(completion: Completion, missing: Sequence[str]) -> nnUNetPredictor:
+    """nnU-Net's predictor with a network that answers only what is missing."""
+    how = completion.inference
+    predictor = nnUNetPredictor(use_mirroring=how.mirroring, device=torch.device(how.device), allow_tqdm=False)
+    with labels_asked(missing):
+        folds: Any = tuple(how.folds)
+        predictor.initialize_from_trained_model_folder(str(completion.model.folder), folds, how.checkpoint)
+    return predictor
+
+
+def complete_batch(
+    completion: Completion, predictor: nnUNetPredictor | None, jobs: Sequence[CaseJob], folder: Path
+) -> None:
+    """Predict some cases with the same missing labels, and put their completed maps in place; None: nothing missing."""
+    scratch, how = folder / "scratch", completion.inference
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    if predictor is not None:
+        images = [[str(file) for file in job.images] for job in jobs]
+        outputs = [str(scratch / job.case) for job in jobs]
+        probabilities = completion.uncertain is not None
+        if how.preprocessing == how.export == 0:
+            predictor.predict_from_files_sequential(images, outputs, probabilities)
+        else:
+            predictor.predict_from_files(images, outputs, probabilities, True, how.preprocessing, how.export)
+    for job in jobs:
+        completed, grid = completed_map(completion, job, scratch)
+        file = scratch / f"completed{job.ending}"
+        job.reader.write_seg(completed, str(file), grid)
+        file.replace(folder / "labelsTr" / f"{job.case}{job.ending}")
+    shutil.rmtree(scratch)
+
+
+def completed_map(completion: Completion, job: CaseJob, scratch: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """Label map [*S]: what is annotated and, where that leaves it open, what was predicted; and its geometry."""
+    labels, missing = completion.table.labels, completion.missing(job.case)
+    data, grid = job.reader.read_seg(str(job.label))
+    mine = data[0].astype(np.intp)
+    table, left_open = completion_table(labels, completion.table.annotated(job.case))
+    if mine.max() >= len(table):
+        raise SourceError(f"case '{job.case}': {job.label} holds the value {mine.max()}, which stands in no label.")
+    if not missing:
+        return table[mine, mine], grid
+    predicted = job.reader.read_seg(str(scratch / f"{job.case}{job.ending}"))[0][0].astype(np.intp)
+    completed = table[mine, predicted]
+    if completion.uncertain is not None:
+        with np.load(scratch / f"{job.case}.npz") as saved:
+            columns = [labels.names.index(name) for name in missing]
+            unsure = is_unsure(saved["probabilities"], columns, labels.has_regions, completion.uncertain)
+        completed[unsure & left_open[mine]] = completion.ignore
+    return completed, grid
+
+
+def is_unsure(saved: np.ndarray, missing: list[int], has_regions: bool, margin: float) -> Any:
+    """Boolean [*S]: a probability within `margin` of one half, from what nnU-Net saves.
+
+    Region mode: sigmoids [K,*S]; any of the missing regions. Label mode: a softmax [K+1,*S]; the likeliest of the
+    missing labels against background, because that is what decides.
+    """
+    if has_regions:
+        return (abs(saved[missing] - 0.5) <= margin).any(0)
+    likeliest = saved[1:][missing].max(0)
+    against_background = likeliest / np.maximum(likeliest + saved[0], np.finfo(saved.dtype).tiny)
+    return abs(against_background - 0.5) <= margin
+
+
+def finish(completion: Completion, folder: Path, target: Path) -> None:
+    """Write what nnU-Net needs beside the maps, and give the folder its name."""
+    labels = dict(completion.dataset_json["labels"])
+    if completion.ignore is not None:
+        labels["ignore"] = completion.ignore
+    result = {key: value for key, value in completion.dataset_json.items() if key != "sources"}
+    result |= {"labels": labels, "dataset": dataset_entries(list(completion.jobs.values()), result["file_ending"])}
+    datasets.write_json(folder / "dataset.json", result)
+    splits = completion.raw / "splits_final.json"
+    if splits.is_file():
+        shutil.copyfile(splits, folder / splits.name)
+    if target.exists():
+        shutil.rmtree(target)
+    folder.replace(target)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-m", dest="model", type=Path, required=True, metavar="FOLDER", help="trained model folder")
+    parser.add_argument("-d", dest="dataset", required=True, help="partially labelled raw dataset: id, name or path")
+    parser.add_argument("-o", dest="output", required=True, metavar="DATASET", help="new dataset: Dataset101_Name")
+    uncertain_help = "write the ignore label where a probability lies within P of one half"
+    parser.add_argument("--uncertain", type=float, metavar="P", help=uncertain_help)
+    parser.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", help="[all that were trained]")
+    parser.add_argument("-chk", default="checkpoint_final.pth", help="[%(default)s]")
+    parser.add_argument("-device", default="cuda", help="cuda, cpu or mps [%(default)s]")
+    parser.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, less accurate")
+    parser.add_argument("-npp", type=int, default=3, help="processes for preprocessing [%(default)s]")
+    parser.add_argument("-nps", type=int, default=3, help="processes for export; both 0: all in one [%(default)s]")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset, begin anew")
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.uncertain is not None and not 0 < args.uncertain < 0.5:
+        raise ValueError(f"--uncertain {args.uncertain:g}: expected a number between 0 and 0.5.")
+    os.environ[env.VARIABLE] = env.trainer_path(os.environ.get(env.VARIABLE), env.doorway_folder())
+    model = read_model(args.model)
+    folds = model.folds(args.chk, args.folds)
+    inference = Inference(folds, args.chk, args.device, not args.disable_tta, args.npp, args.nps)
+    completion = plan_completion(model, inference, named_or_path(args.dataset), args.uncertain)
+    target = datasets.new_dataset_folder(args.output)
+    filled_in = complete(completion, target, args.overwrite)
+    table = Table(title=f"{target.name}: {len(completion.jobs)} cases", caption="cases per label")
+    for column in ("label", "annotated", "filled in"):
+        table.add_column(column, justify="left" if column == "label" else "right")
+    for label, missing in filled_in.items():
+        table.add_row(escape(label), str(len(completion.jobs) - missing), str(missing))
+    Console(soft_wrap=True).print(table)
+    print(f"Written: {target}\nNext: nnUNetv2_plan_and_preprocess -d {target.name}")

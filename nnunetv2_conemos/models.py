@@ -1,0 +1,89 @@
+"""A trained model folder as nnU-Net leaves it: DATASET/TRAINER__PLANS__CONFIGURATION."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
+
+from nnunetv2_conemos.datasets import read_dataset_json
+from nnunetv2_conemos.method import PLANS_KEY
+from nnunetv2_conemos.sources import LabelSpace, SourceError, shorten
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model, its plans and the dataset.json it was trained on."""
+
+    folder: Path
+    plans: dict[str, Any]
+    dataset_json: dict[str, Any]
+
+    @property
+    def labels(self) -> LabelSpace:
+        return LabelSpace.from_dataset_json(self.dataset_json)
+
+    @property
+    def untaught(self) -> list[str]:
+        """Labels that no training case was annotated for."""
+        return self.plans[PLANS_KEY]["untaught"]
+
+    def folds(self, checkpoint: str, wanted: list[str] | None = None) -> list[str]:
+        """The folds wanted, or all that have this checkpoint; raises FileNotFoundError for those that lack it."""
+        found = sorted(file.parent.name[5:] for file in self.folder.glob(f"fold_*/{checkpoint}"))
+        lacking = [fold for fold in wanted or () if fold not in found]
+        if lacking or not found:
+            raise FileNotFoundError(
+                f"{self.folder}: expected {checkpoint} in fold {shorten(lacking) or '0 or others'}, found it in "
+                f"{shorten(found) or 'none'}. Train the fold, or name another with -f or -chk."
+            )
+        return wanted or [fold for fold in found if fold != "all"] or found
+
+    def network(self, checkpoint: dict[str, Any]) -> nn.Module:
+        """The trained network, with all its deep-supervision heads."""
+        manager = PlansManager(self.plans)
+        configuration = manager.get_configuration(checkpoint["init_args"]["configuration"])
+        network = recursive_find_trainer_class_by_name(checkpoint["trainer_name"]).build_network_architecture(
+            manager,
+            configuration,
+            determine_num_input_channels(manager, configuration, self.dataset_json),
+            manager.get_label_manager(self.dataset_json).num_segmentation_heads,
+            True,
+        )
+        network.load_state_dict(checkpoint["network_weights"])
+        return network
+
+
+def read_model(folder: Path) -> ModelFolder:
+    """A model folder of this package's trainers; raises FileNotFoundError or SourceError for any other."""
+    lacking = [name for name in ("plans.json", "dataset.json") if not (folder / name).is_file()]
+    if lacking:
+        raise FileNotFoundError(
+            f"{folder}: expected a trained model (TRAINER__PLANS__CONFIGURATION), found no {shorten(lacking)} in it."
+        )
+    plans = json.loads((folder / "plans.json").read_text())
+    if PLANS_KEY not in plans:
+        raise SourceError(f"{folder} was not trained by a trainer of this package: it answers all its labels at once.")
+    return ModelFolder(folder, plans, read_dataset_json(folder))
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """A checkpoint of nnU-Net's or of this package's trainers; raises SourceError for any other file."""
+    if not file.is_file():
+        raise FileNotFoundError(f"checkpoint {file} does not exist.")
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=False)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise SourceError(f"{file} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from None
+    missing = [key for key in ("network_weights", "init_args") if key not in checkpoint]
+    if missing:
+        raise SourceError(f"{file} is no checkpoint of nnU-Net: it lacks {', '.join(missing)}.")
+    return checkpoint

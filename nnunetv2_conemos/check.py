@@ -8,34 +8,22 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from rich.console import Console
 from rich.markup import escape
 
 from nnunetv2_conemos import datasets
-from nnunetv2_conemos.declare import NO_MAP, cell_texts, find_raw, source_table
+from nnunetv2_conemos.contents import CaseContent, read_contents
+from nnunetv2_conemos.declare import cell_texts, find_raw, source_table
 from nnunetv2_conemos.environment import Finding, check_environment
-from nnunetv2_conemos.parallel import in_processes
 from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable, shorten
-
-
-@dataclass(frozen=True)
-class CaseContent:
-    """What stands in one label map: its values, or why they cannot be had."""
-
-    case: str
-    values: frozenset[int]
-    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,9 +53,9 @@ def check_dataset(dataset: str, processes: int) -> Report:
         table = SourceTable.from_dataset_json(dataset_json, cases)
     except SourceError as error:
         return Report([Finding("error", str(file), str(error), "`conemos declare` writes `sources` from a table.")])
-    findings = [*check_copies(name), *check_unannotated(table)]
+    findings = [*check_copies(name), *check_unannotated(table), *check_names(table)]
     contents = read_contents(cases, dataset_json, processes)
-    readable = [content for content in contents if not content.problem]
+    readable = [content for content in contents if content.values or not content.problem]
     findings += [*check_readable(contents), *check_values(table, readable), *check_unlabelled(table, readable)]
     return Report([*findings, *check_absent(table, readable)], table, count_occurrences(table, readable))
 
@@ -88,42 +76,9 @@ def check_unannotated(table: SourceTable) -> list[Finding]:
     return [Finding("warning", f"label '{name}'", what, remedy) for name in lonely]
 
 
-def read_contents(
-    cases: Mapping[str, Mapping[str, Any]], dataset_json: Mapping[str, Any], processes: int
-) -> list[CaseContent]:
-    """Values of every label map, read by nnU-Net's own reader in `processes` processes.
-
-    Raises ValueError where nnU-Net has no reader for the images.
-    """
-    image = next(iter(cases.values()))["images"][0]
-    try:
-        reader = determine_reader_writer_from_dataset_json(dict(dataset_json), image, verbose=False)()
-    except RuntimeError as error:
-        raise ValueError(f"{error} Correct `file_ending` in dataset.json, or write that image again.") from None
-    jobs = [(str(case), Path(files["label"]), reader) for case, files in cases.items()]
-    return in_processes(read_content, jobs, processes, "Reading label maps")
-
-
-def read_content(case: str, file: Path, reader: BaseReaderWriter) -> CaseContent:
-    """Values of one label map; what goes wrong is said, not raised."""
-    if not file.is_file():
-        return CaseContent(case, frozenset(), f"there is no {file}.")
-    try:
-        values = np.unique(reader.read_seg(str(file))[0])
-    except Exception as error:  # each image library raises its own
-        reason = (str(error).strip() or repr(error)).splitlines()[-1]
-        return CaseContent(case, frozenset(), f"{file} cannot be read: {reason}")
-    whole = np.isfinite(values) & (values == np.round(values))
-    if not whole.all():
-        return CaseContent(
-            case, frozenset(), f"{file} holds values that are no labels: {shorten(map(str, values[~whole]))}."
-        )
-    return CaseContent(case, frozenset(map(int, values)))
-
-
 def check_readable(contents: Iterable[CaseContent]) -> list[Finding]:
-    """Label maps that do not exist or cannot be read."""
-    return [Finding("error", f"case '{c.case}'", c.problem, f"Write the file. {NO_MAP}") for c in contents if c.problem]
+    """Files that do not exist, cannot be read, or do not lie on one grid."""
+    return [Finding("error", f"case '{c.case}'", c.problem, c.remedy) for c in contents if c.problem]
 
 
 def check_values(table: SourceTable, contents: Iterable[CaseContent]) -> list[Finding]:
@@ -162,6 +117,24 @@ def check_unlabelled(table: SourceTable, contents: Iterable[CaseContent]) -> lis
         Finding("error", f"case '{content.case}'", what, "Write a map of zeros.")
         for content in contents
         if not table.known(content.case).any() and table.labels.ignore in content.values
+    ]
+
+
+def similar_names(names: Sequence[str]) -> list[list[str]]:
+    """Groups of names that differ only in case, separators, order of words, or a plural s."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name in names:
+        words = name.casefold().replace("_", " ").replace("-", " ").split()
+        groups.setdefault(tuple(sorted(word.rstrip("s") for word in words)), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def check_names(table: SourceTable) -> list[Finding]:
+    """Labels whose names look like one label written in two ways, as merging may leave them."""
+    what, remedy = "differ only in writing.", "If they are one label, merge again with --rename."
+    return [
+        Finding("warning", f"labels {' and '.join(map(repr, alike))}", what, remedy)
+        for alike in similar_names(table.labels.names)
     ]
 
 

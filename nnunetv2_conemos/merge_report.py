@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
-from nnunetv2_conemos.check import draw
+from nnunetv2_conemos.check import draw, similar_names
 from nnunetv2_conemos.datasets import write_json
 from nnunetv2_conemos.declare import source_table
 from nnunetv2_conemos.ingredients import Part
@@ -55,15 +54,6 @@ class MergeReport:
                     f"--keep-apart '{label}'."
                 )
         return texts
-
-
-def similar_names(names: Sequence[str]) -> list[list[str]]:
-    """Groups of names that differ only in case, separators, order of words, or a plural s."""
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for name in names:
-        words = name.casefold().replace("_", " ").replace("-", " ").split()
-        groups.setdefault(tuple(sorted(word.rstrip("s") for word in words)), []).append(name)
-    return [group for group in groups.values() if len(group) > 1]
 
 
 def write_report(report: MergeReport, folder: Path) -> None:

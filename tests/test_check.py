@@ -309,3 +309,40 @@ def test_a_torchvision_built_for_another_torch_is_a_warning(monkeypatch: pytest.
     (finding,) = environment.check_torchvision()
     assert finding.severity == "warning"
     assert "was built for torch 1.0.1" in finding.what
+
+
+def test_images_that_are_gone_too_few_or_on_another_grid(phantom: Path):
+    (phantom / "imagesTr" / "site_a_01_0000.nii.gz").rename(phantom / "imagesTr" / "site_a_01_0001.nii.gz")
+    label = phantom / "labelsTr" / "site_b_01.nii.gz"
+    image = SimpleITK.ReadImage(str(label))
+    image.SetSpacing((1.0, 2.0, 3.0))
+    SimpleITK.WriteImage(image, str(label))
+    extra = phantom / "imagesTr" / "site_c_01_0001.nii.gz"
+    extra.write_bytes((phantom / "imagesTr" / "site_c_01_0000.nii.gz").read_bytes())
+    spacing, channels = errors()
+    assert "case 'site_b_01' spacing differs" in spacing
+    assert "(1.0, 2.0, 3.0)" in spacing
+    assert "case 'site_c_01' expected 1 channel(s), found 2" in channels
+
+
+def test_references_to_images_that_are_gone(phantom: Path):
+    entries = {case: {"images": [f"imagesTr/{case}_0000.nii.gz"], "label": f"labelsTr/{case}.nii.gz"}
+               for case in datasets.raw_cases(phantom)}  # fmt: skip
+    change(phantom, dataset=entries)
+    assert errors() == []
+    (phantom / "imagesTr" / "site_a_02_0000.nii.gz").unlink()
+    (error,) = errors()
+    assert "case 'site_a_02' there is no" in error
+    assert "merge again" in error
+    for file in (phantom / "imagesTr").iterdir():
+        file.unlink()
+    with pytest.raises(ValueError, match="none of the images"):
+        check_dataset(NAME, 1)
+
+
+def test_labels_that_differ_only_in_writing(phantom: Path):
+    labels = {"background": 0, "liver": 1, "Livers": 2, "stomach": 3, "gallbladder": 4}
+    sources = sources_of(phantom) | {"site_b": {"cases": ["site_b_*"], "annotated": ["Livers", "gallbladder"]}}
+    change(phantom, labels=labels, sources=sources)
+    (warning,) = [f for f in check_dataset(NAME, 1).findings if f.severity == "warning"]
+    assert "'liver' and 'Livers'" in warning.where

@@ -19,11 +19,11 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_conemos import cli, methods
-from nnunetv2_conemos.datasets import raw_cases, read_dataset_json, write_json
+from nnunetv2_conemos.datasets import write_json
 from nnunetv2_conemos.declare import group_sources, read_annotated
 from nnunetv2_conemos.method import method_options
 from nnunetv2_conemos.networks.conditional import FiLMOptions
-from nnunetv2_conemos.phantom import write_phantom
+from nnunetv2_conemos.recipe import read_recipe
 from nnunetv2_conemos.sources import LabelSpace, SourceTable, parse_sources
 
 ROOT = Path(__file__).parent.parent
@@ -133,7 +133,7 @@ def test_lines_are_short(page: Path):
     assert not long, "only code and the rows of tables may be longer"
 
 
-SOURCES_PAGE = ROOT / "docs" / "sources.md"
+SOURCES_PAGE = ROOT / "docs" / "partial_labels.md"
 EXAMPLES = [json.loads(block) for block in blocks(SOURCES_PAGE, "json")]
 
 
@@ -177,31 +177,12 @@ def test_plans_examples_load_and_give_a_network(name: str, configuration: dict, 
         assert network(torch.zeros(1, 1, *chosen.patch_size)).shape == (1, 5, *chosen.patch_size)
 
 
-def test_the_script_of_the_quickstart_joins_two_data_sets(nnunet_folders: Path):
-    raw = nnunet_folders / "nnUNet_raw"
-    for number, (name, site, labels) in enumerate(
-        [("Dataset101_Liver", "site_a", ["liver"]), ("Dataset102_SpleenKidneys", "site_b", ["kidneys", "spleen"])]
-    ):
-        write_phantom(raw / name, 2, 0, (8, 16, 16), sources={site: ["liver", "spleen"][: len(labels)]}, seed=number)
-        dataset_json = read_dataset_json(raw / name)
-        dataset_json["labels"] = {"background": 0} | {label: value for value, label in enumerate(labels, start=1)}
-        write_json(raw / name / "dataset.json", dataset_json)
-    (script,) = blocks(ROOT / "docs" / "quickstart.md", "python")
-    exec(compile(script, "quickstart.md", "exec"), {})
-    joint = raw / "Dataset500_Abdomen"
-    table = SourceTable.from_dataset_json(read_dataset_json(joint), raw_cases(joint))
-    assert table.annotated("liver_site_a_00") == ("liver",)
-    assert table.annotated("spleenkidneys_site_b_01") == ("spleen", "kidneys")
-    voxels = values(joint / "labelsTr" / "spleenkidneys_site_b_00.nii.gz")
-    theirs = values(raw / "Dataset102_SpleenKidneys" / "labelsTr" / "site_b_00.nii.gz")
-    assert {int(v) for v in voxels.unique()} == {0, 2, 3}
-    assert torch.equal(voxels == 3, theirs == 1), "their label 1 is our kidneys"
-
-
-def values(file: Path) -> torch.Tensor:
-    import SimpleITK
-
-    return torch.from_numpy(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file))).astype(int))
+def test_the_recipe_is_valid(tmp_path: Path):
+    (tmp_path / "recipe.yaml").write_text(blocks(SOURCES_PAGE, "yaml")[0])
+    recipe = read_recipe(tmp_path / "recipe.yaml")
+    assert recipe.datasets[0].regions == {"liver": ("liver", "tumour")}
+    assert recipe.datasets[1].annotated == tmp_path / "who_annotated_what.csv"
+    assert recipe.datasets[2].images == tmp_path / "more_images"
 
 
 def test_the_walk_through_quotes_the_example():

@@ -1,0 +1,103 @@
+"""What stands in the files of a raw case: the values of its label map, and what is wrong with it and its images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+
+from nnunetv2_conemos.declare import NO_MAP
+from nnunetv2_conemos.parallel import in_processes
+from nnunetv2_conemos.sources import shorten
+
+
+@dataclass(frozen=True)
+class CaseContent:
+    """The values of one label map, or why they cannot be trusted and what to do."""
+
+    case: str
+    values: frozenset[int]
+    problem: str = ""
+    remedy: str = ""
+
+
+def read_contents(
+    cases: Mapping[str, Mapping[str, Any]], dataset_json: Mapping[str, Any], processes: int
+) -> list[CaseContent]:
+    """Values of every label map, read by nnU-Net's own reader in `processes` processes; of images, the headers.
+
+    Raises ValueError where nnU-Net has no reader for the images.
+    """
+    present = [file for entry in cases.values() for file in entry["images"][:1] if Path(file).is_file()]
+    if not present:
+        raise ValueError("none of the images that dataset.json refers to exists. Restore them, or merge again.")
+    try:
+        reader = determine_reader_writer_from_dataset_json(dict(dataset_json), present[0], verbose=False)()
+    except RuntimeError as error:
+        raise ValueError(f"{error} Correct `file_ending` in dataset.json, or write that image again.") from None
+    channels = len(dataset_json["channel_names"])
+    jobs = [
+        (str(case), tuple(map(Path, files["images"])), Path(files["label"]), channels, reader)
+        for case, files in cases.items()
+    ]
+    return in_processes(read_content, jobs, processes, "Reading label maps")
+
+
+def read_content(
+    case: str, images: Sequence[Path], label: Path, channels: int, reader: BaseReaderWriter
+) -> CaseContent:
+    """Values of one label map; what goes wrong is said, not raised."""
+    if not label.is_file():
+        return CaseContent(case, frozenset(), f"there is no {label}.", f"Write the file. {NO_MAP}")
+    try:
+        values = np.unique(reader.read_seg(str(label))[0])
+    except Exception as error:  # each image library raises its own
+        reason = (str(error).strip() or repr(error)).splitlines()[-1]
+        return CaseContent(case, frozenset(), f"{label} cannot be read: {reason}", "Write the file again.")
+    whole = np.isfinite(values) & (values == np.round(values))
+    if not whole.all():
+        strange = shorten(map(str, values[~whole]))
+        return CaseContent(
+            case, frozenset(), f"{label} holds values that are no labels: {strange}.", "Correct the map."
+        )
+    problem, remedy = image_problem(images, label, channels)
+    return CaseContent(case, frozenset(map(int, values)), problem, remedy)
+
+
+def image_problem(images: Sequence[Path], label: Path, channels: int) -> tuple[str, str]:
+    """What is wrong with the images of a case, and what to do; empty where nothing is."""
+    if len(images) != channels:
+        found = shorten(map(str, images)) or "none"
+        return f"expected {channels} channel(s), found {len(images)}: {found}.", "Add the files, or remove the case."
+    gone = [str(file) for file in images if not file.is_file()]
+    if gone:
+        return f"there is no {shorten(gone)}.", "Restore the images, or merge again with --images copy."
+    grids = {file: grid_of(file) for file in (*images, label)}
+    expected = grids[images[0]]
+    for file, grid in grids.items():
+        for name, theirs in (grid or {}).items():
+            ours = (expected or grid or {})[name]
+            if len(ours) != len(theirs) or not np.allclose(ours, theirs, rtol=1e-3, atol=1e-3):
+                return (
+                    f"{name} differs: {images[0]} has {ours}, {file} has {theirs}.",
+                    "Resample the one onto the other; nnU-Net works voxel by voxel.",
+                )
+    return "", ""
+
+
+def grid_of(file: Path) -> dict[str, tuple[float, ...]] | None:
+    """Size, spacing, origin and direction from the header; None where the format has no such header."""
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(file))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return None
+    kinds = ("Size", "Spacing", "Origin", "Direction")
+    return {kind.lower(): tuple(getattr(reader, f"Get{kind}")()) for kind in kinds}

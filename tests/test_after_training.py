@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from nnunetv2.model_sharing.model_import import install_model_from_zip_file
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from raw_worlds import read_nifti
+from stock import predict_without_the_plugin
 from worlds import train
 
 from nnunetv2_conemos import cli, complete
@@ -258,26 +258,11 @@ def test_what_cannot_be_completed_is_refused(model, preprocessed_phantom, capsys
     assert "other labels" in capsys.readouterr().err
 
 
-def predict_without_the_plugin(model: Path, images: Path, output: Path) -> None:
-    """A process in which importing this package fails and no external trainer folder is named."""
-    code = (
-        "import sys; sys.modules['nnunetv2_conemos'] = None\n"
-        "from nnunetv2.inference.predict_from_raw_data import predict_entry_point_modelfolder as predict\n"
-        "predict()"
-    )
-    words = ["-i", str(images), "-o", str(output), "-m", str(model), *APART]
-    environment = {key: value for key, value in os.environ.items() if key != "nnUNet_extTrainer"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words, "-f", "0"], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 def test_an_exported_label_needs_no_plugin_and_is_the_same(model, images, tmp_path, monkeypatch):
     output, archive = tmp_path / "stock", tmp_path / "liver.zip"
     words = ["export", "-m", str(model), "--label", "spleen", "-o", str(output), "--zip", str(archive)]
     assert cli.main(words) == 0
-    predict_without_the_plugin(output, images, tmp_path / "without")
+    predict_without_the_plugin(output, images, tmp_path / "without", *APART)
     folder = ["-m", str(model), "-f", "0", "--labels", "spleen"]
     assert cli.main(["predict", "-i", str(images), "-o", str(tmp_path / "with"), *folder, *APART]) == 0
     theirs, ours = maps(tmp_path / "without"), maps(tmp_path / "with")

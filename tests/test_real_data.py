@@ -1,23 +1,15 @@
-"""The tools on real volumes: really partial head-and-neck labels, and a simulated split of a complete dataset.
-
-The volumes are not part of the project; the folder is named by CONEMOS_TEST_DATA (default ../shared/data).
-"""
+"""The tools on real volumes: really partial head-and-neck labels, and a simulated split of a complete dataset."""
 
 import json
-import os
 from pathlib import Path
 
-import pytest
+from real import DATA, real_data
 
 from nnunetv2_conemos.cli import main
 from nnunetv2_conemos.datasets import raw_cases, read_dataset_json
 from nnunetv2_conemos.sources import SourceTable
 
-DATA = Path(os.environ.get("CONEMOS_TEST_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
-pytestmark = [
-    pytest.mark.real_data,
-    pytest.mark.skipif(not DATA.is_dir(), reason=f"no real volumes in {DATA}; name their folder by CONEMOS_TEST_DATA"),
-]
+pytestmark = real_data
 
 
 def linked(name: str, base: Path, dataset: str) -> Path:

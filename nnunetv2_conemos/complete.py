@@ -110,8 +110,7 @@ def plan_completion(model: ModelFolder, inference: Inference, raw: Path, uncerta
 
 def complete(completion: Completion, target: Path, overwrite: bool) -> dict[str, int]:
     """Write the completed dataset, going on with an unfinished one; returns label -> cases in which it was missing."""
-    if target.exists() and not overwrite:
-        raise FileExistsError(f"{target} exists. Choose another name, or say --overwrite to replace it.")
+    datasets.refuse_existing(target, overwrite)
     folder = unfinished_folder(completion, target, overwrite)
     labels = folder / "labelsTr"
     todo: dict[tuple[str, ...], list[CaseJob]] = {}
@@ -134,7 +133,7 @@ def complete(completion: Completion, target: Path, overwrite: bool) -> dict[str,
 
 def unfinished_folder(completion: Completion, target: Path, overwrite: bool) -> Path:
     """A folder beside the target, new or of an interrupted run with the same settings; SourceError for others."""
-    folder = target.with_name(f".{target.name}.unfinished")
+    folder = target.with_name(f".{target.name}.completing")
     settings = completion.settings()
     if (folder / SETTINGS).is_file() and not overwrite:
         theirs = json.loads((folder / SETTINGS).read_text())
@@ -228,9 +227,7 @@ def finish(completion: Completion, folder: Path, target: Path) -> None:
     splits = completion.raw / "splits_final.json"
     if splits.is_file():
         shutil.copyfile(splits, folder / splits.name)
-    if target.exists():
-        shutil.rmtree(target)
-    folder.replace(target)
+    datasets.put_in_place(folder, target)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -241,7 +238,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--uncertain", type=float, metavar="P", help=uncertain_help)
     parser.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", help="[all that were trained]")
     parser.add_argument("-chk", default="checkpoint_final.pth", help="[%(default)s]")
-    parser.add_argument("-device", default="cuda", help="cuda, cpu or mps [%(default)s]")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("-device", default=device, choices=("cuda", "cpu", "mps"), help="[%(default)s]")
     parser.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, less accurate")
     parser.add_argument("-npp", type=int, default=3, help="processes for preprocessing [%(default)s]")
     parser.add_argument("-nps", type=int, default=3, help="processes for export; both 0: all in one [%(default)s]")

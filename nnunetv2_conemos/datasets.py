@@ -38,19 +38,30 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
 
     Raises FileExistsError where `target` exists, unless it is to be replaced.
     """
-    if target.exists() and not overwrite:
-        raise FileExistsError(f"{target} exists. Choose another name, or say --overwrite to replace it.")
-    aside, replaced = (target.with_name(f".{target.name}.{suffix}") for suffix in ("unfinished", "replaced"))
+    refuse_existing(target, overwrite)
+    aside = target.with_name(f".{target.name}.unfinished")
     shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
     aside.mkdir(parents=True)
     try:
         yield aside
-        if target.exists():
-            target.replace(replaced)
-        aside.replace(target)
+        put_in_place(aside, target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def refuse_existing(target: Path, overwrite: bool) -> None:
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{target} exists. Choose another name, or say --overwrite to replace it.")
+
+
+def put_in_place(aside: Path, target: Path) -> None:
+    """Rename a finished folder; what it replaces is deleted last."""
+    replaced = target.with_name(f".{target.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if target.exists():
+        target.replace(replaced)
+    aside.replace(target)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def new_dataset_folder(name: str) -> Path:

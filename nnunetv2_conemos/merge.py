@@ -36,7 +36,6 @@ class Plan:
     dataset_json: dict[str, Any]
     table: SourceTable
     jobs: list[CaseJob]
-    value_of: dict[Signature, int]
 
 
 def plan_merge(recipe: Recipe) -> Plan:
@@ -64,7 +63,7 @@ def plan_merge(recipe: Recipe) -> Plan:
         dataset_json["dataset"] = dataset_entries(jobs, ending)
     cases = [job.case for job in jobs]
     dataset_json["sources"] = merged_sources(parts, LabelSpace.from_dataset_json(dataset_json), cases)
-    return Plan(parts, dataset_json, SourceTable.from_dataset_json(dataset_json, cases), jobs, value_of)
+    return Plan(parts, dataset_json, SourceTable.from_dataset_json(dataset_json, cases), jobs)
 
 
 def refuse_equal_ids(jobs: Sequence[CaseJob]) -> None:

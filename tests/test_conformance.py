@@ -49,9 +49,19 @@ def test_epoch_variants_of_every_trainer_are_named_as_nnunet_names_its_own(nnune
     for name in EXPORTED:
         for suffix in suffixes:
             assert issubclass(getattr(methods, f"{name}_{suffix}"), getattr(methods, name))
+            assert issubclass(getattr(methods, f"{name}_NoMirroring_{suffix}"), getattr(methods, name))
     world(nnunet_folders, LABELS, 2, "plain")
     assert make_trainer(nnunet_folders, methods.ConditionalFiLMTrainer_20epochs).num_epochs == 20
     assert make_trainer(nnunet_folders, methods.ConditionalFiLMTrainer).num_epochs == 1000
+
+
+@pytest.mark.parametrize("mirroring", [True, False])
+def test_mirroring_is_a_choice_for_training_and_prediction(nnunet_folders, mirroring):
+    world(nnunet_folders, LABELS, 2, "plain")
+    chosen = methods.ConditionalFiLMTrainer if mirroring else methods.ConditionalFiLMTrainer_NoMirroring
+    trainer = make_trainer(nnunet_folders, chosen)
+    axes = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[-1]
+    assert axes == trainer.inference_allowed_mirroring_axes == ((0, 1) if mirroring else None)
 
 
 @EVERY_TRAINER

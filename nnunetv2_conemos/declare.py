@@ -106,9 +106,12 @@ def complete_table(annotated: Mapping[str, list[str]], cases: Iterable[str], res
     return {case: annotated.get(case, rest or []) for case in cases}
 
 
-def group_sources(annotated: Mapping[str, list[str]], labels: LabelSpace) -> dict[str, dict[str, Any]]:
+def group_sources(
+    annotated: Mapping[str, list[str]], labels: LabelSpace, dataset: str | None = None
+) -> dict[str, dict[str, Any]]:
     """`sources` for dataset.json: one per set of labels, in the order of nnU-Net's heads, exact cases as globs.
 
+    `dataset`: what they are all parts of.
     Raises SourceError for a label name that does not exist, with the nearest one.
     """
     groups: dict[tuple[str, ...], list[str]] = {}
@@ -121,6 +124,8 @@ def group_sources(annotated: Mapping[str, list[str]], labels: LabelSpace) -> dic
         if len(name) > LONGEST_NAME or name in sources:
             name = f"group {number}"
         sources[name] = {"cases": [glob.escape(case) for case in cases], "annotated": list(known)}
+        if dataset:
+            sources[name]["dataset"] = dataset
     return sources
 
 
@@ -146,7 +151,7 @@ def declare(
     labels = LabelSpace.from_dataset_json(dataset_json)
     cases = datasets.raw_cases(raw)
     rest = {"unlabelled": [], "all": list(labels.names), None: None}[missing]
-    sources = group_sources(complete_table(annotated, cases, rest), labels)
+    sources = group_sources(complete_table(annotated, cases, rest), labels, name)
     table = SourceTable.from_dataset_json(dataset_json | {"sources": sources}, cases)
     files = {}
     for folder in filter(None, (raw, datasets.preprocessed_folder(name))):

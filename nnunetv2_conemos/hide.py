@@ -101,7 +101,7 @@ def hide(
         for case, entry in files.items()
         for values in [visible_values(labels, annotated[case]) if annotated[case] else all_hidden(labels)]
     ]
-    result = {**dataset_json, "sources": group_sources(annotated, labels)}
+    result = {**dataset_json, "sources": group_sources(annotated, labels, raw.name)}
     if images == "reference":
         result["dataset"] = dataset_entries(jobs, ending)
     else:

@@ -79,7 +79,7 @@ def merged_sources(parts: Sequence[Part], labels: LabelSpace, cases: Sequence[st
     sources = {}
     for part in parts:
         annotated = {case_id(part, case): sorted(known) for case, known in part.annotated.items()}
-        groups = group_sources(annotated, narrowed(labels, part.labels))
+        groups = group_sources(annotated, narrowed(labels, part.labels), part.name)
         own = set(annotated)
         for name, group in groups.items():
             if len(groups) == 1 and {case for case in cases if case.startswith(f"{part.name}_")} == own:

@@ -27,11 +27,13 @@ class Method:
     `network(plans, configuration, input channels, heads, deep supervision)` builds the network: `forward(Query)`
     answers the labels asked, [B,Q,*S]; `forward(Tensor)` answers all `heads` as nnU-Net wants them.
     `ask` says what is drawn and asked. `loss(ddp)` builds the loss of (logits [B,Q,*S], Truth) at one resolution.
+    `regions`: whether the method allows labels that overlap.
     """
 
     network: Callable[[PlansManager, ConfigurationManager, int, int, bool], nn.Module]
     ask: Ask
     loss: Callable[[bool], nn.Module]
+    regions: bool = True
 
 
 def facts_for_inference(labels: LabelSpace, untaught: Sequence[str] = ()) -> dict[str, object]:

@@ -27,6 +27,7 @@ class Source(BaseModel):
 
     `cases` are globs over case identifiers, `annotated` names labels (or regions) of `labels`; an empty list means
     unlabelled. `weight` scales how often the cases of this source are drawn within a label (1 = as often as others).
+    `dataset` tells which sources are parts of one dataset, for methods that draw datasets (a source is its own).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,6 +35,7 @@ class Source(BaseModel):
     cases: tuple[str, ...] = Field(min_length=1)
     annotated: tuple[str, ...]
     modality: str | None = None
+    dataset: str | None = None
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
 
@@ -129,6 +131,11 @@ class SourceTable:
 
     def weight(self, case: str) -> float:
         return self.sources[self.source_of(case)].weight
+
+    def dataset_of(self, case: str) -> str:
+        """Name of the dataset that a case comes from; a source that names none is its own."""
+        source = self.source_of(case)
+        return self.sources[source].dataset or source
 
     def annotated(self, case: str) -> tuple[str, ...]:
         return tuple(name for name, known in zip(self.labels.names, self.known(case), strict=True) if known)

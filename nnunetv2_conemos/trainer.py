@@ -56,6 +56,7 @@ class PartialLabelTrainer(nnUNetTrainer):
         # nnU-Net's __init__ creates the results folder: whatever cannot work is refused before.
         refuse_label_choice()
         refuse_cascade(plans, configuration, type(self).__name__)
+        refuse_regions(self.method, dataset_json, type(self).__name__)
         refuse_different_tables(plans["dataset_name"])
         refuse_other_labels(plans, configuration, type(self).__name__, dataset_json)
         self.table = preprocessed_table(plans, configuration, dataset_json)
@@ -240,6 +241,14 @@ def refuse_cascade(plans: dict, configuration: str, trainer: str) -> None:
         raise NotImplementedError(
             f"{trainer} does not train the cascade ({configuration}): it needs predictions of the previous stage that "
             "nnU-Net only makes for validation cases. Use 3d_fullres or 3d_lowres."
+        )
+
+
+def refuse_regions(method: Method, dataset_json: dict, trainer: str) -> None:
+    if LabelSpace.from_dataset_json(dataset_json).has_regions and not method.regions:
+        raise NotImplementedError(
+            f"{trainer} takes labels to exclude each other, so it does not train regions. Use ConditionalFiLMTrainer "
+            "or MultiTalentTrainer, or labels that do not overlap."
         )
 
 

@@ -82,7 +82,7 @@ def maps(folder: Path) -> dict[str, np.ndarray]:
 
 def test_only_the_labels_asked_are_computed_and_written(model, images, tmp_path, monkeypatch):
     asked: list[int] = []
-    codes = ConditionalUNet.label_codes
+    codes = ConditionalUNet.code
 
     def counted(self, labels):
         asked.extend(labels.tolist())

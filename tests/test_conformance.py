@@ -5,6 +5,7 @@ Trainers come from nnU-Net's own look-up, plus the method of the documentation.
 
 import io
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,15 @@ from nnunetv2_conemos.trainer import PartialLabelTrainer
 
 ROOT = Path(__file__).parent.parent
 KINDS = [(2, "plain"), (3, "plain"), (2, "residual"), (3, "residual")]
-MODES = pytest.mark.parametrize("labels", [LABELS, REGIONS], ids=["labels", "regions"])
 ARCHITECTURES = pytest.mark.parametrize(("dim", "kind"), KINDS)
 
 
 EVERY_TRAINER = pytest.mark.parametrize("trainer", TRAINERS, ids=lambda t: t.__name__)
+IN_EACH_MODE = pytest.mark.parametrize(
+    ("trainer", "labels"),
+    [(t, labels) for t in TRAINERS for labels in (LABELS, REGIONS) if labels is LABELS or t.method.regions],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "regions" if value is REGIONS else "labels",
+)
 
 
 def network_and_image(trainer, dim, kind, labels, deep=True):
@@ -64,8 +69,7 @@ def test_mirroring_is_a_choice_for_training_and_prediction(nnunet_folders, mirro
     assert axes == trainer.inference_allowed_mirroring_axes == ((0, 1) if mirroring else None)
 
 
-@EVERY_TRAINER
-@MODES
+@IN_EACH_MODE
 @ARCHITECTURES
 def test_plain_tensor_gives_nnunets_heads_and_equals_the_query(trainer, dim, kind, labels):
     network, image = network_and_image(trainer, dim, kind, labels, deep=False)
@@ -76,8 +80,7 @@ def test_plain_tensor_gives_nnunets_heads_and_equals_the_query(trainer, dim, kin
     assert torch.allclose(everything[:, -3:], asked, atol=1e-5)
 
 
-@EVERY_TRAINER
-@MODES
+@IN_EACH_MODE
 @ARCHITECTURES
 def test_permuting_the_labels_permutes_the_channels(trainer, dim, kind, labels):
     network, image = network_and_image(trainer, dim, kind, labels)
@@ -115,8 +118,7 @@ def world(base, labels, dim, kind, ignore=False):
     write_world(base, cases, labels, sources, dim, kind, batch_size=2)
 
 
-@EVERY_TRAINER
-@MODES
+@IN_EACH_MODE
 @ARCHITECTURES
 @pytest.mark.parametrize("ignore", [False, True], ids=["", "ignore"])
 def test_a_step_reaches_every_parameter_and_ten_lower_the_loss(trainer, dim, kind, labels, ignore, nnunet_folders):
@@ -129,9 +131,9 @@ def test_a_step_reaches_every_parameter_and_ten_lower_the_loss(trainer, dim, kin
     batch = next(loader)
     made.network.train()
     losses = [float(made.train_step(batch)["loss"]) for _ in range(11)]
-    untaught = f"decoder.seg_layers.{0}."  # nnU-Net gives the coarsest scale the weight 0
     for name, parameter in made.network.named_parameters():
-        assert name.startswith(untaught) or parameter.grad is not None, name
+        coarsest = re.match(r"decoder\.(\d\.)?seg_layers\.0\.", name)  # nnU-Net gives it the weight 0
+        assert coarsest or parameter.grad is not None, name
     assert np.isfinite(losses).all()
     assert losses[-1] < losses[0], losses
     made.network.eval()
@@ -139,3 +141,14 @@ def test_a_step_reaches_every_parameter_and_ten_lower_the_loss(trainer, dim, kin
         counts = made.validation_step(next(validation))
     assert counts["tp_hard"].shape == counts["fn_hard"].shape == (3,)
     assert np.isfinite(counts["loss"])
+
+
+@EVERY_TRAINER
+def test_regions_are_trained_or_refused_before_anything_is_made(trainer, nnunet_folders):
+    world(nnunet_folders, REGIONS, 2, "plain")
+    if trainer.method.regions:
+        assert make_trainer(nnunet_folders, trainer).label_manager.has_regions
+    else:
+        with pytest.raises(NotImplementedError, match=f"{trainer.__name__} takes labels to exclude each other"):
+            make_trainer(nnunet_folders, trainer)
+        assert not list((nnunet_folders / "nnUNet_results").iterdir())

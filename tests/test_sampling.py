@@ -5,7 +5,7 @@ import pytest
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from scipy.stats import chisquare
 
-from nnunetv2_conemos.sampling import AskedDataset, Pairs, what_is_asked
+from nnunetv2_conemos.sampling import AskedDataset, Cases, Pairs, what_is_asked
 from nnunetv2_conemos.sources import SourceTable
 
 LABELS = {"background": 0, "one": 1, "two": 2, "three": 3}
@@ -38,14 +38,14 @@ def test_only_annotated_pairs_are_drawn_and_each_about_equally_often():
     pairs, counts = np.unique(identifiers, return_counts=True)
     assert len(pairs) == 2 * 7 + 2 * 13
     for label in "123":
-        of_label = counts[[p.endswith(f"::{label}") for p in pairs]]
+        of_label = counts[[p.endswith(f"::{label}::one") for p in pairs]]
         assert of_label.max() / of_label.min() <= 1.1
 
 
 def test_weights_act_within_a_label():
     table = make_table(a=(4, ["one"], 3.0), b=(4, ["one"], 1.0), c=(2, ["two"]))
     identifiers = Pairs().identifiers(table, table.cases)
-    of_one = [i for i in identifiers if i.endswith("::1")]
+    of_one = [i for i in identifiers if i.endswith("::1::one")]
     assert len(of_one) * 2 == len(identifiers), "labels stay equally often"
     assert np.mean([i.startswith("a") for i in of_one]) == pytest.approx(0.75, abs=0.03)
 
@@ -86,7 +86,54 @@ def test_foreground_is_narrowed_to_the_label_asked(keys, locations, expected):
     table = make_table(a=(1, ["one", "two"]))
     original = dict(locations)
     dataset = AskedDataset(OneCase(locations), Pairs(), table, keys, always=[(-1, 0, 1)])
-    properties = dataset.load_case("a0::2")[3]
+    properties = dataset.load_case("a0::2::one")[3]
     assert properties["class_locations"] == expected
     assert properties["spacing"] == 1
     assert locations == original, "the dataset's own record must not change"
+
+
+def test_questions_are_mixed_equally_and_patches_still_centre_on_one_label():
+    table = make_table(a=(3, ["one", "two"]), b=(3, ["three"]))
+    ask = Pairs(("one", "annotated", "all"))
+    identifiers = ask.identifiers(table, table.cases)
+    kinds, counts = np.unique([i.rsplit("::", 1)[1] for i in identifiers], return_counts=True)
+    assert kinds.tolist() == ["all", "annotated", "one"]
+    assert len(set(counts)) == 1
+    assert ask.parse("a0::2::one", table) == ("a0", (2,), (2,))
+    assert ask.parse("a0::2::annotated", table) == ("a0", (1, 2), (2,))
+    assert ask.parse("a0::2::all", table) == ("a0", (1, 2, 3), (2,))
+    asked = what_is_asked(ask, ["a0::2::all", "b1::3::annotated"], table)
+    assert asked.labels.tolist() == [[1, 2, 3], [3, 0, 0]]
+    assert asked.known.tolist() == [[True, True, False], [True, False, False]]
+
+
+def test_datasets_are_drawn_by_the_root_of_their_size():
+    table = make_table(a=(90, ["one"]), b=(10, ["two"], 2.0), u=(5, []))
+    identifiers = Cases().identifiers(table, table.cases)
+    share = np.mean([i.startswith("a") for i in identifiers])
+    assert share == pytest.approx(np.sqrt(90) / (np.sqrt(90) + np.sqrt(10)), abs=0.02)
+    assert not any(i.startswith("u") for i in identifiers), "unlabelled cases teach nothing here"
+    assert len(set(identifiers)) == 100
+    with pytest.raises(ValueError, match="nothing to ask"):
+        Cases().identifiers(table, ["u0"])
+
+
+def test_sources_of_one_dataset_are_drawn_as_one():
+    entries = {
+        "a": {"cases": ["a*"], "annotated": ["one"], "dataset": "D"},
+        "b": {"cases": ["b*"], "annotated": ["two"], "dataset": "D", "weight": 3},
+        "c": {"cases": ["c*"], "annotated": ["three"]},
+    }
+    cases = [f"{name}{i}" for name, n in (("a", 15), ("b", 1), ("c", 16)) for i in range(n)]
+    table = SourceTable.from_dataset_json({"labels": LABELS, "sources": entries}, cases)
+    identifiers = Cases().identifiers(table, cases)
+    share = {name: np.mean([i.startswith(name) for i in identifiers]) for name in "abc"}
+    assert share["c"] == pytest.approx(0.5, abs=0.02)
+    assert share["b"] == pytest.approx(0.5 * 3 / 18, abs=0.02), "weights act within the dataset"
+
+
+def test_cases_ask_what_is_annotated_or_everything():
+    table = make_table(a=(1, ["one", "three"]))
+    assert Cases().parse("a0", table) == ("a0", (1, 3), (1, 3))
+    assert Cases(every=True).parse("a0", table) == ("a0", (1, 2, 3), (1, 3))
+    assert what_is_asked(Cases(every=True), ["a0"], table).known.tolist() == [[True, False, True]]

@@ -184,7 +184,7 @@ def test_stray_values_are_logged_once_and_teach_nothing(nnunet_folders, capsys):
     trainer = make_trainer(nnunet_folders, ConditionalFiLMTrainer)
     train, _ = trainer.get_tr_and_val_datasets()
     assert capsys.readouterr().out.count("were not annotated are left out") == 1
-    assert not any(i.endswith("::2") for i in train.identifiers)
+    assert not any(i.endswith("::2::one") for i in train.identifiers)
 
 
 def test_settings_are_inherited_by_name_and_checked(world):

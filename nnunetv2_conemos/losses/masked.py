@@ -56,16 +56,21 @@ def counted_voxels(truth: Truth) -> Bool[Tensor, "B Q *S"]:
     return known if truth.valid is None else known & truth.valid
 
 
-def pooled_dice(sums: Float[Tensor, "N 3"], labels: Int[Tensor, " N"], smooth: float) -> Float[Tensor, ""]:
+def pooled_dice(
+    sums: Float[Tensor, "N 3"], labels: Int[Tensor, " N"], smooth: float, skip_empty: bool = True
+) -> Float[Tensor, ""]:
     """Mean soft Dice over the distinct labels > 0 whose pooled target is not empty; 0 where there is none.
 
-    `sums` holds intersection, predicted and target mass of each pair.
+    `sums` holds intersection, predicted and target mass of each pair. Without `skip_empty`, empty targets count too.
     """
     same = (labels[:, None] == labels[None]) & (labels > 0)
     intersection, predicted, target = (same.to(sums) @ sums).unbind(-1)
     dice = (2 * intersection + smooth) / (predicted + target + smooth).clamp_min(1e-8)
     pairs_of_label = same.sum(1).clamp_min(1)
-    weight = ((labels > 0) & (target > 0)) / pairs_of_label  # every label weighs 1, however many pairs ask it
+    counts = labels > 0
+    if skip_empty:
+        counts &= target > 0
+    weight = counts / pairs_of_label  # every label weighs 1, however many pairs ask it
     return (dice * weight).sum() / weight.sum().clamp_min(1)
 
 

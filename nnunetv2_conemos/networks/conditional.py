@@ -11,16 +11,16 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from nnunetv2_conemos.networks.film import Condition, FiLM, FiLMConv, FiLMInstanceNorm, ReadBottleneck, film_block
+from nnunetv2_conemos.networks.multihead import nnunet_heads
 from nnunetv2_conemos.networks.planned import Act, State, Step, UNet, conv_blocks, repeat_samples, unet_steps, walk
 from nnunetv2_conemos.records import Query
 
 CODE_LENGTH = 64
-ABSENT = -30.0  # the sigmoid of it is 0; infinity would overflow where nnU-Net sums in half precision
 LABELS_AT_ONCE = 4  # at prediction; bounds the memory of the network whatever K is
 
 
@@ -39,13 +39,10 @@ class FiLMOptions(BaseModel):
     image_features: bool = False
 
 
-class ConditionalUNet(nn.Module):
-    """A one-output U-Net every norm of which, encoder included, and the logits are modulated by the label asked.
+class FiLMUNet(nn.Module):
+    """A planned U-Net every norm of which, encoder included, and the logits are modulated by a code of what is asked.
 
-    `forward(Query)` answers the labels asked, [B,Q,*S], as a list over scales (fine to coarse) under deep supervision.
-    `forward(Tensor)` answers all labels at full resolution in nnU-Net's head order, [B,K+1,*S] with a zero background
-    head or [B,K,*S] for regions, in memory of its own; labels that are not `answered` get the logit ABSENT.
-    `label_dims`: parameters with a dimension over labels.
+    `answered`: the labels (1..K) that prediction computes. `label_dims`: parameters with a dimension over labels.
     """
 
     label_dims: ClassVar[dict[str, int]] = {"embed.0.weight": 1}
@@ -86,6 +83,27 @@ class ConditionalUNet(nn.Module):
         for i, head in enumerate(heads):
             heads[i] = FiLMConv(head, FiLM(self.condition, CODE_LENGTH, head.out_channels, image))
 
+    def steps(self) -> tuple[list[Step], list[Step]]:
+        """The steps before the first modulated layer, run once per image, and the rest, run for each code."""
+        steps = [
+            s._replace(act=Act.APPLY, module=self.bottleneck) if s.act is Act.TURN else s for s in unet_steps(self)
+        ]
+        first = next(i for i, s in enumerate(steps) if s.module is not None and reads_condition(s.module))
+        return steps[:first], steps[first:]
+
+    def code(self, asked: Bool[Tensor, "N K"]) -> Float[Tensor, "N E"]:
+        """The code of the labels asked, one row for each sample of the features."""
+        return self.embed(asked.to(next(self.embed.parameters()).dtype))
+
+
+class ConditionalUNet(FiLMUNet):
+    """A one-output U-Net modulated by the one label asked.
+
+    `forward(Query)` answers the labels asked, [B,Q,*S], as a list over scales (fine to coarse) under deep supervision.
+    `forward(Tensor)` answers all labels at full resolution in nnU-Net's head order, [B,K+1,*S] with a zero background
+    head or [B,K,*S] for regions, in memory of its own.
+    """
+
     def forward(self, query: Query | Tensor) -> Tensor | list[Tensor]:
         try:
             return self._answer(query) if isinstance(query, Query) else self._answer_all(query)
@@ -94,42 +112,30 @@ class ConditionalUNet(nn.Module):
 
     def _answer(self, query: Query) -> Tensor | list[Tensor]:
         deep = self.decoder.deep_supervision
-        shared, per_label = self._steps()
+        shared, per_label = self.steps()
         logits = self._ask(per_label, walk(shared, State(query.image)), query.labels)
         return logits[::-1] if deep else logits[-1]
 
     def _answer_all(self, image: Float[Tensor, "B M *S"]) -> Float[Tensor, "B heads *S"]:
-        shared, per_label = self._steps()
+        shared, per_label = self.steps()
         state = walk(shared, State(image))
         labels = torch.tensor(self.answered, device=image.device).expand(image.shape[0], -1)
         answers = []
         for chunk in labels.split(LABELS_AT_ONCE, dim=1):
             fresh = state._replace(features=state.features.clone())  # nonlinearities work in place
             answers.append(self._ask(per_label, fresh, chunk)[-1])
-        answered, first = torch.cat(answers, dim=1), int(self.background_head)
-        shape = (image.shape[0], first + self.num_labels, *answered.shape[2:])
-        heads = answered.new_full(shape, ABSENT)
-        heads[:, labels[0] - 1 + first] = answered
-        heads[:, :first] = 0
-        return heads
-
-    def _steps(self) -> tuple[list[Step], list[Step]]:
-        """The steps before the first modulated layer, run once per image, and the rest, run for each label."""
-        steps = [
-            s._replace(act=Act.APPLY, module=self.bottleneck) if s.act is Act.TURN else s for s in unet_steps(self)
-        ]
-        first = next(i for i, s in enumerate(steps) if s.module is not None and reads_condition(s.module))
-        return steps[:first], steps[first:]
+        return nnunet_heads(torch.cat(answers, dim=1), self.answered, self.num_labels, self.background_head)
 
     def _ask(self, steps: list[Step], state: State, labels: Int[Tensor, "B Q"]) -> list[Tensor]:
         """Logits [B,Q,*S] at each scale, coarse to fine."""
-        self.condition.code = self.label_codes(labels.flatten())
+        self.condition.code = self.code(multi_hot(labels.flatten()[:, None], self.num_labels))
         state = state._replace(features=repeat_samples(state.features, labels.shape[1]))
         return [z.view(*labels.shape, *z.shape[2:]) for z in walk(steps, state).logits]
 
-    def label_codes(self, labels: Int[Tensor, " N"]) -> Float[Tensor, "N E"]:
-        onehot = F.one_hot(labels.long(), self.num_labels + 1)[:, 1:]
-        return self.embed(onehot.to(next(self.embed.parameters()).dtype))
+
+def multi_hot(labels: Int[Tensor, "N Q"], num_labels: int) -> Bool[Tensor, "N K"]:
+    """Which labels (1..K) a row asks; 0 asks nothing."""
+    return F.one_hot(labels.long(), num_labels + 1)[..., 1:].any(1)
 
 
 @torch.no_grad()
@@ -145,7 +151,8 @@ def folded_weights(network: ConditionalUNet, label: int) -> dict[str, Tensor]:
             "FiLM after the nonlinearity or on image features does not fold into a stock network."
         )
     weights = {k: v for k, v in network.state_dict().items() if k.startswith(("encoder.", "decoder."))}
-    network.condition.code = network.label_codes(torch.tensor([label], device=next(network.parameters()).device))
+    device = next(network.parameters()).device
+    network.condition.code = network.code(multi_hot(torch.tensor([[label]], device=device), network.num_labels))
     for name, module in network.named_modules(remove_duplicate=False):
         if isinstance(module, FiLMInstanceNorm | FiLMConv):
             weights[f"{name}.weight"], weights[f"{name}.bias"] = module.folded()

@@ -1,7 +1,7 @@
 """Feature-wise linear modulation of a planned U-Net (Perez et al., AAAI 2018; as used by CoNeMOS, MIDL 2024).
 
 Axis letters: **B** images, **N** samples (image x label asked), **E** length of the code, **F** features,
-***S** space.
+**O** outputs, ***S** space.
 Modulated layers keep the parameter names of the layers they replace, so that backbone weights load by name.
 """
 
@@ -94,7 +94,7 @@ class FiLMConv(nn.Module):
         self.weight, self.bias, self.film = conv.weight, conv.bias, film
         self.convolve = F.conv2d if conv.weight.ndim == 4 else F.conv3d
 
-    def forward(self, x: Float[Tensor, "N F *S"]) -> Float[Tensor, "N 1 *S"]:
+    def forward(self, x: Float[Tensor, "N F *S"]) -> Float[Tensor, "N O *S"]:
         return self.film(self.convolve(x, self.weight, self.bias))
 
     def folded(self) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,65 @@
+"""A planned U-Net conditioned on the set of labels asked: one output channel per label, one pass for all of them.
+
+Axis letters: **B** sample, **M** input channel, **K** labels, **Q** labels asked, **A** labels answered, ***S** space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nnunetv2_conemos.networks.conditional import FiLMOptions, FiLMUNet, multi_hot
+from nnunetv2_conemos.networks.multihead import chosen_channels, nnunet_heads
+from nnunetv2_conemos.networks.planned import State, UNet, walk
+from nnunetv2_conemos.records import Query
+
+
+class LabelSetOptions(FiLMOptions):
+    """`one_by_one`: at prediction, ask each label alone, in a pass of its own, instead of all at once."""
+
+    one_by_one: bool = False
+
+
+class LabelSetUNet(FiLMUNet):
+    """A K-output U-Net modulated by the multi-hot vector of the labels asked.
+
+    `forward(Query)` answers the labels asked [B,Q,*S], a list over scales (fine to coarse) under deep supervision; what
+    a label is answered depends on the set it is asked in. `forward(Tensor)` asks for all labels that are `answered` and
+    gives nnU-Net's heads.
+    """
+
+    options: LabelSetOptions
+
+    def __init__(
+        self,
+        unet: UNet,
+        num_labels: int,
+        background_head: bool,
+        options: LabelSetOptions | None = None,
+        answered: Sequence[int] | None = None,
+    ):
+        super().__init__(unet, num_labels, background_head, options or LabelSetOptions(), answered)
+
+    def forward(self, query: Query | Tensor) -> Tensor | list[Tensor]:
+        try:
+            if isinstance(query, Query):
+                asked = self._ask(query.image, query.labels)
+                return asked if self.decoder.deep_supervision else asked[0]
+            answers = torch.cat([self._ask(query, labels)[0] for labels in self._questions(query)], dim=1)
+            return nnunet_heads(answers, self.answered, self.num_labels, self.background_head)
+        finally:
+            self.condition.clear()
+
+    def _questions(self, image: Float[Tensor, "B M *S"]) -> Sequence[Int[Tensor, "B A"]]:
+        labels = torch.tensor(self.answered, device=image.device).expand(image.shape[0], -1)
+        return labels.split(1, dim=1) if self.options.one_by_one else [labels]
+
+    def _ask(self, image: Float[Tensor, "B M *S"], labels: Int[Tensor, "B Q"]) -> list[Tensor]:
+        """Logits [B,Q,*S] at each scale, fine to coarse."""
+        self.condition.code = self.code(multi_hot(labels, self.num_labels))
+        shared, modulated = self.steps()
+        logits = walk([*shared, *modulated], State(image)).logits
+        return [chosen_channels(z, labels) for z in logits[::-1]]

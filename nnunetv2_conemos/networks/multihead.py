@@ -1,0 +1,72 @@
+"""A planned U-Net with one output channel per label: what the baselines condition on nothing with.
+
+Axis letters: **B** sample, **M** input channel, **K** labels, **Q** labels asked, ***S** space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from nnunetv2_conemos.networks.planned import UNet
+from nnunetv2_conemos.records import Query
+
+ABSENT = -30.0  # the sigmoid of it is 0; infinity would overflow where nnU-Net sums in half precision
+
+
+def chosen_channels(logits: Float[Tensor, "B K *S"], labels: Int[Tensor, "B Q"]) -> Float[Tensor, "B Q *S"]:
+    """The channels of the labels asked (1..K); where nothing is asked (0), any."""
+    space = (1,) * (logits.ndim - 2)
+    channel = (labels - 1).clamp_min(0).view(*labels.shape, *space)
+    return logits.gather(1, channel.expand(-1, -1, *logits.shape[2:]))
+
+
+def nnunet_heads(
+    answered: Float[Tensor, "B A *S"], labels: Sequence[int], num_labels: int, background_head: bool
+) -> Float[Tensor, "B heads *S"]:
+    """nnU-Net's heads from the logits of some labels (1..K): background, where there is one, is 0, the rest ABSENT."""
+    first = int(background_head)
+    heads = answered.new_full((answered.shape[0], first + num_labels, *answered.shape[2:]), ABSENT)
+    heads[:, torch.tensor(labels, device=answered.device) - 1 + first] = answered
+    heads[:, :first] = 0
+    return heads
+
+
+class MultiHeadUNet(nn.Module):
+    """`forward(Query)` answers the labels asked [B,Q,*S], a list over scales under deep supervision; `forward(Tensor)`
+    answers nnU-Net's heads at full resolution. With `softmax`, the planned network has a background channel too, which
+    is subtracted, so that nnU-Net's softmax over the heads is the network's own.
+    """
+
+    encoder: Any
+    decoder: Any
+
+    def __init__(
+        self,
+        unet: UNet,
+        num_labels: int,
+        background_head: bool,
+        softmax: bool = False,
+        answered: Sequence[int] | None = None,
+    ):
+        super().__init__()
+        self.encoder, self.decoder = unet.encoder, unet.decoder
+        self.num_labels, self.background_head, self.softmax = num_labels, background_head, softmax
+        self.answered = tuple(range(1, num_labels + 1)) if answered is None else tuple(answered)
+
+    def forward(self, query: Query | Tensor) -> Tensor | list[Tensor]:
+        if isinstance(query, Query):
+            asked = [chosen_channels(logits, query.labels) for logits in self._scales(query.image)]
+            return asked if self.decoder.deep_supervision else asked[0]
+        logits = self._scales(query)[0]
+        chosen = torch.tensor(self.answered, device=logits.device) - 1
+        return nnunet_heads(logits[:, chosen], self.answered, self.num_labels, self.background_head)
+
+    def _scales(self, image: Float[Tensor, "B M *S"]) -> list[Tensor]:
+        output = self.decoder(self.encoder(image))
+        scales = output if isinstance(output, list) else [output]
+        return [z[:, 1:] - z[:, :1] for z in scales] if self.softmax else scales

@@ -1,7 +1,7 @@
-"""`conemos export`: one label of a conditional model as a stock nnU-Net model, for places without this package.
+"""`conemos export`: a stock nnU-Net model, of one label or of all, for places without this package.
 
-For a fixed label FiLM folds into the affine weights of norms and logits, so the result is nnU-Net's own network with a
-background head of zeros: its segmentation is that of `conemos predict --labels LABEL`.
+For a fixed question FiLM folds into the affine weights of norms and logits, so the result is nnU-Net's own network with
+a background head of zeros: its segmentation is that of `conemos predict --labels LABEL`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor
 from nnunetv2_conemos import datasets, env
 from nnunetv2_conemos.method import PLANS_KEY
 from nnunetv2_conemos.models import ModelFolder, read_checkpoint, read_model
-from nnunetv2_conemos.networks.conditional import ConditionalUNet, folded_weights
-from nnunetv2_conemos.sources import SourceError
+from nnunetv2_conemos.networks.multihead import is_head
+from nnunetv2_conemos.sources import SourceError, shorten
 
 TRAINER = "nnUNetTrainer"
 
@@ -33,42 +33,48 @@ def stock_plans(plans: dict[str, Any]) -> dict[str, Any]:
     return stock
 
 
-def stock_dataset_json(dataset_json: dict[str, Any], label: str) -> dict[str, Any]:
-    """dataset.json of the one label."""
-    dropped = ("sources", "regions_class_order", "dataset")
+def stock_dataset_json(dataset_json: dict[str, Any], label: str | None) -> dict[str, Any]:
+    """dataset.json of one label, or of all of them (None)."""
+    dropped = ("sources", "dataset") if label is None else ("sources", "dataset", "regions_class_order")
     kept = {key: value for key, value in dataset_json.items() if key not in dropped}
-    return kept | {"labels": {"background": 0, label: 1}}
+    return kept if label is None else kept | {"labels": {"background": 0, label: 1}}
 
 
 def with_background(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One-output logits [1,F,*S] become [2,F,*S]: background, always 0, and the label."""
+    """Logits of labels get that of background before them, always 0: nnU-Net's argmax needs it, regions have none."""
     return {
-        key: torch.cat((torch.zeros_like(value), value)) if ".seg_layers." in key else value
+        key: torch.cat((torch.zeros_like(value[:1]), value)) if is_head(key) else value
         for key, value in weights.items()
     }
 
 
-def stock_checkpoint(model: ModelFolder, file: Path, label: str) -> dict[str, Any]:
-    """A checkpoint that stock nnU-Net predicts with; raises NotImplementedError where the network does not fold."""
+def stock_weights(model: ModelFolder, checkpoint: dict[str, Any], label: str | None) -> dict[str, Tensor]:
+    """Weights of a stock network; raises NotImplementedError where the trained one does not fold into one."""
+    network: Any = model.network(checkpoint)
+    if not hasattr(network, "stock_weights"):
+        raise NotImplementedError(f"models of {checkpoint['trainer_name']} do not fold into a stock network.")
+    names = model.labels.names
+    weights = network.stock_weights([names.index(name) + 1 for name in (names if label is None else (label,))])
+    return weights if label is None and model.labels.has_regions else with_background(weights)
+
+
+def stock_checkpoint(model: ModelFolder, file: Path, label: str | None) -> dict[str, Any]:
+    """A checkpoint that stock nnU-Net predicts with."""
     checkpoint = read_checkpoint(file)
-    network = model.network(checkpoint)
-    if not isinstance(network, ConditionalUNet):
-        raise NotImplementedError(f"{checkpoint['trainer_name']} does not fold into a stock network.")
-    weights = with_background(folded_weights(network, model.labels.index(label, "--label") + 1))
     arguments = {
         **checkpoint["init_args"],
         "plans": stock_plans(checkpoint["init_args"]["plans"]),
         "dataset_json": stock_dataset_json(checkpoint["init_args"]["dataset_json"], label),
     }
     return {
-        "network_weights": weights,
+        "network_weights": stock_weights(model, checkpoint, label),
         "trainer_name": TRAINER,
         "init_args": arguments,
         "inference_allowed_mirroring_axes": checkpoint["inference_allowed_mirroring_axes"],
     }
 
 
-def export(model: ModelFolder, folds: list[str], checkpoint: str, label: str, folder: Path) -> None:
+def export(model: ModelFolder, folds: list[str], checkpoint: str, label: str | None, folder: Path) -> None:
     """Write the stock model into an empty folder."""
     datasets.write_json(folder / "plans.json", stock_plans(model.plans))
     datasets.write_json(folder / "dataset.json", stock_dataset_json(model.dataset_json, label))
@@ -91,7 +97,7 @@ def write_zip(folder: Path, file: Path, inside: str) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", dest="model", type=Path, required=True, metavar="FOLDER", help="trained model folder")
-    parser.add_argument("--label", required=True, help="the label to export")
+    parser.add_argument("--label", help="the label to export [all, where the method answers all in one pass]")
     parser.add_argument("-o", dest="output", type=Path, required=True, metavar="FOLDER", help="model folder to write")
     parser.add_argument("--zip", type=Path, metavar="FILE", help="also write a file to install the model from")
     parser.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", help="[all that were trained]")
@@ -102,9 +108,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     os.environ[env.VARIABLE] = env.trainer_path(os.environ.get(env.VARIABLE), env.doorway_folder())
     model = read_model(args.model)
-    model.labels.index(args.label, "--label")
-    if args.label in model.untaught:
-        raise SourceError(f"--label: '{args.label}' was annotated in no training case; there is nothing to export.")
+    if args.label is not None:
+        model.labels.index(args.label, "--label")
+    untaught = [name for name in model.untaught if args.label in (None, name)]
+    if untaught:
+        raise SourceError(f"annotated in no training case: {shorten(untaught)}. There is nothing to export of that.")
     folds = model.folds(args.chk, args.folds)
     if args.zip and args.zip.exists() and not args.overwrite:
         raise FileExistsError(f"{args.zip} exists. Choose another file, or say --overwrite to replace it.")

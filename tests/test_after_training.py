@@ -82,13 +82,13 @@ def maps(folder: Path) -> dict[str, np.ndarray]:
 
 def test_only_the_labels_asked_are_computed_and_written(model, images, tmp_path, monkeypatch):
     asked: list[int] = []
-    codes = ConditionalUNet.code
+    code = ConditionalUNet.code
 
-    def counted(self, labels):
-        asked.extend(labels.tolist())
-        return codes(self, labels)
+    def counted(self, multi_hot):
+        asked.extend((multi_hot.int().argmax(1) + 1).tolist())
+        return code(self, multi_hot)
 
-    monkeypatch.setattr(ConditionalUNet, "label_codes", counted)
+    monkeypatch.setattr(ConditionalUNet, "code", counted)
     two = ["--labels", "spleen", "stomach"]
     assert cli.main(["predict", "-i", str(images), "-o", str(tmp_path / "two"), *MODEL, *HOW, *two]) == 0
     assert set(asked) == {2, 3}

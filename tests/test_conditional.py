@@ -300,14 +300,14 @@ def test_a_folded_label_is_a_stock_network(dim, kind, anisotropic):
     stock = planned.planned_unet(
         plans(dim, kind, anisotropic=anisotropic).get_configuration("tiny"), 1, 1, False
     ).eval()
-    stock.load_state_dict(conditional.folded_weights(network, 2))
+    stock.load_state_dict(network.stock_weights([2]))
     with torch.no_grad():
         assert torch.allclose(stock(x), ask(network, x, [2], [2]), atol=1e-5)
 
 
 def test_what_cannot_be_folded_is_refused():
     with pytest.raises(NotImplementedError, match="does not fold"):
-        conditional.folded_weights(conditional_unet(after_nonlinearity=True), 1)
+        conditional_unet(after_nonlinearity=True).stock_weights([1])
 
 
 def test_options_live_in_the_plans_configuration():

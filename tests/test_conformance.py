@@ -17,6 +17,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from worlds import make_trainer, shapes, write_world
 
 from nnunetv2_conemos import methods
+from nnunetv2_conemos.networks.planned import planned_unet
 from nnunetv2_conemos.records import Query
 from nnunetv2_conemos.trainer import PartialLabelTrainer
 
@@ -90,6 +91,25 @@ def test_permuting_the_labels_permutes_the_channels(trainer, dim, kind, labels):
     assert len(forward) == 2, "deep supervision answers every scale"
     for a, b in zip(forward, permuted, strict=True):
         assert torch.allclose(a[:, [2, 0, 1]], b, atol=1e-5)
+
+
+@IN_EACH_MODE
+@pytest.mark.parametrize("asked", [[2], [3, 1], [1, 2, 3]], ids=str)
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_it_folds_into_a_stock_network_or_says_so(trainer, labels, asked, kind):
+    """`conemos export` relies on it; a method that folds has `stock_weights`."""
+    network, image = network_and_image(trainer, 2, kind, labels, deep=False)
+    if not hasattr(network, "stock_weights"):
+        pytest.skip("this method does not fold")
+    if trainer is methods.ConditionalFiLMTrainer and len(asked) > 1:
+        with pytest.raises(NotImplementedError, match="one label at a time"):
+            network.stock_weights(asked)
+        return
+    configuration = plans(2, kind, labels).get_configuration("tiny")
+    stock = planned_unet(configuration, 1, len(asked), False).eval()
+    stock.load_state_dict(network.stock_weights(asked))
+    with torch.no_grad():
+        assert torch.allclose(stock(image), network(Query(image, torch.tensor([asked] * 2))), atol=1e-4)
 
 
 @EVERY_TRAINER

@@ -95,6 +95,26 @@ class FiLMUNet(nn.Module):
         """The code of the labels asked, one row for each sample of the features."""
         return self.embed(asked.to(next(self.embed.parameters()).dtype))
 
+    @torch.no_grad()
+    def folded(self, labels: Sequence[int]) -> dict[str, Tensor]:
+        """Weights of the stock network that gives the same answers when these labels (1..K) are asked.
+
+        For a fixed question FiLM is part of the affine weights of norms and logits. Raises NotImplementedError where
+        FiLM depends on the image or follows the nonlinearity.
+        """
+        if self.options.after_nonlinearity or self.options.image_features:
+            raise NotImplementedError(
+                "FiLM after the nonlinearity or on image features does not fold into a stock network."
+            )
+        weights = {k: v for k, v in self.state_dict().items() if k.startswith(("encoder.", "decoder."))}
+        asked = torch.tensor([labels], device=next(self.parameters()).device)
+        self.condition.code = self.code(multi_hot(asked, self.num_labels))
+        for name, module in self.named_modules(remove_duplicate=False):
+            if isinstance(module, FiLMInstanceNorm | FiLMConv):
+                weights[f"{name}.weight"], weights[f"{name}.bias"] = module.folded()
+        self.condition.clear()
+        return {k: v for k, v in weights.items() if ".film." not in k}
+
 
 class ConditionalUNet(FiLMUNet):
     """A one-output U-Net modulated by the one label asked.
@@ -109,6 +129,12 @@ class ConditionalUNet(FiLMUNet):
             return self._answer(query) if isinstance(query, Query) else self._answer_all(query)
         finally:
             self.condition.clear()
+
+    def stock_weights(self, labels: Sequence[int]) -> dict[str, Tensor]:
+        """Weights of the stock one-output network for one label; raises NotImplementedError for several."""
+        if len(labels) != 1:
+            raise NotImplementedError("this network answers one label at a time: export one (--label).")
+        return self.folded(labels)
 
     def _answer(self, query: Query) -> Tensor | list[Tensor]:
         deep = self.decoder.deep_supervision
@@ -136,28 +162,6 @@ class ConditionalUNet(FiLMUNet):
 def multi_hot(labels: Int[Tensor, "N Q"], num_labels: int) -> Bool[Tensor, "N K"]:
     """Which labels (1..K) a row asks; 0 asks nothing."""
     return F.one_hot(labels.long(), num_labels + 1)[..., 1:].any(1)
-
-
-@torch.no_grad()
-def folded_weights(network: ConditionalUNet, label: int) -> dict[str, Tensor]:
-    """Weights of the stock one-output network that gives the answer to one label (1..K).
-
-    For a fixed label FiLM is part of the affine weights of norms and logits. Raises NotImplementedError where FiLM
-    depends on the image or follows the nonlinearity.
-    """
-    options = network.options
-    if options.after_nonlinearity or options.image_features:
-        raise NotImplementedError(
-            "FiLM after the nonlinearity or on image features does not fold into a stock network."
-        )
-    weights = {k: v for k, v in network.state_dict().items() if k.startswith(("encoder.", "decoder."))}
-    device = next(network.parameters()).device
-    network.condition.code = network.code(multi_hot(torch.tensor([[label]], device=device), network.num_labels))
-    for name, module in network.named_modules(remove_duplicate=False):
-        if isinstance(module, FiLMInstanceNorm | FiLMConv):
-            weights[f"{name}.weight"], weights[f"{name}.bias"] = module.folded()
-    network.condition.clear()
-    return {k: v for k, v in weights.items() if ".film." not in k}
 
 
 def reads_condition(module: nn.Module) -> bool:

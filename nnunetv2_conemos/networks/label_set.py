@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nnunetv2_conemos.networks.conditional import FiLMOptions, FiLMUNet, multi_hot
-from nnunetv2_conemos.networks.multihead import chosen_channels, nnunet_heads
+from nnunetv2_conemos.networks.multihead import chosen_channels, chosen_heads, nnunet_heads
 from nnunetv2_conemos.networks.planned import State, UNet, walk
 from nnunetv2_conemos.records import Query
 
@@ -52,6 +52,12 @@ class LabelSetUNet(FiLMUNet):
             return nnunet_heads(answers, self.answered, self.num_labels, self.background_head)
         finally:
             self.condition.clear()
+
+    def stock_weights(self, labels: Sequence[int]) -> dict[str, Tensor]:
+        """Weights of the stock network with one output for each of these labels, asked together."""
+        if self.options.one_by_one and len(labels) > 1:
+            raise NotImplementedError("with `one_by_one`, labels are asked alone: export one (--label).")
+        return chosen_heads(self.folded(labels), labels)
 
     def _questions(self, image: Float[Tensor, "B M *S"]) -> Sequence[Int[Tensor, "B A"]]:
         labels = torch.tensor(self.answered, device=image.device).expand(image.shape[0], -1)

@@ -36,6 +36,17 @@ def nnunet_heads(
     return heads
 
 
+def chosen_heads(weights: dict[str, Tensor], labels: Sequence[int]) -> dict[str, Tensor]:
+    """The weights of a network with one output per label, reduced to the outputs of these labels (1..K)."""
+    channels = [label - 1 for label in labels]
+    return {key: value[channels] if is_head(key) else value for key, value in weights.items()}
+
+
+def is_head(key: str) -> bool:
+    """Whether a parameter belongs to the logits of some resolution."""
+    return ".seg_layers." in key
+
+
 class MultiHeadUNet(nn.Module):
     """`forward(Query)` answers the labels asked [B,Q,*S], a list over scales under deep supervision; `forward(Tensor)`
     answers nnU-Net's heads at full resolution. With `softmax`, the planned network has a background channel too, which
@@ -65,6 +76,13 @@ class MultiHeadUNet(nn.Module):
         logits = self._scales(query)[0]
         chosen = torch.tensor(self.answered, device=logits.device) - 1
         return nnunet_heads(logits[:, chosen], self.answered, self.num_labels, self.background_head)
+
+    def stock_weights(self, labels: Sequence[int]) -> dict[str, Tensor]:
+        """Weights of the stock network with one output, against background, for each of these labels."""
+        weights = self.state_dict()
+        if self.softmax:
+            weights = {key: value[1:] - value[:1] if is_head(key) else value for key, value in weights.items()}
+        return chosen_heads(weights, labels)
 
     def _scales(self, image: Float[Tensor, "B M *S"]) -> list[Tensor]:
         output = self.decoder(self.encoder(image))

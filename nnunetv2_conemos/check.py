@@ -46,7 +46,10 @@ def check_dataset(dataset: str, processes: int) -> Report:
     lacking = [key for key in ("channel_names", "labels", "file_ending") if key not in dataset_json]
     if lacking:
         return Report([Finding("error", str(file), f"lacks {shorten(lacking)}.", "Add what nnU-Net requires.")])
-    cases = datasets.raw_cases(raw)
+    try:
+        cases = datasets.raw_cases(raw) if datasets.read_raw_json(raw) else {}
+    except ValueError as error:
+        return Report([Finding("error", str(file), str(error), "Correct the file.")])
     if not cases:
         return Report([Finding("error", str(raw / "imagesTr"), "holds no case.", "Images are CASE_0000.FILE_ENDING.")])
     try:

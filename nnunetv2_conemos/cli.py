@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
+import os
+import signal
 import sys
+import threading
 
 # subcommand -> (module with add_arguments(parser) and run(args) -> exit status, one line of help)
 COMMANDS = {
@@ -23,8 +27,17 @@ COMMANDS = {
 }
 
 
+@functools.cache
+def end_cleanly_when_terminated() -> None:
+    """SIGTERM ends the program as an exception would, so that what is unfinished is cleared away."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        if hasattr(os, "register_at_fork"):  # pools end their processes by the same signal
+            os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Exit status 0: done; 1: findings or failure of the command; 2: bad input, said in one message."""
+    """Exit status 0: done; 1: findings or failure of the command; 2: bad input, said in a message; 130: interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="conemos", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -37,8 +50,12 @@ def main(argv: list[str] | None = None) -> int:
     if others and not getattr(module, "HANDS_ON", False):
         parser.error(f"unrecognized arguments: {' '.join(others)}")
     args.handed_on = others
+    end_cleanly_when_terminated()
     try:
         return module.run(args) or 0
+    except KeyboardInterrupt:
+        print(f"conemos {args.command}: interrupted", file=sys.stderr)
+        return 130
     except (ValueError, OSError, RuntimeError) as error:  # nnU-Net raises RuntimeError for unknown names
         print(f"conemos {args.command}: {error}", file=sys.stderr)
         return 2

@@ -27,7 +27,7 @@ from nnunetv2_conemos import datasets, env
 from nnunetv2_conemos.declare import named_or_path
 from nnunetv2_conemos.models import ModelFolder, read_model
 from nnunetv2_conemos.predict import labels_asked
-from nnunetv2_conemos.raw_writer import CaseJob, dataset_entries, reader_of
+from nnunetv2_conemos.raw_writer import CaseJob, dataset_entries, input_files, jobs_of, write_seg
 from nnunetv2_conemos.relabel import completion_table
 from nnunetv2_conemos.sources import SourceError, SourceTable, shorten
 
@@ -85,7 +85,7 @@ class Completion:
 
 def plan_completion(model: ModelFolder, inference: Inference, raw: Path, uncertain: float | None) -> Completion:
     """Raises SourceError where model and dataset do not fit, or nothing is missing, or a label was never taught."""
-    dataset_json = datasets.read_dataset_json(raw)
+    dataset_json = datasets.read_raw_json(raw)
     files = datasets.raw_cases(raw)
     table = SourceTable.from_dataset_json(dataset_json, files)
     if table.labels != model.labels:
@@ -100,17 +100,14 @@ def plan_completion(model: ModelFolder, inference: Inference, raw: Path, uncerta
             f"the model was never taught {shorten(model.untaught)}: it cannot fill that in. Remove the label from the "
             "dataset, or annotate it in some cases."
         )
-    reader, ending = reader_of(dataset_json), dataset_json["file_ending"]
-    jobs = {
-        case: CaseJob(case, tuple(map(Path, entry["images"])), Path(entry["label"]), {}, ending, reader)
-        for case, entry in files.items()
-    }
+    jobs = {job.case: job for job in jobs_of(dataset_json, files)}
     return Completion(model, inference, raw, table, dataset_json, jobs, uncertain)
 
 
 def complete(completion: Completion, target: Path, overwrite: bool) -> dict[str, int]:
     """Write the completed dataset, going on with an unfinished one; returns label -> cases in which it was missing."""
     datasets.refuse_existing(target, overwrite)
+    datasets.refuse_own_files(target, input_files(completion.jobs.values()))
     folder = unfinished_folder(completion, target, overwrite)
     labels = folder / "labelsTr"
     todo: dict[tuple[str, ...], list[CaseJob]] = {}
@@ -178,7 +175,7 @@ def complete_batch(
     for job in jobs:
         completed, grid = completed_map(completion, job, scratch)
         file = scratch / f"completed{job.ending}"
-        job.reader.write_seg(completed, str(file), grid)
+        write_seg(job.reader, completed, file, grid)
         file.replace(folder / "labelsTr" / f"{job.case}{job.ending}")
     shutil.rmtree(scratch)
 

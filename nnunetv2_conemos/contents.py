@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import SimpleITK
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunetv2_conemos.declare import NO_MAP
 from nnunetv2_conemos.parallel import in_processes
+from nnunetv2_conemos.raw_writer import reader_of
 from nnunetv2_conemos.sources import shorten
 
 
@@ -37,10 +39,7 @@ def read_contents(
     present = [file for entry in cases.values() for file in entry["images"][:1] if Path(file).is_file()]
     if not present:
         raise ValueError("none of the images that dataset.json refers to exists. Restore them, or merge again.")
-    try:
-        reader = determine_reader_writer_from_dataset_json(dict(dataset_json), present[0], verbose=False)()
-    except RuntimeError as error:
-        raise ValueError(f"{error} Correct `file_ending` in dataset.json, or write that image again.") from None
+    reader = reader_of(dataset_json, Path(present[0]))
     channels = len(dataset_json["channel_names"])
     jobs = [
         (str(case), tuple(map(Path, files["images"])), Path(files["label"]), channels, reader)
@@ -72,7 +71,8 @@ def read_content(
 
 def image_problem(images: Sequence[Path], label: Path, channels: int) -> tuple[str, str]:
     """What is wrong with the images of a case, and what to do; empty where nothing is."""
-    if len(images) != channels:
+    in_one_file = len(images) == 1 and images[0].suffix in NaturalImage2DIO.supported_file_endings  # colours
+    if len(images) != channels and not in_one_file:
         found = shorten(map(str, images)) or "none"
         return f"expected {channels} channel(s), found {len(images)}: {found}.", "Add the files, or remove the case."
     gone = [str(file) for file in images if not file.is_file()]
@@ -92,7 +92,9 @@ def image_problem(images: Sequence[Path], label: Path, channels: int) -> tuple[s
 
 
 def grid_of(file: Path) -> dict[str, tuple[float, ...]] | None:
-    """Size, spacing, origin and direction from the header; None where the format has no such header."""
+    """Size, spacing, origin and direction from the header; None where the format has no header to trust."""
+    if not file.name.endswith((*SimpleITKIO.supported_file_endings, ".nii")):
+        return None
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(file))
     try:

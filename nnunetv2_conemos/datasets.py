@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets, maybe_convert_to_dataset_name
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+from pydantic import BaseModel, Field, ValidationError
 
 from nnunetv2_conemos.sources import SourceError
 
@@ -40,28 +41,48 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """
     refuse_existing(target, overwrite)
     aside = target.with_name(f".{target.name}.unfinished")
-    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+    remove(aside)  # of a run that was killed
     aside.mkdir(parents=True)
     try:
         yield aside
         put_in_place(aside, target)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        remove(aside)
 
 
 def refuse_existing(target: Path, overwrite: bool) -> None:
-    if target.exists() and not overwrite:
+    if os.path.lexists(target) and not overwrite:
         raise FileExistsError(f"{target} exists. Choose another name, or say --overwrite to replace it.")
 
 
+def refuse_own_files(target: Path, files: Iterable[Path]) -> None:
+    """Raises ValueError where files that are still needed lie in the folder to be written."""
+    own = next((file for file in files if target.resolve() in file.resolve().parents), None)
+    if own is not None:
+        raise ValueError(f"{target} holds files that the result is made of ({own}). Choose another name.")
+
+
 def put_in_place(aside: Path, target: Path) -> None:
-    """Rename a finished folder; what it replaces is deleted last."""
+    """Rename a finished folder; what it replaces is deleted last, and put back if renaming fails."""
     replaced = target.with_name(f".{target.name}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if target.exists():
+    remove(replaced)
+    if os.path.lexists(target):
         target.replace(replaced)
-    aside.replace(target)
-    shutil.rmtree(replaced, ignore_errors=True)
+    try:
+        aside.replace(target)
+    except BaseException:
+        if os.path.lexists(replaced):
+            replaced.replace(target)
+        raise
+    remove(replaced)
+
+
+def remove(path: Path) -> None:
+    """Delete a folder, a file or a link, if it is there."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def new_dataset_folder(name: str) -> Path:
@@ -72,12 +93,12 @@ def new_dataset_folder(name: str) -> Path:
     folder = Path(name)
     if not re.fullmatch(r"Dataset\d{3}_\w[\w.-]*", folder.name):
         raise ValueError(f"'{name}': a dataset is named Dataset100_Name: three digits, then a name without blanks.")
-    if folder.name == name:
+    if folder.name == name.rstrip("/"):
         if not nnUNet_raw.is_set():
             raise FileNotFoundError(
                 "nnUNet_raw is not set. Set it to the folder that holds raw datasets, or say a path."
             )
-        folder = Path(nnUNet_raw) / name
+        folder = Path(nnUNet_raw) / folder.name
     others = set(find_candidate_datasets(int(folder.name[7:10]))) - {folder.name}
     if others:
         raise ValueError(f"'{folder.name}': its id belongs to {', '.join(sorted(others))} already. Choose another id.")
@@ -108,7 +129,42 @@ def _existing(base: Any, name: str) -> Path | None:
 
 
 def read_dataset_json(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "dataset.json").read_text())
+    """dataset.json of a folder; raises ValueError where it is no JSON object."""
+    file = folder / "dataset.json"
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:  # bad JSON, or bytes that are no text
+        raise ValueError(f"{file}: not valid JSON ({error}).") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: expected an object with `labels`, found {type(content).__name__}.")
+    return content
+
+
+class CaseEntry(BaseModel):
+    """A case in nnU-Net's `dataset` key."""
+
+    images: list[str] = Field(min_length=1)
+    label: str
+
+
+class RawDataset(BaseModel):
+    """What nnU-Net requires of the dataset.json of a raw dataset."""
+
+    channel_names: dict[str, str]
+    labels: dict[str, int | list[int]]
+    file_ending: str
+    dataset: dict[str, CaseEntry] | None = None
+
+
+def read_raw_json(folder: Path) -> dict[str, Any]:
+    """dataset.json of a raw dataset; raises ValueError that names file, key, what is expected and what was found."""
+    content = read_dataset_json(folder)
+    try:
+        RawDataset.model_validate(content)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r})" for e in error.errors())
+        raise ValueError(f"{folder / 'dataset.json'}: {wrong[:600]}") from None
+    return content
 
 
 def raw_cases(folder: Path) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from nnunetv2_conemos import datasets
 from nnunetv2_conemos.declare import Annotated, group_sources, named_or_path, source_table
-from nnunetv2_conemos.raw_writer import CaseJob, Images, dataset_entries, reader_of, write_cases
+from nnunetv2_conemos.raw_writer import Images, dataset_entries, input_files, jobs_of, write_cases
 from nnunetv2_conemos.relabel import visible_values
 from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable, shorten
 from nnunetv2_conemos.splits import write_split
@@ -59,7 +59,8 @@ def read_groups(file: Path, labels: LabelSpace) -> list[list[str]]:
         groups = json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"--groups {file}: not valid JSON ({error}).") from None
-    if not isinstance(groups, dict) or not groups or not all(isinstance(names, list) for names in groups.values()):
+    lists = groups.values() if isinstance(groups, dict) else ()
+    if not lists or not all(isinstance(ns, list) and all(isinstance(n, str) for n in ns) for ns in lists):
         raise ValueError(f'--groups {file}: expected {{"group": ["label", ...], ...}}, found {str(groups)[:80]}.')
     for group, names in groups.items():
         for name in names:
@@ -93,14 +94,11 @@ def hide(
     raw: Path, target: Path, annotated: Mapping[str, list[str]], images: Images, overwrite: bool, processes: int
 ) -> tuple[SourceTable, list[str]]:
     """Write the partially labelled copy, whole or not at all; returns who keeps what, and notes."""
-    dataset_json = datasets.read_dataset_json(raw)
+    dataset_json = datasets.read_raw_json(raw)
     labels, ending = LabelSpace.from_dataset_json(dataset_json), dataset_json["file_ending"]
-    files, reader = datasets.raw_cases(raw), reader_of(dataset_json)
-    jobs = [
-        CaseJob(case, tuple(map(Path, entry["images"])), Path(entry["label"]), values, ending, reader)
-        for case, entry in files.items()
-        for values in [visible_values(labels, annotated[case]) if annotated[case] else all_hidden(labels)]
-    ]
+    files = datasets.raw_cases(raw)
+    jobs = [job._replace(values=kept_values(labels, annotated[job.case])) for job in jobs_of(dataset_json, files)]
+    datasets.refuse_own_files(target, input_files(jobs))
     result = {**dataset_json, "sources": group_sources(annotated, labels, raw.name)}
     if images == "reference":
         result["dataset"] = dataset_entries(jobs, ending)
@@ -117,10 +115,10 @@ def hide(
     return table, notes
 
 
-def all_hidden(labels: LabelSpace) -> dict[int, int]:
-    """Values of an unlabelled case: all become 0, the ignore label too (nnU-Net would take it for foreground)."""
-    values = {value for its_values in labels.values for value in its_values}
-    return dict.fromkeys({0, *values} | ({labels.ignore} if labels.ignore is not None else set()), 0)
+def kept_values(labels: LabelSpace, annotated: list[str]) -> dict[int, int]:
+    """New values of a case; of an unlabelled one all are 0, the ignore label too (nnU-Net takes it for foreground)."""
+    values = visible_values(labels, annotated)
+    return values if annotated else dict.fromkeys(values, 0)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -139,7 +137,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     raw = named_or_path(args.dataset)
-    dataset_json = datasets.read_dataset_json(raw)
+    dataset_json = datasets.read_raw_json(raw)
     if "sources" in dataset_json:
         raise SourceError(f"{raw} has `sources`: it is partially labelled already. Hide labels of a complete dataset.")
     target = datasets.new_dataset_folder(args.output)

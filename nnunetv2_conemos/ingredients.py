@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 
@@ -16,7 +17,7 @@ from nnunetv2_conemos.declare import complete_table, group_sources, named_or_pat
 from nnunetv2_conemos.raw_writer import CaseJob, reader_of
 from nnunetv2_conemos.recipe import Ingredient, Recipe
 from nnunetv2_conemos.relabel import NOTHING, Signature, shown, signatures
-from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable, shorten
+from nnunetv2_conemos.sources import LabelSpace, Source, SourceError, SourceTable, shorten
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Part:
     """One dataset of a merge under merged names.
 
     `space`: value of its label maps -> labels; `annotated`: case -> labels somebody looked for; `renamed`: own name ->
-    merged name, None where it was dropped; `modality`: its own channel names unless the recipe says another.
+    merged name, None where it was dropped; `facts`: case -> modality (its channel names, unless somebody said
+    another) and weight.
     """
 
     name: str
@@ -44,9 +46,9 @@ class Part:
     annotated: dict[str, frozenset[str]]
     renamed: dict[str, str | None]
     channels: tuple[str, ...]
-    modality: str
-    ignore: int | None = None
-    overwrite_reader: str | None = None
+    facts: dict[str, tuple[str, float]]
+    ignore: int | None
+    overwrite_reader: str | None
 
     @property
     def labels(self) -> set[str]:
@@ -99,31 +101,34 @@ def part_names(ingredients: Sequence[Ingredient], folders: Sequence[Path]) -> li
 
 def load_labelled(ingredient: Ingredient, folder: Path, name: str, recipe: Recipe) -> Part:
     """A raw dataset; see `load_parts` for what is refused."""
-    dataset_json = datasets.read_dataset_json(folder)
+    dataset_json = datasets.read_raw_json(folder)
     labels = LabelSpace.from_dataset_json(dataset_json)
     found = datasets.raw_cases(folder)
     if not found:
         raise FileNotFoundError(f"{folder}: expected cases in imagesTr, found none. Images are CASE_0000.FILE_ENDING.")
     table = own_table(ingredient, dataset_json, labels, list(found), name)
     parts, renamed = merged_labels(ingredient, labels, name, recipe)
-    annotated = {}
+    channels = [str(channel) for _, channel in sorted(dataset_json["channel_names"].items(), key=lambda c: int(c[0]))]
+    annotated, facts = {}, {}
     for case in found:
-        known = set(table.annotated(case)) if table else set()
+        source = table.sources[table.source_of(case)] if table else Source(cases=(case,), annotated=())
+        known = set(source.annotated)
         annotated[case] = frozenset(new for new, owns in parts.items() if known.issuperset(owns))
+        modality = ingredient.modality or source.modality or "+".join(channels)
+        facts[case] = (modality, ingredient.weight * source.weight)
     values = [[v for own in owns for v in labels.values[labels.names.index(own)]] for owns in parts.values()]
     every = {value: NOTHING for its_values in labels.values for value in its_values}
-    channels = [str(channel) for _, channel in sorted(dataset_json["channel_names"].items(), key=lambda c: int(c[0]))]
     files = {
         str(case): Files(tuple(map(Path, entry["images"])), Path(entry["label"]) if annotated[case] else None)
         for case, entry in found.items()
     }
-    refuse_missing_channels(files, len(channels), name)
+    refuse_missing_channels(files, len(channels), name, dataset_json["file_ending"])
     mapping = {**recipe.channels, **ingredient.channels}
+    example = next(iter(files.values())).images[0]
     return Part(
-        name, ingredient, files, dataset_json["file_ending"], reader_of(dataset_json),
+        name, ingredient, files, dataset_json["file_ending"], reader_of(dataset_json, example),
         every | signatures(list(parts), values), annotated, renamed,
-        tuple(mapping.get(channel, channel) for channel in channels), ingredient.modality or "+".join(channels),
-        labels.ignore,
+        tuple(mapping.get(channel, channel) for channel in channels), facts, labels.ignore,
         dataset_json.get("overwrite_image_reader_writer"),
     )  # fmt: skip
 
@@ -164,7 +169,14 @@ def merged_labels(
     for own, new in renamed.items():
         if new is not None:
             parts.setdefault(new, []).append(own)
-    parts |= {final(region): list(owns) for region, owns in ingredient.regions.items()}
+    for region, owns in ingredient.regions.items():
+        others = set(parts.get(final(region), ())) - set(owns)
+        if others:
+            raise SourceError(
+                f"{where}: region '{region}' would hide the label {shorten(sorted(others))}: it has that name, and is "
+                "no part of it. Name the region otherwise, or rename or drop the label."
+            )
+        parts[final(region)] = list(owns)
     reserved = parts.keys() & {"background", "ignore"}
     if reserved:
         raise SourceError(f"{where}: a label cannot be called {shorten(reserved)}; nnU-Net reserves the name.")
@@ -197,9 +209,12 @@ def load_images(ingredient: Ingredient, folder: Path, name: str, like: Part) -> 
         Path(images[0]).name.removesuffix(f"_0000{present[0]}"): Files(tuple(map(Path, images)), None)
         for images in lists
     }
-    refuse_missing_channels(files, len(like.channels), name)
-    reader = reader_of({"file_ending": present[0]})
+    refuse_missing_channels(files, len(like.channels), name, present[0])
+    override = like.overwrite_reader if present[0] == like.ending else None
+    facts = {"file_ending": present[0], "overwrite_image_reader_writer": override or "None"}
+    reader = reader_of(facts, next(iter(files.values())).images[0])
     annotated = dict.fromkeys(files, frozenset[str]())
+    modality = ingredient.modality or next(iter(like.facts.values()))[0]
     return Part(
         name,
         ingredient,
@@ -210,13 +225,16 @@ def load_images(ingredient: Ingredient, folder: Path, name: str, like: Part) -> 
         annotated,
         {},
         like.channels,
-        ingredient.modality or like.modality,
+        dict.fromkeys(files, (modality, ingredient.weight)),
+        None,
+        override,
     )
 
 
-def refuse_missing_channels(files: Mapping[str, Files], channels: int, name: str) -> None:
+def refuse_missing_channels(files: Mapping[str, Files], channels: int, name: str, ending: str) -> None:
+    """One file per channel; images in colour hold theirs in one, which is counted when it is read."""
     for case, entry in files.items():
-        if len(entry.images) != channels:
+        if len(entry.images) != channels and ending not in NaturalImage2DIO.supported_file_endings:
             raise ValueError(
                 f"dataset '{name}', case '{case}': expected {channels} channel(s), found {len(entry.images)}: "
                 f"{shorten(map(str, entry.images))}."
@@ -225,7 +243,9 @@ def refuse_missing_channels(files: Mapping[str, Files], channels: int, name: str
 
 def channel_order(part: Part, channels: Sequence[str]) -> list[int]:
     """Place of each merged channel among a part's own; raises ValueError where names or numbers differ."""
-    if sorted(part.channels) != sorted(channels):
+    if part.channels == tuple(channels):
+        return list(range(len(channels)))
+    if sorted(part.channels) != sorted(channels) or len(set(channels)) < len(channels):
         raise ValueError(
             f"dataset '{part.name}': expected the channels {', '.join(channels)}, found {', '.join(part.channels)}. "
             f"Map them with --channels '{part.ingredient.origin}:OLD=NEW' if they mean the same."
@@ -247,6 +267,11 @@ def case_jobs(
         values = {0: 0} | {value: shown(signature, known, value_of) for value, signature in part.space.items()}
         if part.ignore is not None:
             values[part.ignore] = ignore or 0
-        images = tuple(files.images[place] for place in order)
-        jobs.append(CaseJob(case_id(part, case), images, files.label, values, part.ending, part.reader))
+        images = files.images
+        if len(images) == len(order):
+            images = tuple(images[place] for place in order)
+        elif order != sorted(order):
+            raise ValueError(f"dataset '{part.name}': channels of colour images cannot change places.")
+        job = CaseJob(case_id(part, case), images, files.label, values, part.ending, part.reader, len(order))
+        jobs.append(job)
     return jobs

@@ -6,7 +6,9 @@ Labels are joined by name. The result is written aside and renamed at the end; w
 from __future__ import annotations
 
 import argparse
+import glob
 import os
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,13 +17,13 @@ from typing import Any, get_args
 import numpy as np
 from rich.console import Console
 
-from nnunetv2_conemos.datasets import new_dataset_folder, new_folder, write_json
+from nnunetv2_conemos.datasets import new_dataset_folder, new_folder, raw_folder, refuse_own_files, write_json
 from nnunetv2_conemos.declare import group_sources
 from nnunetv2_conemos.ingredients import Part, case_id, case_jobs, load_parts
 from nnunetv2_conemos.merge_report import MergeReport, print_report, write_report
-from nnunetv2_conemos.raw_writer import CaseJob, Images, common_ending, dataset_entries, write_cases
+from nnunetv2_conemos.raw_writer import CaseJob, Images, common_ending, dataset_entries, input_files, write_cases
 from nnunetv2_conemos.recipe import Recipe, read_recipe, recipe_of, recipe_text
-from nnunetv2_conemos.relabel import Signature, label_entries, union
+from nnunetv2_conemos.relabel import Signature, label_entries, not_written, union
 from nnunetv2_conemos.sources import LabelSpace, SourceTable, shorten
 from nnunetv2_conemos.splits import write_split
 
@@ -36,6 +38,7 @@ class Plan:
     dataset_json: dict[str, Any]
     table: SourceTable
     jobs: list[CaseJob]
+    notes: list[str]
 
 
 def plan_merge(recipe: Recipe) -> Plan:
@@ -57,36 +60,53 @@ def plan_merge(recipe: Recipe) -> Plan:
     if order:
         dataset_json["regions_class_order"] = order
     readers = {part.overwrite_reader for part in parts}
-    if len(readers) == 1 and None not in readers:
-        dataset_json["overwrite_image_reader_writer"] = readers.pop()
+    common: Any = parts[0].reader
+    if readers == {parts[0].overwrite_reader} and ending in common.supported_file_endings:
+        dataset_json |= {"overwrite_image_reader_writer": readers.pop()} if parts[0].overwrite_reader else {}
     if recipe.images == "reference":
         dataset_json["dataset"] = dataset_entries(jobs, ending)
+    notes = [
+        f"a voxel of {' and '.join(sorted(lost))} cannot be written: the datasets disagree on what lies within what. "
+        "Use --keep-apart for one of them."
+        for lost in (not_written(labels, order, values) if order else ())
+    ]
+    if len(readers) > 1:
+        notes.append(f"`overwrite_image_reader_writer` differs ({shorten(map(str, readers))}); it is left out.")
     cases = [job.case for job in jobs]
     dataset_json["sources"] = merged_sources(parts, LabelSpace.from_dataset_json(dataset_json), cases)
-    return Plan(parts, dataset_json, SourceTable.from_dataset_json(dataset_json, cases), jobs)
+    return Plan(parts, dataset_json, SourceTable.from_dataset_json(dataset_json, cases), jobs, notes)
 
 
 def refuse_equal_ids(jobs: Sequence[CaseJob]) -> None:
-    """Case ids must differ, also where a file system does not tell small from capital letters."""
+    """Case ids must differ, also where a file system does not tell small from capital letters; so must images."""
     ids = [job.case.casefold() for job in jobs]
     twice = sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []
     if twice:
         raise ValueError(f"the same case id twice: {shorten(twice)}. Give a dataset another `name` in a recipe.")
+    images = Counter(file.resolve() for job in jobs for file in job.images)
+    again = [str(file) for file, times in images.items() if times > 1]
+    if again:
+        raise ValueError(f"the same image in several cases: {shorten(again)}. Name its folder once.")
 
 
 def merged_sources(parts: Sequence[Part], labels: LabelSpace, cases: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`sources` of the result: one per dataset, or several where its cases are annotated for different labels."""
-    sources = {}
+    """`sources` of the result: one per dataset, or several where its cases differ in labels, modality or weight."""
+    sources: dict[str, dict[str, Any]] = {}
     for part in parts:
-        annotated = {case_id(part, case): sorted(known) for case, known in part.annotated.items()}
-        groups = group_sources(annotated, narrowed(labels, part.labels), part.name)
-        own = set(annotated)
-        for name, group in groups.items():
-            if len(groups) == 1 and {case for case in cases if case.startswith(f"{part.name}_")} == own:
-                group["cases"] = [f"{part.name}_*"]
-            facts: dict[str, Any] = {"modality": part.modality}
-            facts |= {"weight": part.ingredient.weight} if part.ingredient.weight != 1 else {}
-            sources[part.name if len(groups) == 1 else f"{part.name}: {name}"] = group | facts
+        alike: dict[tuple[str, float], dict[str, list[str]]] = {}
+        for case, known in part.annotated.items():
+            alike.setdefault(part.facts[case], {})[case_id(part, case)] = sorted(known)
+        groups = [
+            (f"{part.name}: {name}", {**group, "modality": modality} | ({"weight": weight} if weight != 1 else {}))
+            for (modality, weight), annotated in alike.items()
+            for name, group in group_sources(annotated, narrowed(labels, part.labels), part.name).items()
+        ]
+        if len(groups) == 1:
+            everyone = [case for case in cases if case.startswith(f"{part.name}_")]
+            globs = [f"{glob.escape(part.name)}_*"] if len(everyone) == len(part.files) else groups[0][1]["cases"]
+            groups = [(part.name, groups[0][1] | {"cases": globs})]
+        for name, group in groups:
+            sources[name if name not in sources else f"{name} ({group['modality']}, {len(sources)})"] = group
     return sources
 
 
@@ -99,10 +119,11 @@ def narrowed(labels: LabelSpace, names: Collection[str]) -> LabelSpace:
 def merge(recipe: Recipe, target: Path, overwrite: bool, processes: int) -> MergeReport:
     """Write the merged dataset; `target` appears whole or not at all."""
     plan = plan_merge(recipe)
+    refuse_own_files(target, input_files(plan.jobs))
     with new_folder(target, overwrite) as folder:
         ending = plan.dataset_json["file_ending"]
         found = write_cases(plan.jobs, folder, ending, recipe.images, processes, "Writing cases")
-        notes = write_split(plan.table, folder)
+        notes = [*write_split(plan.table, folder), *plan.notes]
         report = MergeReport(
             plan.table, occurrences(plan, found), [*notes, *hidden_notes(plan, found)], plan.parts, recipe
         )
@@ -172,8 +193,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.recipe and args.datasets:
         raise ValueError(f"--recipe {args.recipe} names the datasets already; leave {shorten(args.datasets)} out.")
+    if not args.recipe and not args.datasets:
+        raise ValueError("say which datasets to merge, or give a --recipe.")
     recipe = read_recipe(args.recipe) if args.recipe else recipe_of(args)
     target = new_dataset_folder(args.output)
     report = merge(recipe, target, args.overwrite, args.processes)
     print_report(report, Console(soft_wrap=True))
-    print(f"Written: {target}\nNext: conemos check {target.name}")
+    print(f"Written: {target}")
+    if raw_folder(target.name) is not None:
+        print(f"Next: conemos check {target.name}")

@@ -85,4 +85,4 @@ def print_report(report: MergeReport, console: Console) -> None:
                 console.print(f"  {text}", markup=False, highlight=False)
     untaught = report.table.untaught()
     if untaught:
-        console.print(f"[bold yellow]Annotated in no case: {shorten(untaught)}: never predicted.")
+        console.print(f"Annotated in no case: {shorten(untaught)}: never predicted.", markup=False, style="bold yellow")

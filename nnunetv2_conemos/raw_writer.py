@@ -6,19 +6,21 @@ Axis letters: ***S** space.
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import SimpleITK
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.reader_writer_registry import (
-    determine_reader_writer_from_file_ending,
-    recursive_find_reader_writer_by_name,
-)
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 from nnunetv2_conemos.parallel import in_processes
 from nnunetv2_conemos.relabel import lookup
@@ -41,17 +43,35 @@ class CaseJob(NamedTuple):
     values: Mapping[int, int]
     ending: str
     reader: BaseReaderWriter
+    channels: int
 
 
-def reader_of(dataset_json: Mapping[str, Any]) -> BaseReaderWriter:
-    """nnU-Net's reader of a raw dataset; raises ValueError for a file ending that it cannot read."""
+def reader_of(dataset_json: Mapping[str, Any], example: Path) -> BaseReaderWriter:
+    """nnU-Net's reader of a raw dataset, one that can read the example; raises ValueError where there is none."""
     try:
-        named = dataset_json.get("overwrite_image_reader_writer", "None")
-        if named != "None":
-            return recursive_find_reader_writer_by_name(named)()
-        return determine_reader_writer_from_file_ending(dataset_json["file_ending"], verbose=False)()
+        with redirect_stderr(StringIO()):  # tracebacks of readers that were tried
+            return determine_reader_writer_from_dataset_json(dict(dataset_json), str(example), verbose=False)()
     except RuntimeError as error:
-        raise ValueError(f"{error} Correct `file_ending` or `overwrite_image_reader_writer`.") from None
+        raise ValueError(
+            f"{error} Restore the file, or correct `file_ending` or `overwrite_image_reader_writer` in dataset.json."
+        ) from None
+
+
+def jobs_of(dataset_json: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> list[CaseJob]:
+    """The cases of a raw dataset as they are, without new values yet."""
+    if not files:
+        raise FileNotFoundError("the dataset holds no case. Images are imagesTr/CASE_0000.FILE_ENDING.")
+    reader = reader_of(dataset_json, Path(next(iter(files.values()))["images"][0]))
+    ending, channels = dataset_json["file_ending"], len(dataset_json["channel_names"])
+    return [
+        CaseJob(str(case), tuple(map(Path, entry["images"])), Path(entry["label"]), {}, ending, reader, channels)
+        for case, entry in files.items()
+    ]
+
+
+def input_files(jobs: Iterable[CaseJob]) -> list[Path]:
+    """Everything that jobs read."""
+    return [file for job in jobs for file in (*job.images, *([job.label] if job.label else []))]
 
 
 def write_cases(
@@ -70,11 +90,11 @@ def write_cases(
 
 
 def dataset_entries(jobs: Sequence[CaseJob], ending: str) -> dict[str, dict[str, Any]]:
-    """nnU-Net's `dataset` key of dataset.json, which lets images lie elsewhere."""
+    """nnU-Net's `dataset` key of dataset.json, which lets images lie elsewhere; links are left as they are."""
     return {
         job.case: {
             "images": [
-                str(file.resolve()) if job.ending == ending else f"imagesTr/{job.case}_{channel:04d}{ending}"
+                os.path.abspath(file) if job.ending == ending else f"imagesTr/{job.case}_{channel:04d}{ending}"
                 for channel, file in enumerate(job.images)
             ],
             "label": f"labelsTr/{job.case}{ending}",
@@ -86,18 +106,33 @@ def dataset_entries(jobs: Sequence[CaseJob], ending: str) -> dict[str, dict[str,
 def write_case(job: CaseJob, folder: Path, ending: str, images: Images) -> frozenset[int]:
     """Write one case; returns the values that its label map held."""
     data, grid = _read(job.case, job.reader.read_images, [str(file) for file in job.images], "image")
+    if len(data) != job.channels:
+        raise ValueError(
+            f"case '{job.case}': expected {job.channels} channel(s) as in dataset.json, found {len(data)} in "
+            f"{shorten(map(str, job.images))}. Add the files, or remove the case."
+        )
     label, values = np.zeros(data.shape[1:], dtype=np.uint16), frozenset[int]()
     if job.label is not None:
         label, values = read_label(job, data.shape[1:], grid)
     output = folder / "labelsTr" / f"{job.case}{ending}"
     if job.ending == ending:
-        job.reader.write_seg(label, str(output), grid)
+        write_seg(job.reader, label, output, grid)
     else:
         SimpleITK.WriteImage(
             as_sitk(label.astype(np.uint8 if label.max() < 256 else np.uint16), grid), str(output), True
         )
     write_images(job, data, grid, folder, ending, images)
     return values
+
+
+def write_seg(reader: BaseReaderWriter, label: np.ndarray, file: Path, grid: dict[str, Any]) -> None:
+    """nnU-Net's own, whose readers do not all write values above 255: raises ValueError where this one does not."""
+    reader.write_seg(label, str(file), grid)
+    if label.max() > 255 and (reader.read_seg(str(file))[0][0] != label).any():
+        raise ValueError(
+            f"{file.name}: {type(reader).__name__} does not write label values above 255, found {label.max()}. Use "
+            "another reader (`overwrite_image_reader_writer` in dataset.json), or fewer labels."
+        )
 
 
 def read_label(job: CaseJob, shape: tuple[int, ...], grid: Mapping[str, Any]) -> tuple[np.ndarray, frozenset[int]]:
@@ -161,12 +196,27 @@ def write_images(
             SimpleITK.WriteImage(as_sitk(channel, grid), str(name), True)
     elif images != "reference":
         for name, file in zip(names, job.images, strict=True):
-            name.symlink_to(file.resolve()) if images == "link" else shutil.copyfile(file, name)
+            name.symlink_to(os.path.abspath(file)) if images == "link" else shutil.copyfile(file, name)
+        write_spacing(job, grid, folder)
+
+
+def write_spacing(job: CaseJob, grid: Mapping[str, Any], folder: Path) -> None:
+    """nnU-Net keeps the spacing of 3D tiff images in a file beside them."""
+    if isinstance(job.reader, Tiff3DIO):
+        (folder / "imagesTr" / f"{job.case}.json").write_text(json.dumps({"spacing": list(grid["spacing"])}))
 
 
 def as_sitk(array: np.ndarray, grid: Mapping[str, Any]) -> SimpleITK.Image:
-    """An array [*S] of nnU-Net's readers as an image; single slices without geometry of their own become 2D."""
+    """An array [*S] of nnU-Net's readers as an image; single slices without geometry of their own become 2D.
+
+    Raises ValueError for geometry that only the reader understands.
+    """
     stuff = grid.get("sitk_stuff")
+    if "nibabel_stuff" in grid:
+        raise ValueError(
+            "files that nnU-Net reads with nibabel cannot be converted without losing their geometry. Convert them to "
+            "the file ending of the other datasets first, or merge with --file-ending of theirs."
+        )
     flat = len(stuff["spacing"]) == 2 if stuff else len(array) == 1
     image = SimpleITK.GetImageFromArray(array[0] if flat else array)
     if stuff is None:

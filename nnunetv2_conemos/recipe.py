@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nnunetv2_conemos.raw_writer import Images
+
+Name = Annotated[str, Field(min_length=1)]
 
 
 class Ingredient(BaseModel):
@@ -28,9 +30,9 @@ class Ingredient(BaseModel):
     images: Path | None = None
     name: str | None = Field(default=None, pattern=r"^[\w.-]+$")
     annotated: Path | None = None
-    rename: dict[str, str] = {}
+    rename: dict[str, Name] = {}
     drop: tuple[str, ...] = ()
-    regions: dict[str, tuple[str, ...]] = {}
+    regions: dict[Name, tuple[str, ...]] = {}
     channels: dict[str, str] = {}
     modality: str | None = None
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
@@ -56,7 +58,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     datasets: tuple[Ingredient, ...] = Field(min_length=1)
-    rename: dict[str, str] = {}
+    rename: dict[str, Name] = {}
     drop: tuple[str, ...] = ()
     channels: dict[str, str] = {}
     keep_apart: tuple[str, ...] = ()

@@ -56,7 +56,8 @@ class LabelSpace:
         """Raises SourceError where label ids are not 1..K in label mode (nnU-Net's argmax needs that)."""
         labels = dict(dataset_json["labels"])
         ignore = labels.pop("ignore", None)
-        values = {name: tuple(v) if isinstance(v, list | tuple) else (int(v),) for name, v in labels.items()}
+        ignore = None if ignore is None else int(ignore)
+        values = {name: tuple(map(int, v)) if isinstance(v, list | tuple) else (int(v),) for name, v in labels.items()}
         foreground = {name: v for name, v in values.items() if set(v) != {0}}
         has_regions = any(len(v) > 1 for v in foreground.values())
         if not has_regions:

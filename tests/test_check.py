@@ -137,7 +137,7 @@ def test_missing_and_broken_maps_are_named(phantom: Path):
 
 def test_an_image_that_nnunet_cannot_read_is_bad_input(phantom: Path):
     (phantom / "imagesTr" / "site_a_00_0000.nii.gz").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"site_a_00_0000.* Correct `file_ending`"):
+    with pytest.raises(ValueError, match=r"site_a_00_0000.* Restore the file, or correct `file_ending`"):
         check_dataset(NAME, 1)
 
 

@@ -22,8 +22,9 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from skimage import io
 
 from nnunetv2_conemos.cli import main
-from nnunetv2_conemos.evaluation import CaseFiles, evaluate, evaluate_case, map_cases, table_of_sources
+from nnunetv2_conemos.evaluation import CaseFiles, evaluate, evaluate_case, table_of_sources
 from nnunetv2_conemos.figures import draw_dice
+from nnunetv2_conemos.parallel import in_processes
 from nnunetv2_conemos.scores import summarise, surface_scores
 from nnunetv2_conemos.sources import LabelSpace
 from nnunetv2_conemos.summary import ALL_LABELS, annotated_summary
@@ -426,7 +427,7 @@ def test_processes_give_what_one_gives(folders):
 
 def test_a_killed_process_is_explained():
     with pytest.raises(OSError, match="-np"):
-        map_cases(os._exit, [(1,), (1,)], 2, "")
+        in_processes(os._exit, [(1,), (1,)], 2, "")
 
 
 # -- bad input ------------------------------------------------------------------------------------------------------

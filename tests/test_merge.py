@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK
+import tifffile
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from raw_worlds import SHAPE, read_nifti, stripes, write_nifti, write_raw
+from skimage import io
 
 from nnunetv2_conemos import cli, raw_writer
+from nnunetv2_conemos.check import check_dataset
 from nnunetv2_conemos.datasets import raw_cases
 from nnunetv2_conemos.sources import SourceTable
 
@@ -319,11 +326,8 @@ def test_a_full_disk_or_an_interrupt_leaves_nothing_and_a_second_try_works(raw, 
 
     with monkeypatch.context() as patched:
         patched.setattr(raw_writer, "write_images", fail)
-        if isinstance(end, OSError):
-            assert run("3", "9", "-o", "Dataset100_Abdomen", "--overwrite") == 2
-        else:
-            with pytest.raises(KeyboardInterrupt):
-                run("3", "9", "-o", "Dataset100_Abdomen", "--overwrite")
+        status = 2 if isinstance(end, OSError) else 130
+        assert run("3", "9", "-o", "Dataset100_Abdomen", "--overwrite") == status
     assert contents(raw) == before
     assert run("3", "9", "-o", "Dataset100_Abdomen", "--overwrite", "--images", "copy") == 0
     assert (raw / "Dataset100_Abdomen" / "imagesTr" / "Liver_b_0000.nii.gz").is_file()
@@ -341,3 +345,176 @@ def test_names_that_differ_only_in_writing_are_pointed_out(raw):
     assert run("9", "10", "-o", "Dataset100_Abdomen") == 0
     report = json.loads((raw / "Dataset100_Abdomen" / "merge_report.json").read_text())
     assert any("'spleen' and 'Spleens'" in text for text in report["look_at"])
+
+
+def test_inputs_are_never_overwritten_by_the_result(raw):
+    before = contents(raw)
+    assert run("3", "9", "-o", "Dataset003_Liver", "--overwrite") == 2
+    images = str(raw / "Dataset009_Spleen" / "imagesTr")
+    assert run("3", "--unlabelled", images, "-o", "Dataset009_Spleen", "--overwrite") == 2
+    assert contents(raw) == before
+    assert run("3", "-o", "Dataset050_One") == 0
+    assert run("50", "-o", "Dataset003_Liver", "--overwrite") == 2, "images referenced over two corners"
+    assert cli.main(["hide", "3", "-o", "Dataset003_Liver", "--per-case", "1", "--overwrite", "-np", "1"]) == 2
+    assert before.items() <= contents(raw).items()
+
+
+def test_channels_of_one_name_keep_their_order(raw, capsys):
+    for place, name in ((20, "A"), (21, "B")):
+        write_raw(raw / f"Dataset0{place}_{name}", SPLEEN, {"a": stripes(1)}, channels=("noNorm", "noNorm"))
+    assert run("20", "21", "-o", "Dataset100_Abdomen") == 0
+    files = raw_cases(raw / "Dataset100_Abdomen")["A_a"]["images"]
+    assert [read_nifti(Path(file)).max() for file in files] == [0, 1]
+    write_raw(raw / "Dataset022_C", SPLEEN, {"a": stripes(1)}, channels=("T1", "noNorm"))
+    assert run("20", "22", "-o", "Dataset101_Other", "--channels", "22:T1=noNorm") == 0
+    write_raw(raw / "Dataset023_D", SPLEEN, {"a": stripes(1)}, channels=("T1", "T2"))
+    assert run("20", "23", "-o", "Dataset102_Other") == 2
+
+
+def test_tumours_without_their_liver_stay_in_it(raw):
+    write_raw(raw / "Dataset020_Nested", {"background": 0, "liver": [1, 2], "tumour": 2}, {"n": stripes(1, 2)})
+    write_raw(raw / "Dataset021_Tumour", {"background": 0, "tumour": 1}, {"t": stripes(0, 1)})
+    assert run("20", "21", "-o", "Dataset100_Abdomen") == 0
+    merged = result(raw)
+    assert merged["labels"] == {"background": 0, "liver": [1, 2], "tumour": 2}
+    assert (label_of(raw, "Tumour_t") == stripes(0, 2)).all()
+    assert table(raw).annotated("Tumour_t") == ("tumour",)
+
+
+def test_a_region_does_not_hide_a_label_of_its_name(raw, capsys, tmp_path):
+    write_raw(raw / "Dataset020_Three", {**LIVER, "spleen": 3}, {"c": stripes(1, 2, 3)})
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("datasets:\n- dataset: '20'\n  regions: {spleen: [liver, tumour]}\n")
+    assert run("--recipe", str(recipe), "-o", "Dataset100_A") == 2
+    assert "region 'spleen' would hide the label spleen" in capsys.readouterr().err
+
+
+def test_weights_and_modalities_of_sources_survive_a_merge(raw):
+    sources = {
+        "mr": {"cases": ["a*"], "annotated": ["spleen"], "weight": 5, "modality": "MR"},
+        "ct": {"cases": ["b*"], "annotated": ["spleen"]},
+    }
+    write_raw(raw / "Dataset020_Two", SPLEEN, {"a": stripes(1), "b": stripes(1)}, sources=sources)
+    assert run("20", "3", "-o", "Dataset100_Abdomen") == 0
+    known = table(raw)
+    mr, ct = (known.sources[known.source_of(case)] for case in ("Two_a", "Two_b"))
+    assert (mr.weight, mr.modality, ct.weight, ct.modality) == (5, "MR", 1, "CT")
+    assert mr.dataset == ct.dataset == "Two"
+
+
+def test_images_that_are_links_into_a_store_stay_links(raw):
+    image = raw / "Dataset009_Spleen" / "imagesTr" / "a_0000.nii.gz"
+    image.rename(raw / "blob")
+    image.symlink_to(raw / "blob")
+    assert run("3", "9", "-o", "Dataset100_Abdomen") == 0
+    assert raw_cases(raw / "Dataset100_Abdomen")["Spleen_a"]["images"] == [str(image)]
+    assert cli.main(["check", "Dataset100_Abdomen", "-np", "1"]) in (0, 1)
+
+
+def test_colour_images_hold_their_channels_in_one_file(raw):
+    folder = raw / "Dataset020_Colour"
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    io.imsave(folder / "imagesTr" / "a_0000.png", np.zeros((6, 7, 3), np.uint8), check_contrast=False)
+    io.imsave(folder / "labelsTr" / "a.png", stripes(1)[0], check_contrast=False)
+    facts = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": SPLEEN, "file_ending": ".png", "numTraining": 1}
+    (folder / "dataset.json").write_text(json.dumps(facts))
+    assert run("20", "-o", "Dataset100_Abdomen") == 0
+    assert not [f for f in check_dataset("Dataset100_Abdomen", 1).findings if f.severity == "error"]
+
+
+def test_spacing_of_3d_tiff_goes_with_the_images(raw):
+    folder = raw / "Dataset020_Tiff"
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    tifffile.imwrite(folder / "imagesTr" / "a_0000.tif", np.zeros(SHAPE, np.float32))
+    tifffile.imwrite(folder / "labelsTr" / "a.tif", stripes(1))
+    for file in (folder / "imagesTr" / "a.json", folder / "labelsTr" / "a.json"):
+        file.write_text(json.dumps({"spacing": [5, 2, 2]}))
+    facts = {"channel_names": {"0": "EM"}, "labels": SPLEEN, "file_ending": ".tif", "numTraining": 1,
+             "overwrite_image_reader_writer": "Tiff3DIO"}  # fmt: skip
+    (folder / "dataset.json").write_text(json.dumps(facts))
+    assert run("20", "-o", "Dataset100_Abdomen", "--images", "copy") == 0
+    target = raw / "Dataset100_Abdomen"
+    _, grid = Tiff3DIO().read_images([str(target / "imagesTr" / "Tiff_a_0000.tif")])
+    assert list(grid["spacing"]) == [5, 2, 2]
+    assert result(raw)["overwrite_image_reader_writer"] == "Tiff3DIO"
+
+
+def test_values_that_a_reader_cannot_write_are_refused(raw, capsys):
+    labels = {"background": 0} | {f"l{i}": i for i in range(1, 301)}
+    reader = {"overwrite_image_reader_writer": "SimpleITKIOWithReorient"}
+    array = stripes(1).astype(np.uint16)
+    array[0, 0, 0] = 300
+    write_raw(raw / "Dataset020_Many", labels, {"a": array}, **reader)
+    if run("20", "-o", "Dataset100_Abdomen") == 0:
+        assert label_of(raw, "Many_a").max() == 300
+    else:
+        assert "does not write label values above 255" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"labels": None}, ["dataset.json", "labels"]),
+        ({"labels": {"background": 0, "spleen": None}}, ["labels.spleen"]),
+        ({"labels": {"0": "background", "1": "spleen"}}, ["labels.0", "background"]),
+        ({"labels": {"background": 0, "spleen": 1.5}}, ["labels.spleen", "1.5"]),
+        ({"channel_names": ["CT"]}, ["channel_names"]),
+        ({"dataset": {"a": {"images": ["x"]}}}, ["dataset.a.label"]),
+        ([], ["expected an object", "list"]),
+        ("no json", ["not valid JSON"]),
+    ],
+)
+def test_broken_dataset_json_is_named(raw, capsys, change, words):
+    file = raw / "Dataset009_Spleen" / "dataset.json"
+    content = json.loads(file.read_text())
+    file.write_text(change if isinstance(change, str) else json.dumps(content | change if change else []))
+    for command in (["merge", "3", "9"], ["hide", "9", "--per-case", "1"]):
+        assert cli.main([*command, "-o", "Dataset100_A", "-np", "1"]) == 2
+        message = capsys.readouterr().err
+        assert all(word in message for word in words), message
+    assert not (raw / "Dataset100_A").exists()
+
+
+def test_odd_names(raw, tmp_path):
+    shutil.copytree(raw / "Dataset009_Spleen", tmp_path / "Open[KBP]")
+    assert run(str(tmp_path / "Open[KBP]"), "3", "-o", "Dataset100_Abdomen") == 0
+    assert "Open[KBP]_a" in table(raw).cases
+    assert run("3", "-o", "Dataset101_Slash/") == 0
+    assert (raw / "Dataset101_Slash" / "dataset.json").is_file()
+    (raw / "Dataset102_Link").symlink_to(raw / "Dataset101_Slash")
+    assert run("3", "-o", "Dataset102_Link") == 2
+    assert run("3", "-o", "Dataset102_Link", "--overwrite") == 0
+    assert (raw / "Dataset101_Slash" / "dataset.json").is_file(), "the link is replaced, not what it leads to"
+    assert not list(raw.glob(".*"))
+
+
+def test_a_failed_replacement_is_put_back(raw, monkeypatch):
+    assert run("3", "9", "-o", "Dataset100_Abdomen") == 0
+    before, replace = contents(raw), Path.replace
+
+    def fail(self, target):
+        if self.name.endswith(".unfinished"):
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", fail)
+        assert run("3", "-o", "Dataset100_Abdomen", "--overwrite") == 130
+    assert contents(raw) == before
+
+
+def test_a_terminated_merge_leaves_no_folder_and_no_process(raw):
+    write_raw(raw / "Dataset010_Many", SPLEEN, {f"c{i}": stripes(1) for i in range(300)})
+    words = ["merge", "10", "-o", "Dataset100_Abdomen", "--images", "copy", "-np", "2"]
+    process = subprocess.Popen([sys.executable, "-m", "nnunetv2_conemos.cli", *words], stdout=subprocess.DEVNULL)
+    aside = raw / ".Dataset100_Abdomen.unfinished"
+    deadline = time.monotonic() + 60
+    while not list(aside.glob("labelsTr/*")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    status = process.wait(60)
+    assert status in (143, 0), "0: it was faster"
+    assert not aside.exists()
+    assert (raw / "Dataset100_Abdomen").exists() == (status == 0)

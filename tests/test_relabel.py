@@ -11,11 +11,13 @@ from nnunetv2_conemos.relabel import (
     completion_table,
     label_entries,
     lookup,
+    not_written,
+    shown,
     signatures,
     union,
     visible_values,
 )
-from nnunetv2_conemos.sources import LabelSpace
+from nnunetv2_conemos.sources import LabelSpace, SourceError
 
 ORGANS = LabelSpace.from_dataset_json({"labels": {"background": 0, "liver": 1, "spleen": 2, "ignore": 3}})
 NESTED = LabelSpace.from_dataset_json({"labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "centre": 3}})
@@ -55,7 +57,7 @@ def test_completion_never_changes_an_annotated_label(annotated, mine, predicted)
     space = signatures(NESTED.names, NESTED.values)
     table, left_open = completion_table(NESTED, annotated)
     result = table[mine, predicted]
-    assert left_open[mine] == (len(set(table[mine])) > 1)
+    assert left_open[mine] == (not space[mine] & annotated and len(set(table[mine])) > 1)
     assert space[result] & annotated == space[mine] & annotated
     if space[predicted] & annotated == space[mine] & annotated:
         assert result == predicted, "a prediction that agrees with the annotator is taken as it is"
@@ -83,6 +85,32 @@ def test_union_keeps_the_order_of_organs_and_separates_nested_values():
     assert list(labels)[:2] == ["background", "liver"], "large regions come first, small ones are written over them"
     assert order[list(labels).index("tumour") - 1] == inside
     assert order[0] == next(v for v in whole if v != inside), "the region around it is written as its own value"
+
+
+def test_a_space_that_lacks_a_label_says_nothing_about_it():
+    """A tumour annotated without its liver lies in the liver, where every other dataset has it there."""
+    nested = {1: frozenset({"liver"}), 2: frozenset({"liver", "tumour"})}
+    names, values = union([nested, {1: frozenset({"tumour"})}])
+    assert values == [frozenset({"liver"}), frozenset({"liver", "tumour"})]
+    labels, order = label_entries(names, values)
+    assert labels == {"background": 0, "liver": [1, 2], "tumour": 2}
+    assert not_written(labels, order, values) == []
+    assert shown(frozenset({"tumour"}), {"tumour"}, {s: v for v, s in enumerate(values, 1)}) == 2
+    halves = {1: frozenset({"whole", "left"}), 2: frozenset({"whole", "right"})}
+    _, values = union([halves, {1: frozenset({"whole"})}])
+    assert frozenset({"whole"}) in values, "left or right is not known there, so it keeps a value of its own"
+
+
+def test_what_nnunet_cannot_write_is_found():
+    """One dataset has the tumour in the liver, another outside."""
+    names, values = union([{1: frozenset({"a"}), 2: frozenset({"a", "b"})}, {1: frozenset({"a"}), 2: frozenset({"b"})}])
+    labels, order = label_entries(names, values)
+    assert not_written(labels, order, values) == [frozenset({"a", "b"})]
+
+
+def test_equal_regions_are_refused():
+    with pytest.raises(SourceError, match="'organ' and 'same' are the same voxels everywhere"):
+        label_entries(["organ", "same"], [frozenset({"organ", "same"})])
 
 
 def test_labels_that_never_overlap_stay_labels():

@@ -113,7 +113,9 @@ def test_residual_plans_2d_ensembles_model_folders_zips_and_pretrained_weights(p
         outputs.append(predict(images, tmp_path / configuration, configuration, quick, *more))
     command("nnUNetv2_ensemble", "-i", *outputs, "-o", tmp_path / "ensemble", "-np", 1)
     command("conemos", "evaluate", phantom / "labelsTs", tmp_path / "ensemble", "--complete", "-np", 1)
-    assert "ensemble" in command("conemos", "best", PHANTOM, "-f", 0)
+    command("conemos", "best", PHANTOM, "-f", 0)
+    ranked = json.loads((tmp_path / "nnUNet_results" / PHANTOM / "conemos_best.json").read_text())["ranking"]
+    assert sorted(len(entry["models"]) for entry in ranked) == [1, 1, 2], "both models and their ensemble"
 
     model = tmp_path / "nnUNet_results" / PHANTOM / f"{quick}__nnUNetPlans__{TINY}"
     folder = ("nnUNetv2_predict_from_modelfolder", "-i", images, "-o", tmp_path / "again", "-m", model)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # subcommand -> (module with add_arguments(parser) and run(args) -> exit status, one line of help)
 COMMANDS = {
@@ -27,13 +28,31 @@ COMMANDS = {
 }
 
 
-@functools.cache
-def end_cleanly_when_terminated() -> None:
-    """SIGTERM ends the program as an exception would, so that what is unfinished is cleared away."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-        if hasattr(os, "register_at_fork"):  # pools end their processes by the same signal
-            os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+def exit_on_sigterm(*_: object) -> None:
+    sys.exit(143)
+
+
+def default_in_child() -> None:
+    """Pools end their processes by the same signal."""
+    if signal.getsignal(signal.SIGTERM) is exit_on_sigterm:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=default_in_child)
+
+
+@contextmanager
+def clean_end() -> Iterator[None]:
+    """SIGTERM ends what runs within as an exception would, so that what is unfinished is cleared away."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, exit_on_sigterm)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,9 +69,9 @@ def main(argv: list[str] | None = None) -> int:
     if others and not getattr(module, "HANDS_ON", False):
         parser.error(f"unrecognized arguments: {' '.join(others)}")
     args.handed_on = others
-    end_cleanly_when_terminated()
     try:
-        return module.run(args) or 0
+        with clean_end():
+            return module.run(args) or 0
     except KeyboardInterrupt:
         print(f"conemos {args.command}: interrupted", file=sys.stderr)
         return 130

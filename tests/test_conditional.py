@@ -12,7 +12,7 @@ from torch import nn
 
 from nnunetv2_conemos.method import PLANS_KEY
 from nnunetv2_conemos.methods import ConditionalFiLMTrainer
-from nnunetv2_conemos.networks import conditional, film, planned
+from nnunetv2_conemos.networks import conditional, film, multihead, planned
 from nnunetv2_conemos.records import Query
 
 NETWORKS = [(2, "plain", False), (3, "plain", False), (2, "residual", False), (3, "residual", True)]
@@ -157,7 +157,7 @@ def test_labels_that_nobody_annotates_are_never_predicted(labels):
     network.load_state_dict(everything.state_dict())
     with torch.no_grad():
         expected, found = everything(image(2)), network(image(2))
-    expected[:, -2] = conditional.ABSENT
+    expected[:, -2] = multihead.ABSENT
     assert torch.allclose(found, expected, atol=1e-6)
 
 

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from nnunetv2_conemos.datasets import dataset_name, preprocessed_folder, read_dataset_json, write_aside
 from nnunetv2_conemos.method import PLANS_KEY, facts_for_inference
-from nnunetv2_conemos.models import read_checkpoint
+from nnunetv2_conemos.models import planned_network, read_checkpoint
 from nnunetv2_conemos.sources import LabelSpace, SourceError, shorten
 
 
@@ -65,14 +63,7 @@ def fresh_network(folder: Path, trainer: str, plans_name: str, configuration: st
         raise SourceError(
             f"{file} has no configuration '{configuration}': {', '.join(manager.available_configurations)}."
         )
-    chosen = manager.get_configuration(configuration)
-    return recursive_find_trainer_class_by_name(trainer).build_network_architecture(
-        manager,
-        chosen,
-        determine_num_input_channels(manager, chosen, dataset_json),
-        manager.get_label_manager(dataset_json).num_segmentation_heads,
-        True,
-    )
+    return planned_network(trainer, manager, configuration, dataset_json)
 
 
 def adapt_weights(

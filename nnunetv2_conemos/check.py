@@ -47,9 +47,10 @@ def check_dataset(dataset: str, processes: int) -> Report:
     if lacking:
         return Report([Finding("error", str(file), f"lacks {shorten(lacking)}.", "Add what nnU-Net requires.")])
     try:
-        cases = datasets.raw_cases(raw) if datasets.read_raw_json(raw) else {}
+        datasets.refuse_malformed(dataset_json, file)
     except ValueError as error:
         return Report([Finding("error", str(file), str(error), "Correct the file.")])
+    cases = datasets.raw_cases(raw)
     if not cases:
         return Report([Finding("error", str(raw / "imagesTr"), "holds no case.", "Images are CASE_0000.FILE_ENDING.")])
     try:

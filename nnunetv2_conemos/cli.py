@@ -19,11 +19,12 @@ COMMANDS = {
     "declare": ("declare", "write `sources` into dataset.json from a table case -> annotated labels"),
     "predict": ("predict", "nnUNetv2_predict, for some of the labels"),
     "complete": ("complete", "fill in the labels that are missing, for a dataset that stock nnU-Net can train on"),
-    "export": ("export", "one label of a model as a stock nnU-Net model"),
+    "export": ("export", "one label of a model, or all, as a stock nnU-Net model"),
     "evaluate": ("evaluation", "Dice, NSD and HD95 of predictions, on annotated labels only"),
     "best": ("best", "rank trained configurations and ensembles on annotated labels"),
     "adapt": ("adapt", "turn a checkpoint into a start for -pretrained_weights"),
     "env": ("env", "print the line that lets nnU-Net find the trainers"),
+    "benchmark": ("benchmark.main", "all methods and stock nnU-Net on one dataset: tables, figures, a report"),
     "demo": ("demo", "the whole chain on a generated phantom: stock nnU-Net beside ConditionalFiLMTrainer"),
 }
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -246,7 +245,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.uncertain is not None and not 0 < args.uncertain < 0.5:
         raise ValueError(f"--uncertain {args.uncertain:g}: expected a number between 0 and 0.5.")
-    os.environ[env.VARIABLE] = env.trainer_path(os.environ.get(env.VARIABLE), env.doorway_folder())
+    env.find_trainers()
     model = read_model(args.model)
     folds = model.folds(args.chk, args.folds)
     inference = Inference(folds, args.chk, args.device, not args.disable_tta, args.npp, args.nps)

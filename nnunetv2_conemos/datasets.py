@@ -157,14 +157,19 @@ class RawDataset(BaseModel):
 
 
 def read_raw_json(folder: Path) -> dict[str, Any]:
-    """dataset.json of a raw dataset; raises ValueError that names file, key, what is expected and what was found."""
+    """dataset.json of a raw dataset; raises ValueError as `refuse_malformed` does."""
     content = read_dataset_json(folder)
+    refuse_malformed(content, folder / "dataset.json")
+    return content
+
+
+def refuse_malformed(content: dict[str, Any], file: Path) -> None:
+    """Raises ValueError that names file, key, what is expected and what was found."""
     try:
         RawDataset.model_validate(content)
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r})" for e in error.errors())
-        raise ValueError(f"{folder / 'dataset.json'}: {wrong[:600]}") from None
-    return content
+        raise ValueError(f"{file}: {wrong[:600]}") from None
 
 
 def raw_cases(folder: Path) -> dict[str, dict[str, Any]]:

@@ -10,25 +10,23 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from nnunetv2_conemos import env
+from nnunetv2_conemos.commands import FOLDERS, CommandError, own_environment, run_logged
 from nnunetv2_conemos.datasets import raw_cases, read_dataset_json, write_json
 from nnunetv2_conemos.demo_report import dice_table, picture
 from nnunetv2_conemos.phantom import ORGANS, write_phantom
+from nnunetv2_conemos.small_plans import small_configuration
 from nnunetv2_conemos.sources import SourceTable
 from nnunetv2_conemos.splits import stratified_split
+from nnunetv2_conemos.variants import EPOCHS, variant
 
 DATASET = "Dataset901_Phantom"
 CONFIGURATION = "3d_demo"
@@ -36,13 +34,7 @@ CASES_PER_SOURCE, TEST_CASES = 6, 4
 SHAPE, SPACING = (16, 40, 40), (9.0, 4.0, 4.0)  # one patch is a whole volume: each sample shows all organs
 ARMS = {"stock nnU-Net": "nnUNetTrainer", "conditional FiLM": "ConditionalFiLMTrainer"}
 STEPS = 5 + 3 * len(ARMS)
-EPOCHS = (1, 5, 10, 20, 50, 100, 250)  # variants that nnU-Net and this package both have
-FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 WRITTEN = (*FOLDERS, "logs", "predictions", "annotated.json", "demo.png")  # below the folder of the demo
-
-
-class CommandError(RuntimeError):
-    """A command of the chain ended with an error."""
 
 
 class Chain:
@@ -65,68 +57,21 @@ class Chain:
         words = [str(word) for word in command]
         self.console.print(f"              {' '.join(words)}", style="dim", markup=False, highlight=False)
         log = self.folder / "logs" / f"{self.done:02}_{Path(words[0]).name}.log"
-        with log.open("w") as file, self.console.status("starting") as status:
-            program = shutil.which(words[0], path=self.environment["PATH"]) or words[0]
-            process = subprocess.Popen([program, *words[1:]], stdout=file, stderr=file, env=self.environment)
-            try:
-                while process.poll() is None:
-                    time.sleep(0.2)
-                    status.update(Text(last_line(log)[: self.console.width - 4]))
-            finally:
-                process.kill()  # nothing to do unless we were interrupted
-        if process.returncode:
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-            raise CommandError(f"`{' '.join(words)}` ended with status {process.returncode}; {log} ends with\n{tail}")
+        with self.console.status("starting") as status:
+            run_logged(words, log, self.environment, lambda line: status.update(Text(line[: self.console.width - 4])))
         return log
 
 
-def last_line(log: Path) -> str:
-    """The last line of a log, or what a progress bar wrote over it last."""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 2000))
-        lines = file.read().decode(errors="replace").replace("\r", "\n").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "starting")
-
-
 def demo_environment(folder: Path, current: Mapping[str, str]) -> dict[str, str]:
-    """Variables for the commands: nnU-Net's folders below `folder`, few processes, our trainers and commands."""
-    return {
-        **current,
-        **{name: str(folder / name) for name in FOLDERS},
-        env.VARIABLE: env.trainer_path(None, env.doorway_folder()),
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), current.get("PATH", "")]),
-        "nnUNet_n_proc_DA": "1",
-        "nnUNet_def_n_proc": "2",
-        "nnUNet_compile": "f",
-        "OMP_WAIT_POLICY": "passive",  # augmentation and other programs share the cores with torch's threads
-        "COLUMNS": "120",
-        "MPLBACKEND": "Agg",
-    }
+    """Variables for the commands: everything below `folder`, few processes."""
+    few = {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "2", "nnUNet_compile": "f"}
+    return {**own_environment(folder, current), **few}
 
 
-def with_small_configuration(plans: dict[str, Any], patch: tuple[int, ...], features: int = 8) -> dict[str, Any]:
-    """Plans with one more configuration, `3d_demo`: the planned 3d_fullres with fewer features and this patch.
-
-    Stages whose feature map would get smaller than 3 voxels along an axis are dropped; the strides of the others must
-    divide `patch`. nnU-Net merges `inherits_from` key by key at the top only, so the architecture is written in full.
-    """
-    plans = deepcopy(plans)
-    architecture = deepcopy(plans["configurations"]["3d_fullres"]["architecture"])
-    arguments = architecture["arch_kwargs"]
-    shrunk = np.array(patch) / np.cumprod(arguments["strides"], axis=0)  # [stages, 3]
-    stages = int((shrunk >= 3).all(axis=1).sum())
-    arguments["n_stages"] = stages
-    arguments["features_per_stage"] = [min(features * 2**stage, 320) for stage in range(stages)]
-    for key in ("kernel_sizes", "strides", "n_conv_per_stage"):
-        arguments[key] = arguments[key][:stages]
-    arguments["n_conv_per_stage_decoder"] = arguments["n_conv_per_stage_decoder"][: stages - 1]
-    plans["configurations"][CONFIGURATION] = {
-        "inherits_from": "3d_fullres",
-        "patch_size": list(patch),
-        "batch_size": 2,
-        "architecture": architecture,
-    }
-    return plans
+def with_small_configuration(plans: dict[str, Any], patch: tuple[int, ...]) -> dict[str, Any]:
+    """Plans with one more configuration, `3d_demo`: the planned 3d_fullres with 8 features and this patch."""
+    small = small_configuration(plans, "3d_fullres", features=8, patch=patch, batch=2)
+    return {**plans, "configurations": {**plans["configurations"], CONFIGURATION: small}}
 
 
 def demo(folder: Path, epochs: int, seed: int, device: str, console: Console) -> pd.DataFrame:
@@ -150,23 +95,17 @@ def demo(folder: Path, epochs: int, seed: int, device: str, console: Console) ->
     write_json(plans, with_small_configuration(json.loads(plans.read_text()), SHAPE))
     table = SourceTable.from_dataset_json(read_dataset_json(preprocessed), raw_cases(raw))
     write_json(preprocessed / "splits_final.json", stratified_split(table))
-    suffix = trainer_suffix(epochs)
     for arm, trainer in ARMS.items():
-        train = ("nnUNetv2_train", DATASET, CONFIGURATION, "0", "-tr", trainer + suffix, "-device", device)
+        train = ("nnUNetv2_train", DATASET, CONFIGURATION, "0", "-tr", variant(trainer, epochs), "-device", device)
         chain.command(f"train {arm}: {epochs * 250} steps", *train)
     for arm, trainer in ARMS.items():
-        model = ("-d", DATASET, "-c", CONFIGURATION, "-f", "0", "-tr", trainer + suffix, "-device", device)
+        model = ("-d", DATASET, "-c", CONFIGURATION, "-f", "0", "-tr", variant(trainer, epochs), "-device", device)
         few = ("-npp", "1", "-nps", "1")
         output = predictions(folder)[arm]
         chain.command(f"predict: {arm}", "nnUNetv2_predict", "-i", raw / "imagesTs", "-o", output, *model, *few)
     for arm, output in predictions(folder).items():
         chain.command(f"evaluate: {arm}", "conemos", "evaluate", raw / "labelsTs", output, "--complete", "-np", "1")
     return read_dice(predictions(folder))
-
-
-def trainer_suffix(epochs: int) -> str:
-    """How nnU-Net names its trainers of other lengths."""
-    return "_1epoch" if epochs == 1 else f"_{epochs}epochs"
 
 
 def predictions(folder: Path) -> dict[str, Path]:
@@ -199,7 +138,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", dest="folder", type=Path, default=Path("conemos_demo"), metavar="FOLDER", help="[%(default)s]"
     )
     epochs_help = "of 250 steps for both networks [%(default)s: at most 10 minutes on two cores]"
-    parser.add_argument("--epochs", type=int, choices=EPOCHS, default=5, help=epochs_help)
+    parser.add_argument("--epochs", type=int, choices=list(EPOCHS), default=5, help=epochs_help)
     parser.add_argument("--seed", type=int, default=0, help="of the phantom [%(default)s]")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu", help="[%(default)s]")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo in FOLDER")

@@ -24,7 +24,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, UInt16
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from scipy.ndimage import find_objects
 
@@ -39,6 +38,7 @@ from nnunetv2_conemos.datasets import (
 from nnunetv2_conemos.declare import group_sources, read_annotated
 from nnunetv2_conemos.figures import draw_dice, print_scores
 from nnunetv2_conemos.parallel import in_processes
+from nnunetv2_conemos.raw_writer import reader_of
 from nnunetv2_conemos.scores import pair_scores, summary_json
 from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable, match_cases, parse_sources, shorten
 
@@ -193,7 +193,7 @@ def evaluate(
 
     `tolerance` in mm belongs to the NSD; None measures Dice alone, which is many times faster.
     """
-    reader = determine_reader_writer_from_dataset_json(dict(dataset_json), str(files[0].reference), verbose=False)()
+    reader = reader_of(dataset_json, files[0].reference)
     jobs = [(entry, reader, table.labels, table.known(entry.case), tolerance) for entry in files]
     if not any(known.any() for _, _, _, known, _ in jobs):
         raise SourceError(f"none of the {len(files)} cases is annotated for any label: nothing to evaluate.")

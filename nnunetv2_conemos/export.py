@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -74,14 +73,16 @@ def stock_checkpoint(model: ModelFolder, file: Path, label: str | None) -> dict[
     }
 
 
-def export(model: ModelFolder, folds: list[str], checkpoint: str, label: str | None, folder: Path) -> None:
-    """Write the stock model into an empty folder."""
+def export(model: ModelFolder, folds: list[str], checkpoint: str, label: str | None, folder: Path) -> str:
+    """Write the stock model into an empty folder; returns the name of its configuration."""
     datasets.write_json(folder / "plans.json", stock_plans(model.plans))
     datasets.write_json(folder / "dataset.json", stock_dataset_json(model.dataset_json, label))
+    content: dict[str, Any] = {}
     for fold in folds:
         (folder / f"fold_{fold}").mkdir()
         content = stock_checkpoint(model, model.folder / f"fold_{fold}" / checkpoint, label)
         torch.save(content, folder / f"fold_{fold}" / "checkpoint_final.pth")
+    return content["init_args"]["configuration"]
 
 
 def write_zip(folder: Path, file: Path, inside: str) -> None:
@@ -106,7 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    os.environ[env.VARIABLE] = env.trainer_path(os.environ.get(env.VARIABLE), env.doorway_folder())
+    env.find_trainers()
     model = read_model(args.model)
     if args.label is not None:
         model.labels.index(args.label, "--label")
@@ -114,13 +115,12 @@ def run(args: argparse.Namespace) -> None:
     if untaught:
         raise SourceError(f"annotated in no training case: {shorten(untaught)}. There is nothing to export of that.")
     folds = model.folds(args.chk, args.folds)
-    if args.zip and args.zip.exists() and not args.overwrite:
-        raise FileExistsError(f"{args.zip} exists. Choose another file, or say --overwrite to replace it.")
+    if args.zip:
+        datasets.refuse_existing(args.zip, args.overwrite)
     with datasets.new_folder(args.output, args.overwrite) as folder:
-        export(model, folds, args.chk, args.label, folder)
+        configuration = export(model, folds, args.chk, args.label, folder)
     print(f"Written: {args.output}\nUse: nnUNetv2_predict_from_modelfolder -i IMAGES -o PREDICTED -m {args.output}")
     if args.zip:
-        configuration = read_checkpoint(args.model / f"fold_{folds[0]}" / args.chk)["init_args"]["configuration"]
         name = f"{TRAINER}__{model.plans['plans_name']}__{configuration}"
         write_zip(args.output, args.zip, f"{model.plans['dataset_name']}/{name}")
         print(f"Written: {args.zip}\nUse: nnUNetv2_install_pretrained_model_from_zip {args.zip}")

@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -90,23 +90,24 @@ def scheme(args: argparse.Namespace, cases: Sequence[str], labels: LabelSpace) -
     return {**kept, **{case: [] for case in unlabelled}}
 
 
-def hide(
-    raw: Path, target: Path, annotated: Mapping[str, list[str]], images: Images, overwrite: bool, processes: int
-) -> tuple[SourceTable, list[str]]:
+def hide(raw: Path, target: Path, args: argparse.Namespace) -> tuple[SourceTable, list[str]]:
     """Write the partially labelled copy, whole or not at all; returns who keeps what, and notes."""
     dataset_json = datasets.read_raw_json(raw)
+    if "sources" in dataset_json:
+        raise SourceError(f"{raw} has `sources`: it is partially labelled already. Hide labels of a complete dataset.")
     labels, ending = LabelSpace.from_dataset_json(dataset_json), dataset_json["file_ending"]
     files = datasets.raw_cases(raw)
+    annotated = scheme(args, list(files), labels)
     jobs = [job._replace(values=kept_values(labels, annotated[job.case])) for job in jobs_of(dataset_json, files)]
     datasets.refuse_own_files(target, input_files(jobs))
     result = {**dataset_json, "sources": group_sources(annotated, labels, raw.name)}
-    if images == "reference":
+    if args.images == "reference":
         result["dataset"] = dataset_entries(jobs, ending)
     else:
         result.pop("dataset", None)
     table = SourceTable.from_dataset_json(result, files)
-    with datasets.new_folder(target, overwrite) as folder:
-        write_cases(jobs, folder, ending, images, processes, "Hiding labels")
+    with datasets.new_folder(target, args.overwrite) as folder:
+        write_cases(jobs, folder, ending, args.images, args.processes, "Hiding labels")
         (folder / COMPLETE).mkdir()
         for case, entry in files.items():
             shutil.copyfile(entry["label"], folder / COMPLETE / f"{case}{ending}")
@@ -136,14 +137,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    raw = named_or_path(args.dataset)
-    dataset_json = datasets.read_raw_json(raw)
-    if "sources" in dataset_json:
-        raise SourceError(f"{raw} has `sources`: it is partially labelled already. Hide labels of a complete dataset.")
     target = datasets.new_dataset_folder(args.output)
-    cases, labels = list(datasets.raw_cases(raw)), LabelSpace.from_dataset_json(dataset_json)
-    annotated = scheme(args, cases, labels)
-    table, notes = hide(raw, target, annotated, args.images, args.overwrite, args.processes)
+    table, notes = hide(named_or_path(args.dataset), target, args)
     Console(soft_wrap=True).print(source_table(table))
     print(f"Written: {target}, with the complete maps in {target / COMPLETE}")
     if table.untaught():

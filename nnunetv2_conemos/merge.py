@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 from rich.console import Console
 
+from nnunetv2_conemos.check import count_occurrences
+from nnunetv2_conemos.contents import CaseContent
 from nnunetv2_conemos.datasets import new_dataset_folder, new_folder, raw_folder, refuse_own_files, write_json
 from nnunetv2_conemos.declare import group_sources
 from nnunetv2_conemos.ingredients import Part, case_id, case_jobs, load_parts
@@ -50,7 +51,7 @@ def plan_merge(recipe: Recipe) -> Plan:
     ignore = len(values) + 1 if any(part.ignore is not None for part in parts) else None
     ending = common_ending([part.ending for part in parts], recipe.file_ending)
     jobs = [job for part in parts for job in case_jobs(part, parts[0].channels, value_of, ignore)]
-    refuse_equal_ids(jobs)
+    refuse_repeated(jobs)
     dataset_json: dict[str, Any] = {
         "channel_names": {str(place): channel for place, channel in enumerate(parts[0].channels)},
         "labels": labels if ignore is None else {**labels, "ignore": ignore},
@@ -59,10 +60,10 @@ def plan_merge(recipe: Recipe) -> Plan:
     }
     if order:
         dataset_json["regions_class_order"] = order
-    readers = {part.overwrite_reader for part in parts}
-    common: Any = parts[0].reader
-    if readers == {parts[0].overwrite_reader} and ending in common.supported_file_endings:
-        dataset_json |= {"overwrite_image_reader_writer": readers.pop()} if parts[0].overwrite_reader else {}
+    readers, first = {part.overwrite_reader for part in parts}, parts[0]
+    common: Any = first.reader
+    if len(readers) == 1 and first.overwrite_reader and ending in common.supported_file_endings:
+        dataset_json["overwrite_image_reader_writer"] = first.overwrite_reader
     if recipe.images == "reference":
         dataset_json["dataset"] = dataset_entries(jobs, ending)
     notes = [
@@ -77,7 +78,7 @@ def plan_merge(recipe: Recipe) -> Plan:
     return Plan(parts, dataset_json, SourceTable.from_dataset_json(dataset_json, cases), jobs, notes)
 
 
-def refuse_equal_ids(jobs: Sequence[CaseJob]) -> None:
+def refuse_repeated(jobs: Sequence[CaseJob]) -> None:
     """Case ids must differ, also where a file system does not tell small from capital letters; so must images."""
     ids = [job.case.casefold() for job in jobs]
     twice = sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []
@@ -124,26 +125,13 @@ def merge(recipe: Recipe, target: Path, overwrite: bool, processes: int) -> Merg
         ending = plan.dataset_json["file_ending"]
         found = write_cases(plan.jobs, folder, ending, recipe.images, processes, "Writing cases")
         notes = [*write_split(plan.table, folder), *plan.notes]
-        report = MergeReport(
-            plan.table, occurrences(plan, found), [*notes, *hidden_notes(plan, found)], plan.parts, recipe
-        )
+        written = [CaseContent(job.case, frozenset(job.values[v] for v in found[job.case])) for job in plan.jobs]
+        occurs = count_occurrences(plan.table, written)
+        report = MergeReport(plan.table, occurs, [*notes, *hidden_notes(plan, found)], plan.parts)
         write_report(report, folder)
         (folder / RECIPE).write_text(recipe_text(recipe))
         write_json(folder / "dataset.json", plan.dataset_json)
     return report
-
-
-def occurrences(plan: Plan, found: Mapping[str, frozenset[int]]) -> np.ndarray:
-    """Integer [sources, K]: annotated cases in which each label has at least one voxel."""
-    table = plan.table
-    rows = {source: row for row, source in enumerate(table.sources)}
-    occurs = np.zeros_like(table.counts())
-    for part in plan.parts:
-        for case in part.files:
-            name = case_id(part, case)
-            present = set().union(*(part.space.get(value, frozenset()) for value in found[name]))
-            occurs[rows[table.source_of(name)]] += np.isin(table.labels.names, list(present)) & table.known(name)
-    return occurs
 
 
 def hidden_notes(plan: Plan, found: Mapping[str, frozenset[int]]) -> list[str]:

@@ -12,7 +12,6 @@ from nnunetv2_conemos.check import draw, similar_names
 from nnunetv2_conemos.datasets import write_json
 from nnunetv2_conemos.declare import source_table
 from nnunetv2_conemos.ingredients import Part
-from nnunetv2_conemos.recipe import Recipe
 from nnunetv2_conemos.sources import SourceTable, shorten
 
 REPORT, PICTURE = "merge_report.json", "merge_report.png"
@@ -26,7 +25,6 @@ class MergeReport:
     occurs: np.ndarray
     notes: list[str]
     parts: list[Part]
-    recipe: Recipe
 
     @property
     def changes(self) -> list[str]:

@@ -49,17 +49,23 @@ class ModelFolder:
 
     def network(self, checkpoint: dict[str, Any]) -> nn.Module:
         """The trained network, with all its deep-supervision heads."""
+        configuration = checkpoint["init_args"]["configuration"]
         manager = PlansManager(self.plans)
-        configuration = manager.get_configuration(checkpoint["init_args"]["configuration"])
-        network = recursive_find_trainer_class_by_name(checkpoint["trainer_name"]).build_network_architecture(
-            manager,
-            configuration,
-            determine_num_input_channels(manager, configuration, self.dataset_json),
-            manager.get_label_manager(self.dataset_json).num_segmentation_heads,
-            True,
-        )
+        network = planned_network(checkpoint["trainer_name"], manager, configuration, self.dataset_json)
         network.load_state_dict(checkpoint["network_weights"])
         return network
+
+
+def planned_network(trainer: str, plans: PlansManager, configuration: str, dataset_json: dict[str, Any]) -> nn.Module:
+    """The untrained network that a trainer builds, with all its deep-supervision heads."""
+    chosen = plans.get_configuration(configuration)
+    return recursive_find_trainer_class_by_name(trainer).build_network_architecture(
+        plans,
+        chosen,
+        determine_num_input_channels(plans, chosen, dataset_json),
+        plans.get_label_manager(dataset_json).num_segmentation_heads,
+        True,
+    )
 
 
 def read_model(folder: Path) -> ModelFolder:

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     with_folder = "-m" in args.handed_on
     if args.labels:
         refuse_unknown_labels(read_model(model_folder(args.handed_on)), args.labels)
-    os.environ[env.VARIABLE] = env.trainer_path(os.environ.get(env.VARIABLE), env.doorway_folder())
+    env.find_trainers()
     with labels_asked(args.labels), command_line(["conemos predict", *args.handed_on]):
         (predict_entry_point_modelfolder if with_folder else predict_entry_point)()
 

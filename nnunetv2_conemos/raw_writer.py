@@ -34,7 +34,7 @@ class CaseJob(NamedTuple):
     """A case to be written: its id, its images in channel order, its label map (None: unlabelled) and the new values.
 
     `values` maps every value that the label map may hold; any other is an error. `ending` and `reader` are those of
-    the files read.
+    the files read; `channels` is how many they must hold together.
     """
 
     case: str

@@ -19,9 +19,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from rich.console import Console
 
 from nnunetv2_conemos import cli, datasets, demo, env, methods
+from nnunetv2_conemos.commands import FOLDERS, CommandError
 from nnunetv2_conemos.declare import declare, read_annotated
 from nnunetv2_conemos.demo_report import dice_table, draw_bars, picture, telling_slice
 from nnunetv2_conemos.phantom import ORGANS, write_phantom
+from nnunetv2_conemos.variants import EPOCHS, variant
 
 SHAPE = (16, 32, 32)
 DICE = pd.DataFrame({"stock": [0.1, 0.0, 0.2, 0.0], "ours": [0.9, 0.8, 0.7, np.nan]}, index=list(ORGANS))
@@ -52,16 +54,15 @@ def test_the_small_configuration_builds_and_inherits_the_rest(plans: dict, patch
 
 
 def test_both_arms_have_every_number_of_epochs():
-    for epochs in demo.EPOCHS:
-        suffix = demo.trainer_suffix(epochs)
-        assert hasattr(nnUNetTrainer_Xepochs, "nnUNetTrainer" + suffix)
-        assert hasattr(methods, "ConditionalFiLMTrainer" + suffix)
+    for epochs in EPOCHS:
+        assert hasattr(nnUNetTrainer_Xepochs, variant("nnUNetTrainer", epochs))
+        assert hasattr(methods, variant("ConditionalFiLMTrainer", epochs))
 
 
 def test_commands_see_the_folders_the_trainers_and_our_interpreter_first(tmp_path: Path):
     environment = demo.demo_environment(tmp_path, {"PATH": "/theirs", "nnUNet_raw": "/theirs", env.VARIABLE: "/theirs"})
     assert environment["nnUNet_raw"] == str(tmp_path / "nnUNet_raw")
-    assert environment[env.VARIABLE] == str(env.doorway_folder())
+    assert environment[env.VARIABLE] == env.trainer_path("/theirs", env.doorway_folder())
     assert environment["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/theirs"]
 
 
@@ -77,7 +78,7 @@ def test_a_command_logs_and_counts(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_a_failing_command_shows_the_end_of_its_log(tmp_path: Path):
     code = "import sys; [print('[/line]', n) for n in range(40)]; sys.exit('out of memory')"
-    with pytest.raises(demo.CommandError, match=r"(?s)status 1; .*logs/01_.*line. 39.*out of memory") as caught:
+    with pytest.raises(CommandError, match=r"(?s)status 1; .*logs/01_.*line. 39.*out of memory") as caught:
         demo.Chain(tmp_path, 1, quiet()).command("fails", sys.executable, "-c", code)
     assert "[/line] 3\n" not in str(caught.value)
 
@@ -86,19 +87,11 @@ def test_a_failing_chain_ends_with_status_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     def fail(chain: demo.Chain, title: str, *command: str | Path) -> None:
-        raise demo.CommandError("`x` ended with status 3; its log [a] ends with\n[/b] no space left")
+        raise CommandError("`x` ended with status 3; its log [a] ends with\n[/b] no space left")
 
     monkeypatch.setattr(demo.Chain, "command", fail)
     assert cli.main(["demo", "-o", str(tmp_path / "new")]) == 1
     assert "[/b] no space left" in capsys.readouterr().out
-
-
-def test_the_last_line_of_a_progress_bar(tmp_path: Path):
-    log = tmp_path / "log"
-    log.write_bytes(b"one\n" + b"x" * 5000 + b"\n10%\r50%\r90%\n\n")
-    assert demo.last_line(log) == "90%"
-    log.write_bytes(b"")
-    assert demo.last_line(log) == "starting"
 
 
 def test_every_step_is_announced_and_both_arms_share_the_split(
@@ -106,7 +99,7 @@ def test_every_step_is_announced_and_both_arms_share_the_split(
 ):
     """The chain with the long commands replaced by what they leave behind."""
     folder, commands = tmp_path / "demo", []
-    for name in demo.FOLDERS:
+    for name in FOLDERS:
         monkeypatch.setenv(name, str(folder / name))
     preprocessed = folder / "nnUNet_preprocessed" / demo.DATASET
 

@@ -5,8 +5,7 @@ import pkgutil
 import sys
 
 from nnunetv2_conemos.trainer import PartialLabelTrainer
-
-EPOCHS = {n: f"_{n}epoch{'s' * (n > 1)}" for n in (1, 5, 10, 20, 50, 100, 250)}  # the names nnU-Net gives its own
+from nnunetv2_conemos.variants import EPOCHS, variant
 
 
 def variants(trainer: type[PartialLabelTrainer]) -> dict[str, type[PartialLabelTrainer]]:
@@ -16,10 +15,10 @@ def variants(trainer: type[PartialLabelTrainer]) -> dict[str, type[PartialLabelT
     """
     made = {}
     for mirroring in (True, False):
-        for epochs, suffix in {None: "", **EPOCHS}.items():
+        for epochs in (None, *EPOCHS):
             settings = ({} if mirroring else {"mirroring": False}) | ({} if epochs is None else {"num_epochs": epochs})
             if settings:
-                name = trainer.__name__ + ("" if mirroring else "_NoMirroring") + suffix
+                name = variant(trainer.__name__, epochs, mirroring)
                 body = {"__module__": trainer.__module__, "__doc__": trainer.__doc__, "settings": settings}
                 made[name] = type(name, (trainer,), body)
                 setattr(sys.modules[trainer.__module__], name, made[name])

@@ -16,7 +16,7 @@ def softmax_unet(
     plans: PlansManager, configuration: ConfigurationManager, channels: int, heads: int, deep_supervision: bool
 ) -> MultiHeadUNet:
     unet = planned_unet(configuration, channels, heads, deep_supervision)
-    return MultiHeadUNet(unet, heads - 1, True, softmax=True, answered=answered_labels(plans, heads - 1))
+    return MultiHeadUNet(unet, heads - 1, True, answered_labels(plans, heads - 1), softmax=True)
 
 
 class MarginalLossTrainer(PartialLabelTrainer):

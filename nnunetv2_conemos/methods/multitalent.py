@@ -18,7 +18,7 @@ def multi_head_unet(
     background = has_background_head(plans)
     num_labels = heads - background
     unet = planned_unet(configuration, channels, num_labels, deep_supervision)
-    return MultiHeadUNet(unet, num_labels, background, answered=answered_labels(plans, num_labels))
+    return MultiHeadUNet(unet, num_labels, background, answered_labels(plans, num_labels))
 
 
 class MultiTalentTrainer(PartialLabelTrainer):

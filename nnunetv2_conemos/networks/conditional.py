@@ -46,6 +46,7 @@ class FiLMUNet(nn.Module):
     """
 
     label_dims: ClassVar[dict[str, int]] = {"embed.0.weight": 1}
+    options_model: ClassVar[type[FiLMOptions]] = FiLMOptions
     encoder: Any
     decoder: Any
 
@@ -61,7 +62,7 @@ class FiLMUNet(nn.Module):
         self.answered = tuple(range(1, num_labels + 1)) if answered is None else tuple(answered)
         self.encoder, self.decoder = unet.encoder, unet.decoder
         self.num_labels, self.background_head = num_labels, background_head
-        self.options = options or FiLMOptions()
+        self.options: Any = options or self.options_model()
         self.condition = Condition()
         self.embed = label_code(num_labels)
         self.bottleneck = ReadBottleneck(self.condition) if self.options.image_features else nn.Identity()

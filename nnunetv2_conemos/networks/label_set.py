@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nnunetv2_conemos.networks.conditional import FiLMOptions, FiLMUNet, multi_hot
 from nnunetv2_conemos.networks.multihead import chosen_channels, chosen_heads, nnunet_heads
-from nnunetv2_conemos.networks.planned import State, UNet, walk
+from nnunetv2_conemos.networks.planned import State, walk
 from nnunetv2_conemos.records import Query
 
 
@@ -31,17 +31,7 @@ class LabelSetUNet(FiLMUNet):
     gives nnU-Net's heads.
     """
 
-    options: LabelSetOptions
-
-    def __init__(
-        self,
-        unet: UNet,
-        num_labels: int,
-        background_head: bool,
-        options: LabelSetOptions | None = None,
-        answered: Sequence[int] | None = None,
-    ):
-        super().__init__(unet, num_labels, background_head, options or LabelSetOptions(), answered)
+    options_model = LabelSetOptions
 
     def forward(self, query: Query | Tensor) -> Tensor | list[Tensor]:
         try:

@@ -61,13 +61,13 @@ class MultiHeadUNet(nn.Module):
         unet: UNet,
         num_labels: int,
         background_head: bool,
+        answered: Sequence[int],
         softmax: bool = False,
-        answered: Sequence[int] | None = None,
     ):
         super().__init__()
         self.encoder, self.decoder = unet.encoder, unet.decoder
         self.num_labels, self.background_head, self.softmax = num_labels, background_head, softmax
-        self.answered = tuple(range(1, num_labels + 1)) if answered is None else tuple(answered)
+        self.answered = tuple(answered)
 
     def forward(self, query: Query | Tensor) -> Tensor | list[Tensor]:
         if isinstance(query, Query):

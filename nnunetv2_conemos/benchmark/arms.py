@@ -1,0 +1,187 @@
+"""How an arm gets its predictions of the test cases, and what that costs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_conemos.benchmark.recipe import Run
+from nnunetv2_conemos.benchmark.workplace import (
+    COMPLETED,
+    PARTIAL,
+    Workplace,
+    complete_dataset,
+    one_label_dataset,
+)
+from nnunetv2_conemos.datasets import new_folder, remove, write_json
+from nnunetv2_conemos.raw_writer import reader_of, write_seg
+from nnunetv2_conemos.variants import variant
+
+STEPS_PER_EPOCH = 250  # nnU-Net's
+Costs = dict[str, Any]
+
+
+class Model(NamedTuple):
+    """One network of a run: where its results and preprocessed cases are, and what trains it."""
+
+    run: Run
+    dataset: str
+    trainer: str
+    results: Path
+    preprocessed: Path
+    configuration: str
+
+    def words(self, place: Workplace) -> tuple[str, ...]:
+        """-tr, -p and -device of nnU-Net's commands."""
+        trainer = variant(self.trainer, self.run.epochs, place.recipe.mirroring)
+        return ("-tr", trainer, "-p", place.recipe.plans, "-device", place.device)
+
+    def folder(self, place: Workplace) -> Path:
+        _, trainer, _, plans, *_ = self.words(place)
+        return self.results / self.dataset / f"{trainer}__{plans}__{self.configuration}"
+
+
+def perform(place: Workplace, run: Run, images: Path) -> Costs:
+    """Train an arm and predict the test images into `predictions` of the run's folder; returns what it cost.
+
+    What an earlier, interrupted call has finished is not done again. Raises CommandError where nnU-Net fails, and
+    ValueError or OSError where the arm cannot run on this dataset.
+    """
+    folder = place.folder / "runs" / run.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    return ARMS[run.arm.kind](place, run, images, folder)
+
+
+def on_partial(place: Workplace, run: Run, images: Path, folder: Path) -> Costs:
+    return train_and_predict(place, model_of(place, run, PARTIAL), images, folder)
+
+
+def on_complete(place: Workplace, run: Run, images: Path, folder: Path) -> Costs:
+    dataset = complete_dataset(place)
+    place.preprocess(dataset, configuration(place, run))
+    return train_and_predict(place, model_of(place, run, dataset), images, folder)
+
+
+def on_completed(place: Workplace, run: Run, images: Path, folder: Path) -> Costs:
+    """The teacher is the run of its own arm, trained now if it was not; the student's costs are those at the end."""
+    teacher = model_of(place, run._replace(arm=run.arm.teacher), PARTIAL)
+    taught = train(place, teacher)
+    own = {name: str(folder / name) for name in ("nnUNet_raw", "nnUNet_preprocessed")}
+    raw, preprocessed = (Path(path) for path in own.values())
+    if not (raw / COMPLETED).is_dir():
+        raw.mkdir(exist_ok=True)
+        words = ("-m", teacher.folder(place), "-d", place.raw / PARTIAL, "-o", COMPLETED, "-f", str(run.fold))
+        tta = () if place.recipe.tta else ("--disable_tta",)
+        few = ("-device", place.device, "-npp", "1", "-nps", "1", *tta)
+        place.command(f"{run.folder}_complete", "conemos", "complete", *words, *few, variables=own)
+    place.share_plans(COMPLETED, raw, preprocessed)
+    place.preprocess(COMPLETED, configuration(place, run), preprocessed, **own)
+    costs = train_and_predict(place, model_of(place, run, COMPLETED, preprocessed), images, folder)
+    return costs | {"networks": 2, "steps": costs["steps"] + taught["steps"]}
+
+
+def per_label(place: Workplace, run: Run, images: Path, folder: Path) -> Costs:
+    names, costs = [], []
+    for k in range(1, len(place.labels) + 1):
+        dataset = one_label_dataset(place, k)
+        place.preprocess(dataset, configuration(place, run))
+        model = model_of(place, run, dataset)
+        names.append(folder / f"predictions_{k}")
+        costs.append(train_and_predict(place, model, images, folder, names[-1], probabilities=True))
+    if not (folder / "predictions").is_dir():
+        join_labels(place, names, folder / "predictions")
+    for name in names:
+        for file in name.glob("*.npz"):  # large
+            file.unlink()
+    return {
+        "networks": len(costs),
+        **{key: sum(c[key] for c in costs) for key in ("parameters", "predict_s", "steps")},
+        "step_s": float(np.median([c["step_s"] for c in costs])),
+        **{key: max(c[key] for c in costs) for key in ("train_peak_mib", "predict_peak_mib") if key in costs[0]},
+    }
+
+
+ARMS: Mapping[str, Callable[[Workplace, Run, Path, Path], Costs]] = {
+    "trainer": on_partial,
+    "vanilla": on_partial,
+    "per-label": per_label,
+    "completed": on_completed,
+    "ceiling": on_complete,
+}
+
+
+def configuration(place: Workplace, run: Run) -> str:
+    return run.arm.configuration or place.recipe.configuration
+
+
+def model_of(place: Workplace, run: Run, dataset: str, preprocessed: Path | None = None) -> Model:
+    results = place.folder / "runs" / run.folder / "nnUNet_results"
+    where = preprocessed or place.preprocessed
+    return Model(run, dataset, run.arm.trainer, results, where, configuration(place, run))
+
+
+def train(place: Workplace, model: Model) -> Costs:
+    """Train, or go on with a training that was interrupted; returns what it cost."""
+    report = model.results / f"{model.dataset}_train.json"
+    steps = model.run.epochs * STEPS_PER_EPOCH
+    if not report.is_file():
+        model.results.mkdir(parents=True, exist_ok=True)
+        what = ("train", model.dataset, model.configuration, str(model.run.fold), *model.words(place))
+        measured(place, model, f"{model.run.folder}_{model.dataset}_train", report, what)
+    return {"networks": 1, "steps": steps, **json.loads(report.read_text())}
+
+
+def train_and_predict(
+    place: Workplace,
+    model: Model,
+    images: Path,
+    folder: Path,
+    output: Path | None = None,
+    probabilities: bool = False,
+) -> Costs:
+    """Train a network and predict the test images into `output` [predictions]; returns the costs of both."""
+    costs = train(place, model)
+    output = output or folder / "predictions"
+    report = folder / f"{output.name}.json"
+    if not report.is_file():
+        remove(output)
+        more = (
+            *(() if place.recipe.tta else ("--disable_tta",)),
+            *(("--save_probabilities",) if probabilities else ()),
+        )
+        which = ("-d", model.dataset, "-c", model.configuration, "-f", str(model.run.fold), *model.words(place))
+        few = ("-npp", "1", "-nps", "1", "--disable_progress_bar", *more)
+        what = ("predict", "-i", str(images), "-o", str(output), *which, *few)
+        measured(place, model, f"{model.run.folder}_{output.name}", report, what)
+    return costs | json.loads(report.read_text())
+
+
+def measured(place: Workplace, model: Model, log: str, report: Path, what: Sequence[str]) -> None:
+    """Run nnU-Net in a process that measures what it costs."""
+    words = (sys.executable, "-m", "nnunetv2_conemos.benchmark.measured", report, str(model.run.seed), *what)
+    where = {"nnUNet_results": str(model.results), "nnUNet_preprocessed": str(model.preprocessed)}
+    place.command(log, *words, variables=where)
+
+
+def join_labels(place: Workplace, folders: Sequence[Path], output: Path) -> None:
+    """Maps of K networks with one label each as one: the likeliest label above one half; regions as nnU-Net does."""
+    ending = place.dataset_json["file_ending"]
+    manager = PlansManager(place.plans).get_label_manager(place.dataset_json)
+    examples = sorted(folders[0].glob(f"*{ending}"))
+    reader = reader_of(place.dataset_json, examples[0])
+    with new_folder(output) as aside:
+        for file in examples:
+            case = file.name.removesuffix(ending)
+            found = np.stack([np.load(folder / f"{case}.npz")["probabilities"][1] for folder in folders])  # [K,*S]
+            likely = found if manager.has_regions else np.concatenate([np.full_like(found[:1], 0.5), found])
+            grid = reader.read_seg(str(file))[1]
+            write_seg(
+                reader, np.asarray(manager.convert_probabilities_to_segmentation(likely)), aside / file.name, grid
+            )
+        write_json(aside / "dataset.json", place.dataset_json)

@@ -1,0 +1,119 @@
+"""The figures of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nnunetv2_conemos.benchmark.arms import STEPS_PER_EPOCH
+from nnunetv2_conemos.benchmark.results import Results
+
+PANELS = {
+    "step_s": "training: s per step",
+    "train_peak_mib": "training: peak memory, MiB",
+    "parameters": "parameters",
+    "predict_s": "prediction: s per case",
+}
+
+
+def colours(arms: Sequence[str]) -> Mapping[str, tuple[float, float, float]]:
+    """The same colour for an arm in every figure."""
+    return dict(zip(arms, sns.color_palette("colorblind" if len(arms) <= 10 else "husl", len(arms)), strict=True))
+
+
+def names(results: Results) -> list[str]:
+    return [arm.name for arm in results.arms]
+
+
+def save(figure: Figure, file: Path) -> None:
+    figure.savefig(file, dpi=130, format="png")
+
+
+def draw_dice(results: Results, file: Path) -> None:
+    """Mean Dice of each label and arm, with 95 % intervals over cases."""
+    table = results.per_label()
+    table["mean"] = results.means()["dice"]
+    figure = Figure(figsize=(min(24.0, 3 + 0.16 * len(table) * len(table.columns) + 0.5 * len(table.columns)), 4.8))
+    axes, palette = figure.subplots(), colours(names(results))
+    for place, (arm, row) in enumerate(table.iterrows()):
+        offset = (place - (len(table) - 1) / 2) * 0.8 / len(table)
+        mean = np.array([value.mean for value in row])
+        spread = np.nan_to_num(np.array([[v.mean - v.low, v.high - v.mean] for v in row]).T.clip(0))
+        at = np.arange(len(row)) + offset
+        axes.errorbar(at, mean, yerr=spread, fmt="o", ms=4, lw=1.2, color=palette[str(arm)], label=str(arm))
+    axes.set(ylabel="Dice", ylim=(-0.02, 1.02), xticks=range(len(table.columns)))
+    axes.set_xticklabels(table.columns, rotation=20, ha="right")
+    for edge in range(len(table.columns) - 1):
+        axes.axvline(edge + 0.5, color="0.9", lw=1, zorder=0)
+    legend_below(figure, axes)
+    save(figure, file)
+
+
+def legend_below(figure: Figure, axes: Axes) -> None:
+    axes.grid(axis="y", alpha=0.3)
+    sns.despine(ax=axes)
+    figure.set_layout_engine("constrained")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+
+
+def draw_annotated(results: Results, annotated: Mapping[str, int], file: Path) -> None:
+    """Dice of each label against the number of training cases that are annotated for it."""
+    figure = Figure(figsize=(7, 4.8))
+    axes, palette = figure.subplots(), colours(names(results))
+    labels = sorted(results.labels, key=lambda label: annotated[label])
+    for arm, row in results.per_label().to_dict("index").items():
+        dice = [row[label].mean for label in labels]
+        axes.plot([annotated[label] for label in labels], dice, "o-", color=palette[str(arm)], label=str(arm), ms=4)
+    for label in labels:
+        axes.annotate(
+            label, (annotated[label], 1.0), rotation=90, ha="right", va="top", fontsize="x-small", color="0.5"
+        )
+    axes.set(xlabel="annotated cases of the dataset", ylabel="Dice", ylim=(-0.02, 1.02))
+    legend_below(figure, axes)
+    save(figure, file)
+
+
+def draw_costs(results: Results, file: Path) -> None:
+    """Costs of each arm, one panel per cost."""
+    costs, palette = results.costs(), colours(names(results))
+    panels = [name for name in PANELS if costs[name].notna().to_numpy().any()]
+    figure = Figure(figsize=(3.6 * len(panels) + 2, 1.2 + 0.32 * len(costs)), layout="constrained")
+    for axes, name in zip(np.atleast_1d(figure.subplots(1, len(panels), sharey=True)), panels, strict=True):
+        bars = axes.barh(costs.index, costs[name], color=[palette[arm] for arm in costs.index])
+        axes.bar_label(
+            bars, fmt="{:,.0f}" if name in ("parameters", "train_peak_mib") else "{:.3g}", fontsize="small", padding=2
+        )
+        axes.set_xticks([])
+        axes.set_title(PANELS[name], fontsize="medium")
+        axes.margins(x=0.2)
+        axes.invert_yaxis() if axes is figure.axes[0] else None
+        sns.despine(ax=axes, bottom=True)
+    save(figure, file)
+
+
+def draw_steps(per_budget: Sequence[Results], file: Path) -> None:
+    """Mean Dice against the steps of a whole training, each with its own learning-rate schedule."""
+    arms = list(dict.fromkeys(name for results in per_budget for name in names(results)))
+    figure = Figure(figsize=(7, 4.8))
+    axes, palette = figure.subplots(), colours(arms)
+    for arm in arms:
+        points = [(r.epochs * STEPS_PER_EPOCH, r.means()["dice"][arm]) for r in per_budget if arm in r.dice]
+        steps, found = zip(*points, strict=True)
+        mean = np.array([value.mean for value in found])
+        spread = np.nan_to_num(np.array([[v.mean - v.low, v.high - v.mean] for v in found]).T.clip(0))
+        axes.errorbar(steps, mean, yerr=spread, fmt="o-", ms=4, lw=1.2, color=palette[arm], label=arm)
+    axes.set(xlabel="steps of one network", ylabel="mean Dice", ylim=(-0.02, 1.02), xscale="log")
+    legend_below(figure, axes)
+    save(figure, file)
+
+
+def median_and_worst(results: Results, arm: str) -> dict[str, str]:
+    """The test cases of an arm whose mean Dice over labels is the median, and the lowest."""
+    means: pd.Series = results.dice[arm].mean(axis=1).dropna().sort_values()
+    return {"median": str(means.index[(len(means) - 1) // 2]), "worst": str(means.index[0])}

@@ -1,0 +1,142 @@
+"""`conemos benchmark`: the methods of this package, and what a user would do without them, on one dataset."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from nnunetv2_conemos.benchmark.arms import configuration, perform
+from nnunetv2_conemos.benchmark.ledger import Ledger
+from nnunetv2_conemos.benchmark.material import gather, plan_material
+from nnunetv2_conemos.benchmark.recipe import (
+    ALL_ARMS,
+    Recipe,
+    Run,
+    TestSet,
+    read_recipe,
+    recipe_text,
+    refuse_other_recipe,
+)
+from nnunetv2_conemos.benchmark.report import tables, write_report
+from nnunetv2_conemos.benchmark.results import Results
+from nnunetv2_conemos.benchmark.workplace import PARTIAL, Workplace, prepare
+from nnunetv2_conemos.commands import CommandError, own_environment
+from nnunetv2_conemos.datasets import write_aside
+from nnunetv2_conemos.declare import named_or_path
+
+RECIPE = "benchmark.yaml"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", metavar="RECIPE.yaml|DATASET", help="a recipe, or a partially labelled raw dataset")
+    parser.add_argument("-o", dest="folder", type=Path, required=True, metavar="FOLDER", help="everything goes here")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help=f"some of {', '.join(ALL_ARMS)} [all]")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="[0 1]")
+    parser.add_argument("--folds", nargs="+", type=int, metavar="N", help="[0]")
+    parser.add_argument("--epochs", nargs="+", type=int, metavar="N", help="of 250 steps [250]")
+    parser.add_argument("-c", dest="configuration", help="plans configuration [3d_fullres]")
+    parser.add_argument("-p", dest="plans", help="plans [nnUNetPlans]")
+    parser.add_argument("-pl", dest="planner", help="planner [ExperimentPlanner]")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("-device", default=device, choices=("cuda", "cpu", "mps"), help="[%(default)s]")
+    parser.add_argument("-np", dest="processes", type=int, default=os.cpu_count() or 1, help="[%(default)s]")
+    parser.add_argument("--report", action="store_true", help="train nothing: write the report of what is there")
+    parser.epilog = "Started again, it goes on with what is missing."
+
+
+def run(args: argparse.Namespace) -> int:
+    recipe, folder = asked(args), args.folder.resolve()
+    source = named_or_path(recipe.dataset).resolve()
+    material = plan_material(recipe, source)
+    if (folder / RECIPE).is_file():
+        refuse_other_recipe(recipe, folder / RECIPE)
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty and holds no {RECIPE}. Choose another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_aside(folder / RECIPE, lambda file: file.write_text(recipe_text(recipe)))
+    environment = own_environment(folder, os.environ)
+    place = Workplace(folder, recipe, source, args.device, args.processes, environment)
+    test = gather(place, material)
+    failed = [] if args.report else run_all(place, test)
+    reports = write_report(place, test)
+    show(place)
+    print("Written: " + ", ".join(map(str, [folder / "runs.csv", folder / "cases.csv", *reports])))
+    return 1 if failed else 0
+
+
+def asked(args: argparse.Namespace) -> Recipe:
+    """The recipe that is named, with what the command line says beside it."""
+    options = ("arms", "seeds", "folds", "epochs", "configuration", "plans", "planner")
+    changes: dict[str, Any] = {name: getattr(args, name) for name in options if getattr(args, name) is not None}
+    if not args.what.endswith((".yaml", ".yml")):
+        return read_recipe(None, {"dataset": args.what, **changes})
+    if not Path(args.what).is_file():
+        raise FileNotFoundError(f"there is no recipe {args.what}.")
+    return read_recipe(Path(args.what), changes)
+
+
+def run_all(place: Workplace, test: TestSet) -> list[Run]:
+    """Perform what is not done yet, behind a progress bar; returns the runs that failed."""
+    ledger, failed, console = Ledger(place.folder), [], Console(soft_wrap=True)
+    columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(
+        *columns, TextColumn("{task.description}", markup=False), console=console, speed_estimate_period=1e9
+    ) as bar:
+        task = bar.add_task("preparing", total=len(place.recipe.runs()))
+        place.tell = lambda line: bar.update(task, description=line[: max(20, console.width - 55)])
+        prepare(place)
+        missing = [run for run in place.recipe.runs() if not ledger.is_done(run)]
+        bar.update(task, total=len(missing))
+        for run in missing:
+            console.print(f"{run.folder}", style="bold", markup=False)
+            try:
+                enter(place, ledger, run, test)
+            except (CommandError, ValueError, OSError) as error:
+                failed.append(run)
+                ledger.enter_failure(run, reason(error), facts(place, run))
+                console.print(f"did not run: {error}", style="red", markup=False, highlight=False)
+            bar.advance(task)
+    return failed
+
+
+def reason(error: Exception) -> str:
+    """The end of an error message, where the log of a command says why it failed."""
+    return " ".join(str(error).strip().splitlines()[-1].split())[:500]
+
+
+def facts(place: Workplace, run: Run) -> dict[str, Any]:
+    name = configuration(place, run)
+    return {"configuration": name, "plans_hash": place.plans_hash(name), "device": device_name(place.device)}
+
+
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else device
+
+
+def enter(place: Workplace, ledger: Ledger, run: Run, test: TestSet) -> None:
+    """Perform a run, evaluate its predictions, and enter it into the ledger."""
+    costs = perform(place, run, test.images)
+    predictions = place.folder / "runs" / run.folder / "predictions"
+    dataset_json = place.raw / PARTIAL / "dataset.json"
+    what = (test.labels, predictions, "--complete", "-djfile", dataset_json, "--tolerance", str(place.recipe.tolerance))
+    where = ("-np", str(place.processes), "--overwrite")
+    place.command(f"{run.folder}_evaluate", "conemos", "evaluate", *what, *where)
+    ledger.enter(run, pd.read_csv(predictions / "evaluation.csv"), {**costs, **facts(place, run)})
+
+
+def show(place: Workplace) -> None:
+    """Print the first table of the report."""
+    title, table = next(iter(tables(place.recipe, Results.from_ledger(place.recipe, Ledger(place.folder))).items()))
+    view = Table("arm", *table.columns, title=title)
+    for arm, row in table.iterrows():
+        view.add_row(escape(str(arm)), *row)
+    Console().print(view)

@@ -1,0 +1,133 @@
+"""The cases of a benchmark: which train, which test, and who annotated what. Checked before anything is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from glob import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nnunetv2_conemos.benchmark.recipe import Recipe, TestSet
+from nnunetv2_conemos.benchmark.workplace import PARTIAL, Workplace, write_referenced
+from nnunetv2_conemos.datasets import new_folder, raw_cases, read_raw_json, write_json
+from nnunetv2_conemos.declare import complete_table, group_sources, read_annotated
+from nnunetv2_conemos.raw_writer import jobs_of, write_cases
+from nnunetv2_conemos.relabel import visible_values
+from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable, shorten
+
+TO_HIDE = "Dataset899_ToHide"
+
+
+class Material(NamedTuple):
+    """The source's dataset.json with `sources`, its files, the cases held out, and the test set if it is elsewhere."""
+
+    dataset_json: dict[str, Any]
+    files: dict[str, Any]
+    held_out: list[str]
+    test: TestSet | None
+
+
+def plan_material(recipe: Recipe, source: Path) -> Material:
+    """Raises ValueError or OSError where labels are not partial, or test cases without complete truth."""
+    dataset_json, files = read_raw_json(source), raw_cases(source)
+    labels = LabelSpace.from_dataset_json(dataset_json)
+    if recipe.annotated:
+        if "sources" in dataset_json:
+            raise SourceError(f"{source} has `sources` already: leave `annotated` out of the recipe.")
+        annotated = complete_table(read_annotated(recipe.annotated), files, None)
+        dataset_json["sources"] = group_sources(annotated, labels, source.name)
+    refuse_unfit(recipe, source, "sources" in dataset_json)
+    table = SourceTable.from_dataset_json(dataset_json, files)
+    if not recipe.hold_out:
+        return Material(dataset_json, files, [], test_set(recipe, source, dataset_json["file_ending"]))
+    complete = [case for case in sorted(files) if table.known(case).all()]
+    if len(complete) < recipe.hold_out or len(files) <= recipe.hold_out:
+        raise SourceError(
+            f"hold_out {recipe.hold_out}: expected that many cases annotated for every label and others to train on, "
+            f"found {len(complete)} of {len(files)} in {source}."
+        )
+    drawn = np.random.default_rng(recipe.hold_out_seed).permutation(complete)[: recipe.hold_out]
+    return Material(dataset_json, files, sorted(drawn.tolist()), None)
+
+
+def refuse_unfit(recipe: Recipe, source: Path, partial: bool) -> None:
+    """Raises SourceError where there is nothing to compare: no partial labels, or hidden ones to be hidden again."""
+    if partial and recipe.hide:
+        raise SourceError(f"{source} is partially labelled already: leave `hide` out of the recipe.")
+    if not partial and not recipe.hide:
+        raise SourceError(
+            f"{source} has no `sources`: all its labels are annotated everywhere. Say who annotated what (`conemos "
+            "declare`, or `annotated` in a recipe), or what to `hide`."
+        )
+
+
+def test_set(recipe: Recipe, source: Path, ending: str) -> TestSet:
+    """Test images and their truth; raises FileNotFoundError that names the images without truth."""
+    test = recipe.test or TestSet(images=source / "imagesTs", labels=source / "labelsTs")
+    for folder in (test.images, test.labels):
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"expected test cases in {folder}. Name images and complete labels with `test` in a recipe, or say how "
+                "many of the completely annotated cases to `hold_out`."
+            )
+    cases = {file.name.removesuffix(ending)[:-5] for file in test.images.glob(f"*_0000{ending}")}
+    truth = {file.name.removesuffix(ending) for file in test.labels.glob(f"*{ending}")}
+    lacking = [f"no label map of {shorten(sorted(cases - truth))}"] if cases - truth else []
+    lacking += [f"no image of {shorten(sorted(truth - cases))}"] if truth - cases else []
+    if lacking or not cases:
+        raise FileNotFoundError(
+            f"{test.labels}: expected one label map for each image CASE_0000{ending} in {test.images}, found "
+            f"{', '.join(lacking) or 'no image'}."
+        )
+    return test
+
+
+def gather(place: Workplace, material: Material) -> TestSet:
+    """Write the partially labelled dataset and the test set into the workplace, if that was not done."""
+    place.raw.mkdir(parents=True, exist_ok=True)
+    train = {case: entry for case, entry in material.files.items() if case not in material.held_out}
+    content = {**material.dataset_json}
+    if "sources" in content:
+        content["sources"] = remaining(
+            content["sources"], SourceTable.from_dataset_json(content, material.files), train
+        )
+    name = TO_HIDE if place.recipe.hide else PARTIAL
+    if not (place.raw / name).is_dir():
+        write_referenced(place.raw / name, content, train)
+        take_over_split(place.source, place.raw / name, train)
+    if place.recipe.hide and not (place.raw / PARTIAL).is_dir():
+        place.command("hide", "conemos", "hide", place.raw / name, "-o", PARTIAL, *place.recipe.hide.words())
+    return material.test or hold_out(place, material)
+
+
+def take_over_split(source: Path, target: Path, cases: Mapping[str, Any]) -> None:
+    """The source's own splits_final.json, where it has one, for the cases that train."""
+    file = source / "splits_final.json"
+    if file.is_file():
+        splits = [
+            {part: [c for c in fold[part] if c in cases] for part in fold} for fold in json.loads(file.read_text())
+        ]
+        write_json(target / file.name, splits)
+
+
+def remaining(sources: Mapping[str, Any], table: SourceTable, cases: Mapping[str, Any]) -> dict[str, Any]:
+    """`sources` of some of a dataset's cases, each case named."""
+    left = {name: [escape(case) for case in table.cases_of(name) if case in cases] for name in sources}
+    return {name: {**sources[name], "cases": left[name]} for name in sources if left[name]}
+
+
+def hold_out(place: Workplace, material: Material) -> TestSet:
+    """The held-out cases as folders of images (links) and label maps."""
+    folder = place.folder / "test"
+    if not folder.is_dir():
+        labels = LabelSpace.from_dataset_json(material.dataset_json)
+        files = {case: material.files[case] for case in material.held_out}
+        jobs = [
+            job._replace(values=visible_values(labels, labels.names)) for job in jobs_of(material.dataset_json, files)
+        ]
+        with new_folder(folder) as aside:
+            write_cases(jobs, aside, material.dataset_json["file_ending"], "link", place.processes, "Test cases")
+    return TestSet(images=folder / "imagesTr", labels=folder / "labelsTr")

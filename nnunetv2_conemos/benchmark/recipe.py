@@ -1,0 +1,252 @@
+"""What a benchmark compares, as a record: a YAML file and the command line say the same."""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from nnunetv2_conemos.variants import EPOCHS, STOCK
+
+Kind = Literal["trainer", "vanilla", "per-label", "completed", "ceiling"]
+CONDITIONAL = "ConditionalFiLMTrainer"
+OWN = (CONDITIONAL, "LabelSetFiLMTrainer")  # the package's own methods; other arms are baselines or ceilings
+ALL_ARMS = (
+    "vanilla", *OWN, "MultiTalentTrainer", "MarginalLossTrainer", "DoDNetTrainer", "MultiDecoderTrainer",
+    "per-label", "completed", "ceiling", f"ceiling:{CONDITIONAL}",
+)  # fmt: skip
+FREE = ("arms", "seeds", "folds", "epochs", "notes")  # may grow while a benchmark goes on
+
+
+class Arm(BaseModel):
+    """One way to get all labels; in a recipe most often a word.
+
+    - `TRAINER`: that trainer on the partially labelled cases.
+    - `vanilla`: stock nnU-Net on the same cases; what is not annotated is taught as background.
+    - `per-label`: one stock network per label, each on the cases annotated for it; the likeliest label wins.
+    - `completed` or `completed:TRAINER`: TRAINER fills in what is missing, then stock nnU-Net trains on the result.
+    - `ceiling` or `ceiling:TRAINER`: stock nnU-Net, or TRAINER, on complete labels.
+
+    As a mapping an arm can have a `name` of its own and another plans `configuration`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    arm: str
+    name: str = ""
+    configuration: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_word(cls, value: Any) -> Any:
+        return {"arm": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _complete(self) -> Arm:
+        if not re.fullmatch(r"vanilla|per-label|(completed|ceiling)(:\w+)?|\w*Trainer\w*", self.arm):
+            raise ValueError(f"'{self.arm}' is no arm: expected {', '.join(ALL_ARMS)} or the name of a trainer")
+        object.__setattr__(self, "name", self.name or self.arm)
+        return self
+
+    @property
+    def kind(self) -> Kind:
+        head = self.arm.partition(":")[0]
+        return head if head in ("vanilla", "per-label", "completed", "ceiling") else "trainer"  # pyright: ignore
+
+    @property
+    def trainer(self) -> str:
+        """The trainer whose network predicts; of `completed`, see `teacher`."""
+        given = self.arm.partition(":")[2]
+        return {"trainer": self.arm, "ceiling": given or STOCK}.get(self.kind, STOCK)
+
+    @property
+    def is_own(self) -> bool:
+        """One of the package's own methods on the partial labels; others are baselines or ceilings."""
+        return self.kind == "trainer" and self.arm in OWN
+
+    @property
+    def teacher(self) -> Arm:
+        """Of `completed`: the arm that fills in."""
+        trainer = self.arm.partition(":")[2] or CONDITIONAL
+        name = f"{trainer} {self.configuration}" if self.configuration else ""
+        return Arm(arm=trainer, name=name, configuration=self.configuration)
+
+
+class Configuration(BaseModel):
+    """A plans configuration made from another: see `small_configuration`; `conemos`: options of the method."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: str = "3d_fullres"
+    features: int | None = Field(default=None, ge=1)
+    patch_size: tuple[int, ...] | None = None
+    batch_size: int | None = Field(default=None, ge=1)
+    conemos: dict[str, Any] = {}
+
+
+class TestSet(BaseModel):
+    """Folders of images and of their complete label maps."""
+
+    __test__ = False  # no test of pytest's
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    images: Path
+    labels: Path
+
+
+class Hide(BaseModel):
+    """How `conemos hide` makes a complete dataset partially labelled: its options by the same names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    per_case: int | None = None
+    groups: Path | None = None
+    fraction: float | None = None
+    unlabelled: float | None = None
+    seed: int = 0
+
+    def words(self) -> list[str]:
+        given = {name: value for name, value in self.model_dump().items() if value is not None}
+        return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+class Run(NamedTuple):
+    """One training of one arm."""
+
+    arm: Arm
+    epochs: int
+    seed: int
+    fold: int
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What tells this run from others in the tables."""
+        return {"arm": self.arm.name, "epochs": self.epochs, "seed": self.seed, "fold": self.fold}
+
+    @property
+    def folder(self) -> str:
+        arm = re.sub(r"[^\w.-]+", "_", self.arm.name)
+        return f"{arm}__{self.epochs}epochs__seed{self.seed}__fold{self.fold}"
+
+
+class Recipe(BaseModel):
+    """A benchmark.
+
+    `dataset`: partially labelled raw dataset (id, name or path), one that becomes so by `annotated` (case -> labels),
+    or a complete one with `hide`. `test`: default imagesTs and labelsTs of the dataset; `hold_out` takes that many of
+    its completely annotated cases instead, drawn by `hold_out_seed`. `configuration`: of the plans, for every arm, one
+    of nnU-Net's or of `configurations`. `epochs`: nnU-Net's, of 250 steps; with several, Dice is shown against steps.
+    `mirroring: false` for labels that have a side. `tta`: mirror at prediction. `tolerance` of the NSD in mm.
+    `notes` go into the report.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: str
+    annotated: Path | None = None
+    hide: Hide | None = None
+    test: TestSet | None = None
+    hold_out: int = Field(default=0, ge=0)
+    hold_out_seed: int = 0
+    arms: tuple[Arm, ...] = Field(default=tuple(Arm(arm=arm) for arm in ALL_ARMS), min_length=1)
+    seeds: tuple[int, ...] = Field(default=(0, 1), min_length=1)
+    folds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    epochs: tuple[int, ...] = Field(default=(250,), min_length=1)
+    planner: str = "ExperimentPlanner"
+    plans: str = "nnUNetPlans"
+    configuration: str = "3d_fullres"
+    configurations: dict[str, Configuration] = {}
+    mirroring: bool = True
+    tta: bool = True
+    tolerance: float = Field(default=2.0, gt=0)
+    notes: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+
+    @field_validator("epochs")
+    @classmethod
+    def _known_lengths(cls, epochs: tuple[int, ...]) -> tuple[int, ...]:
+        if unknown := [n for n in epochs if n not in EPOCHS]:
+            raise ValueError(f"expected some of {', '.join(map(str, EPOCHS))}, found {unknown}")
+        return epochs
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Recipe:
+        if self.annotated and self.hide:
+            raise ValueError("`annotated` and `hide`: expected one of them")
+        if self.test and self.hold_out:
+            raise ValueError("`test` and `hold_out`: expected one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _distinct_arms(self) -> Recipe:
+        folders = [Run(arm, 1, 0, 0).folder.casefold() for arm in self.arms]
+        if twice := {arm.name for arm, folder in zip(self.arms, folders, strict=True) if folders.count(folder) > 1}:
+            raise ValueError(f"arms of one name: {', '.join(sorted(twice))}; give them a `name` each")
+        return self
+
+    def runs(self) -> list[Run]:
+        """All runs; every arm once before any is repeated."""
+        return [
+            Run(arm, n, seed, fold) for n, seed, fold, arm in product(self.epochs, self.seeds, self.folds, self.arms)
+        ]
+
+
+def read_recipe(file: Path | None, changes: dict[str, Any]) -> Recipe:
+    """A recipe from a YAML file (its paths relative to its folder) and what the command line says beside it.
+
+    Raises ValueError that names the entry that is wrong.
+    """
+    where = str(file) if file else "command line"
+    try:
+        content = yaml.safe_load(file.read_text()) if file else {}
+        if not isinstance(content, dict):
+            raise ValueError(f"{where}: expected a mapping with `dataset`, found {type(content).__name__}.")
+        recipe = Recipe.model_validate({**absolute(content, file.parent if file else Path()), **changes})
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: not valid YAML ({error}).") from None
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"{where}: {wrong}.") from None
+    return recipe
+
+
+def absolute(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A recipe as written in `folder`, with its paths made absolute."""
+
+    def full(entry: Any, *names: str) -> Any:
+        if not isinstance(entry, dict):
+            return entry
+        return entry | {name: str((folder / str(entry[name])).absolute()) for name in names if entry.get(name)}
+
+    changed = {"annotated": full(content, "annotated").get("annotated")}
+    changed |= {"test": full(content.get("test"), "images", "labels"), "hide": full(content.get("hide"), "groups")}
+    dataset = content.get("dataset")
+    if isinstance(dataset, str) and (folder / dataset / "dataset.json").is_file():
+        changed["dataset"] = str((folder / dataset).absolute())
+    return content | {key: value for key, value in changed.items() if value is not None}
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe as YAML, without what is left at its default; arms as words where they are no more than that."""
+    content = recipe.model_dump(mode="json", exclude_defaults=True)
+    arms = [arm.model_dump(exclude_defaults=True) for arm in recipe.arms]
+    content["arms"] = [arm["arm"] if arm == {"arm": arm["arm"], "name": arm["arm"]} else arm for arm in arms]
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def refuse_other_recipe(ours: Recipe, file: Path) -> None:
+    """Raises ValueError where an earlier benchmark in this folder compared something else."""
+    theirs = read_recipe(file, {})
+    differing = [
+        name for name in Recipe.model_fields if name not in FREE and getattr(ours, name) != getattr(theirs, name)
+    ]
+    known = {arm.name: arm for arm in theirs.arms}
+    differing += [f"arm '{arm.name}'" for arm in ours.arms if known.get(arm.name, arm) != arm]
+    if differing:
+        raise ValueError(
+            f"{file.parent} holds another benchmark: {', '.join(differing)} differ(s) from {file}. "
+            "Choose another folder."
+        )

@@ -1,0 +1,142 @@
+"""The report of a benchmark, in Markdown and HTML, from its two tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from nnunetv2_conemos.benchmark.arms import STEPS_PER_EPOCH
+from nnunetv2_conemos.benchmark.figures import draw_annotated, draw_costs, draw_dice, draw_steps
+from nnunetv2_conemos.benchmark.ledger import PACKAGES, Ledger
+from nnunetv2_conemos.benchmark.overlays import draw_overlays
+from nnunetv2_conemos.benchmark.recipe import Recipe, TestSet, recipe_text
+from nnunetv2_conemos.benchmark.results import Results, shown
+from nnunetv2_conemos.benchmark.workplace import Workplace
+from nnunetv2_conemos.datasets import write_aside
+
+HEADS = {"dice": "Dice", "nsd": "NSD", "hd95_mm": "HD95, mm"}
+COST_HEADS = {
+    "networks": ("networks trained", "{:.0f}"),
+    "steps": ("training steps in all", "{:,.0f}"),
+    "step_s": ("s per step", "{:.3f}"),
+    "train_peak_mib": ("training memory, MiB", "{:,.0f}"),
+    "parameters": ("parameters", "{:,.0f}"),
+    "predict_s": ("prediction, s per case", "{:.2f}"),
+    "predict_peak_mib": ("prediction memory, MiB", "{:,.0f}"),
+}
+
+
+def write_report(place: Workplace, test: TestSet) -> list[Path]:
+    """Write report.md, report.html and the figures; returns the two reports. Raises ValueError where no run is done."""
+    ledger = Ledger(place.folder)
+    results = Results.from_ledger(place.recipe, ledger)
+    (place.folder / "figures").mkdir(exist_ok=True)
+    drawn = draw(place, results, ledger, test)
+    environment = Environment(
+        loader=PackageLoader("nnunetv2_conemos.benchmark"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=lambda name: str(name).endswith("html.j2"),
+    )
+    content = {**facts(place, results, test), "tables": tables(place.recipe, results), "figures": drawn}
+    written = []
+    for name in ("report.md", "report.html"):
+        text = environment.get_template(f"{name}.j2").render(content)
+        written.append(place.folder / name)
+        write_aside(written[-1], lambda file, text=text: file.write_text(text))
+    return written
+
+
+def facts(place: Workplace, results: Results, test: TestSet) -> dict[str, Any]:
+    """What the report says beside its tables and figures."""
+    recipe, runs = place.recipe, results.runs
+    return {
+        "recipe": recipe,
+        "recipe_yaml": recipe_text(recipe),
+        "labels": list(place.labels.names),
+        "training_cases": len(place.table.cases),
+        "test_cases": results.cases["case"].nunique(),
+        "test": test,
+        "epochs": results.epochs,
+        "steps": results.epochs * STEPS_PER_EPOCH,
+        "best_baseline": results.best_baseline,
+        "failed": [dict(row) for _, row in results.failed.iterrows()],
+        "devices": ", ".join(sorted(set(runs["device"].astype(str)))),
+        "versions": ", ".join(f"{name} {'/'.join(sorted(set(runs[name].astype(str))))}" for name in PACKAGES),
+        "plans": ", ".join(sorted(set(runs["configuration"] + " " + runs["plans_hash"]))),
+        "undefined": undefined_hd95(results),
+    }
+
+
+def undefined_hd95(results: Results) -> dict[str, int]:
+    """Arm -> scored pairs without HD95, because only one of the two maps holds the label."""
+    lacking = results.cases["hd95_mm"].isna() & results.cases["dice"].notna()
+    arms = results.cases["arm"].to_numpy()[lacking.to_numpy()].tolist()
+    return {arm.name: arms.count(arm.name) for arm in results.arms}
+
+
+def tables(recipe: Recipe, results: Results) -> dict[str, pd.DataFrame]:
+    """Title -> table of texts, a row per arm."""
+    means, lacking = results.means(), undefined_hd95(results)
+    overview = pd.DataFrame({HEADS[metric]: means[metric].map(shown) for metric in ("dice", "nsd")})
+    overview["HD95, mm"] = [shown(value, 1) for value in means["hd95_mm"]]
+    overview["pairs without HD95"] = [str(lacking[arm]) for arm in overview.index]
+    seeds = results.per_seed().map(shown)
+    seeds.columns = [f"seed {seed}, fold {fold}" for seed, fold in seeds.columns]
+    costs = results.costs()
+    found = {
+        f"Means over {results.cases['case'].nunique()} test cases (95 % interval)": overview,
+        "Dice per label": results.per_label().map(shown),
+        "Mean Dice of each training": seeds,
+        "Costs": pd.DataFrame(
+            {
+                head: ["-" if pd.isna(value) else text.format(value) for value in costs[name]]
+                for name, (head, text) in COST_HEADS.items()
+            },
+            index=costs.index,
+        ),
+    }
+    for reference in dict.fromkeys(name for name in (vanilla(results), results.best_baseline) if name):
+        found[f"Difference of mean Dice to {reference}, paired by test case"] = pd.DataFrame(
+            {
+                arm: {"difference (95 % interval)": shown(c.difference, signed=True), "p (Wilcoxon)": p_value(c.p)}
+                for arm, c in results.against(reference).items()
+            }
+        ).T
+    return found
+
+
+def vanilla(results: Results) -> str | None:
+    return next((arm.name for arm in results.arms if arm.kind == "vanilla"), None)
+
+
+def p_value(p: float) -> str:
+    return "-" if pd.isna(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def draw(place: Workplace, results: Results, ledger: Ledger, test: TestSet) -> dict[str, str]:
+    """Draw the figures; returns caption -> file, relative to the report."""
+    folder = place.folder / "figures"
+    annotated = dict(zip(place.labels.names, place.table.counts().sum(0).tolist(), strict=True))
+    drawn = {"Dice per label, with 95 % intervals over test cases.": "dice.png"}
+    draw_dice(results, folder / "dice.png")
+    if len(set(annotated.values())) > 1:
+        draw_annotated(results, annotated, folder / "annotated.png")
+        drawn["Dice of each label against the cases annotated for it."] = "annotated.png"
+    draw_costs(results, folder / "costs.png")
+    drawn["What each arm costs."] = "costs.png"
+    budgets = sorted(set(ledger.runs.query("status == 'done'")["epochs"]))
+    if len(budgets) > 1:
+        per_budget = [Results.from_ledger(place.recipe, ledger, n) for n in budgets]
+        draw_steps(per_budget, folder / "steps.png")
+        drawn["Mean Dice against the steps of a training; each is a training of its own."] = "steps.png"
+    runs = {run.arm.name: run for run in reversed(place.recipe.runs()) if run.epochs == results.epochs}
+    maps = {name: place.folder / "runs" / run.folder / "predictions" for name, run in runs.items()}
+    if any(folder_.is_dir() for folder_ in maps.values()):
+        draw_overlays(results, maps, test, place.dataset_json, folder / "overlays.png")
+        drawn["The median and the worst test case of each arm, truth beside prediction (first seed)."] = "overlays.png"
+    return {caption: f"figures/{name}" for caption, name in drawn.items()}

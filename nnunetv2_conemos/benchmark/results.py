@@ -1,0 +1,116 @@
+"""What a report says of each arm, computed from the two tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from nnunetv2_conemos.benchmark.ledger import DONE, KEY, Ledger
+from nnunetv2_conemos.benchmark.recipe import Arm, Recipe
+from nnunetv2_conemos.benchmark.statistics import Comparison, Interval, case_scores, compare, interval
+from nnunetv2_conemos.scores import METRICS
+
+COSTS = ["networks", "steps", "parameters", "step_s", "train_peak_mib", "predict_s", "predict_peak_mib"]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The runs of a recipe that are done, at one number of epochs (the largest unless said)."""
+
+    recipe: Recipe
+    runs: pd.DataFrame
+    cases: pd.DataFrame
+    failed: pd.DataFrame
+
+    @classmethod
+    def from_ledger(cls, recipe: Recipe, ledger: Ledger, epochs: int | None = None) -> Results:
+        """Raises ValueError where no run is done."""
+        runs = ledger.runs
+        runs = runs.loc[runs["arm"].isin([arm.name for arm in recipe.arms])]
+        done, failed = runs.loc[runs["status"] == DONE], runs.loc[runs["status"] != DONE]
+        if done.empty:
+            reasons = "; ".join(f"{row['arm']}: {row['status']}" for _, row in failed.iterrows())
+            raise ValueError(f"{ledger.folder}: no run is done, nothing to report. {reasons}")
+        epochs = int(done["epochs"].max()) if epochs is None else epochs
+        done = done.loc[done["epochs"] == epochs]
+        return cls(recipe, done, ledger.cases.merge(done.loc[:, KEY], on=KEY), failed)
+
+    @property
+    def epochs(self) -> int:
+        return int(self.runs["epochs"].iloc[0])
+
+    @cached_property
+    def arms(self) -> list[Arm]:
+        """Those with a run, in the order of the recipe."""
+        return [arm for arm in self.recipe.arms if arm.name in set(self.runs["arm"])]
+
+    @cached_property
+    def labels(self) -> list[str]:
+        return list(dict.fromkeys(self.cases["label"]))
+
+    def scores(self, metric: str) -> dict[str, pd.DataFrame]:
+        return case_scores(self.cases, metric)
+
+    @cached_property
+    def dice(self) -> dict[str, pd.DataFrame]:
+        return self.scores("dice")
+
+    def means(self) -> pd.DataFrame:
+        """Interval of each metric over cases: a row per arm, a column per metric."""
+        table = {}
+        for metric in METRICS:
+            scores = self.scores(metric)
+            table[metric] = {arm.name: interval(scores[arm.name].to_numpy(dtype=float)) for arm in self.arms}
+        return pd.DataFrame(table, index=[arm.name for arm in self.arms])
+
+    def per_label(self) -> pd.DataFrame:
+        """Interval of Dice over cases: a row per arm, a column per label."""
+        return pd.DataFrame(
+            {
+                label: {arm.name: interval(self.dice[arm.name][[label]].to_numpy(dtype=float)) for arm in self.arms}
+                for label in self.labels
+            },
+            index=[arm.name for arm in self.arms],
+        )
+
+    def per_seed(self) -> pd.DataFrame:
+        """Mean Dice of every run: a row per arm, a column per seed and fold."""
+        return self.runs.pivot_table("dice", "arm", ["seed", "fold"], sort=False).reindex([a.name for a in self.arms])
+
+    def costs(self) -> pd.DataFrame:
+        """Median over runs of what each arm costs; prediction in seconds per test case."""
+        numbers = self.runs.reindex(columns=["arm", *COSTS]).set_index("arm").astype(float)
+        costs = numbers.groupby(level=0).median().reindex([arm.name for arm in self.arms])
+        costs["predict_s"] /= self.cases["case"].nunique()
+        return costs
+
+    @cached_property
+    def best_baseline(self) -> str | None:
+        """The arm with the highest mean Dice that is neither one of our own methods nor taught complete labels."""
+        baselines = [arm.name for arm in self.arms if arm.kind != "ceiling" and not arm.is_own]
+        return max(baselines, key=lambda name: self.mean_dice(name), default=None)
+
+    def mean_dice(self, arm: str) -> float:
+        return interval(self.dice[arm].to_numpy(dtype=float)).mean
+
+    def against(self, reference: str | None) -> dict[str, Comparison]:
+        """Arm -> paired comparison of its Dice with that of a reference arm."""
+        if reference is None or reference not in self.dice:
+            return {}
+        return {
+            arm.name: compare(self.dice[arm.name], self.dice[reference]) for arm in self.arms if arm.name != reference
+        }
+
+
+def shown(value: Interval | float, digits: int = 3, signed: bool = False) -> str:
+    """`0.812 (0.790 to 0.831)`, or a dash."""
+    sign = "+" if signed else ""
+    if not isinstance(value, Interval):
+        return "-" if np.isnan(value) else f"{value:{sign}.{digits}f}"
+    if np.isnan(value.mean):
+        return "-"
+    spread = "" if np.isnan(value.low) else f" ({value.low:{sign}.{digits}f} to {value.high:{sign}.{digits}f})"
+    return f"{value.mean:{sign}.{digits}f}{spread}"

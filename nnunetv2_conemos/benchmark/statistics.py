@@ -1,0 +1,77 @@
+"""Means, intervals and paired tests over test cases.
+
+Seeds and folds of an arm are averaged for each case and label first, so the intervals speak of test cases: what other
+patients would change. What another training would change is shown by the seeds beside each other.
+Axis letters: **N** test cases, **K** labels.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.stats import bootstrap, wilcoxon
+
+RESAMPLES = 2000
+FEWEST = 5  # cases below which an interval or a test says nothing
+
+
+class Interval(NamedTuple):
+    """A mean and its 95 % interval (NaN with fewer than five cases)."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Comparison(NamedTuple):
+    """Mean paired difference, its 95 % interval, and the p-value of Wilcoxon's signed-rank test."""
+
+    difference: Interval
+    p: float
+
+
+def case_scores(cases: pd.DataFrame, metric: str) -> dict[str, pd.DataFrame]:
+    """Arm -> scores [N, K], a row per case and a column per label; seeds and folds averaged."""
+    labels = list(dict.fromkeys(cases["label"]))
+    return {
+        str(arm): rows.pivot_table(metric, "case", "label", aggfunc="mean", dropna=False).reindex(columns=labels)
+        for arm, rows in cases.groupby("arm", sort=False)
+    }
+
+
+def mean_of(scores: np.ndarray) -> float:
+    """Mean over cases, then over the labels that have a value, of scores [N, K]; NaN of none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # mean of empty slice
+        return float(np.nanmean(np.nanmean(scores, axis=0)))
+
+
+def interval(scores: np.ndarray) -> Interval:
+    """Mean of scores [N, K] (see `mean_of`) and its bootstrap percentile interval over cases."""
+    mean = mean_of(scores)
+    if len(scores) < FEWEST or np.isnan(mean):
+        return Interval(mean, np.nan, np.nan)
+    rows = (np.arange(len(scores)),)
+    drawn = bootstrap(
+        rows,
+        lambda chosen: mean_of(scores[chosen]),
+        n_resamples=RESAMPLES,
+        vectorized=False,
+        method="percentile",
+        random_state=np.random.default_rng(0),  # pyright: ignore[reportCallIssue]
+    )
+    return Interval(mean, float(drawn.confidence_interval.low), float(drawn.confidence_interval.high))
+
+
+def compare(ours: pd.DataFrame, theirs: pd.DataFrame) -> Comparison:
+    """Paired over the cases that both arms [N, K] have."""
+    both = ours.index.intersection(theirs.index)
+    difference = (ours.loc[both] - theirs.loc[both]).to_numpy(dtype=float)
+    per_case = pd.DataFrame(difference).mean(axis=1).dropna()
+    if len(per_case) < FEWEST:
+        return Comparison(interval(difference), np.nan)
+    p = 1.0 if (per_case == 0).all() else float(wilcoxon(per_case)[1])  # pyright: ignore
+    return Comparison(interval(difference), p)

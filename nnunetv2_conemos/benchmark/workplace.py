@@ -1,0 +1,193 @@
+"""The folder of a benchmark: its datasets, and the plans that all of them share.
+
+    benchmark.yaml  runs.csv  cases.csv  report.md  report.html  figures/  logs/  test/
+    nnUNet_raw/  nnUNet_preprocessed/          Dataset900_Partial, 901_Complete, 911_Only_1, 912_Only_2, ...
+    runs/ARM__10epochs__seed0__fold0/          nnUNet_results/, predictions/, costs
+
+Nothing outside it is written; images are only referenced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_conemos.benchmark.recipe import Recipe
+from nnunetv2_conemos.commands import run_logged
+from nnunetv2_conemos.datasets import new_folder, raw_cases, read_dataset_json, write_json
+from nnunetv2_conemos.hide import COMPLETE
+from nnunetv2_conemos.raw_writer import dataset_entries, jobs_of, write_cases
+from nnunetv2_conemos.small_plans import small_configuration
+from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable, shorten
+from nnunetv2_conemos.splits import stratified_split
+
+PARTIAL, COMPLETED = "Dataset900_Partial", "Dataset902_Completed"
+CEILING = "Dataset901_Complete"
+
+
+@dataclass
+class Workplace:
+    """A benchmark's folder, its recipe, and what its commands need; `tell` is shown what goes on."""
+
+    folder: Path
+    recipe: Recipe
+    source: Path
+    device: str
+    processes: int
+    environment: Mapping[str, str]
+    tell: Callable[[str], object] = field(default=lambda _: None)
+
+    @property
+    def raw(self) -> Path:
+        return self.folder / "nnUNet_raw"
+
+    @property
+    def preprocessed(self) -> Path:
+        return self.folder / "nnUNet_preprocessed"
+
+    @cached_property
+    def dataset_json(self) -> dict[str, Any]:
+        return read_dataset_json(self.raw / PARTIAL)
+
+    @cached_property
+    def table(self) -> SourceTable:
+        return SourceTable.from_dataset_json(self.dataset_json, raw_cases(self.raw / PARTIAL))
+
+    @property
+    def labels(self) -> LabelSpace:
+        return self.table.labels
+
+    @property
+    def plans(self) -> dict[str, Any]:
+        return json.loads((self.preprocessed / PARTIAL / f"{self.recipe.plans}.json").read_text())
+
+    def plans_hash(self, configuration: str) -> str:
+        """Tells configurations apart whose networks, patches or preprocessing differ."""
+        plans = PlansManager(self.plans)
+        resolved = {**plans.get_configuration(configuration).configuration, "plans": plans.plans_name}
+        facts = {key: plans.plans[key] for key in ("transpose_forward", "foreground_intensity_properties_per_channel")}
+        return hashlib.sha256(json.dumps([resolved, facts], sort_keys=True).encode()).hexdigest()[:12]
+
+    def command(self, log: str, *words: str | Path, variables: Mapping[str, str] | None = None) -> None:
+        """Run a command within the benchmark's folders; its log is named `log`. Raises CommandError."""
+        (self.folder / "logs").mkdir(exist_ok=True)
+        environment = {**self.environment, **(variables or {})}
+        run_logged([str(word) for word in words], self.folder / "logs" / f"{log}.log", environment, self.tell)
+
+    def preprocess(self, name: str, configuration: str, preprocessed: Path | None = None, **variables: str) -> None:
+        """Preprocess a dataset for a configuration, if that was not done."""
+        folder = (preprocessed or self.preprocessed) / name
+        identifier = PlansManager(self.plans).get_configuration(configuration).data_identifier
+        finished = folder / f".{identifier}.finished"
+        if not finished.is_file():
+            words = (
+                "-d",
+                name[7:10],
+                "-plans_name",
+                self.recipe.plans,
+                "-c",
+                configuration,
+                "-np",
+                str(self.processes),
+            )
+            self.command(f"preprocess_{name}_{configuration}", "nnUNetv2_preprocess", *words, variables=variables)
+            finished.touch()
+
+    def share_plans(self, name: str, raw: Path | None = None, preprocessed: Path | None = None) -> None:
+        """Plans and split of the partially labelled dataset for another one of its cases; raises SourceError."""
+        folder = (preprocessed or self.preprocessed) / name
+        folder.mkdir(parents=True, exist_ok=True)
+        cases = set(raw_cases((raw or self.raw) / name))
+        splits = json.loads((self.preprocessed / PARTIAL / "splits_final.json").read_text())
+        own = [{part: [case for case in fold[part] if case in cases] for part in ("train", "val")} for fold in splits]
+        lacking = [fold for fold in self.recipe.folds if not own[fold]["train"]]
+        if lacking:
+            raise SourceError(f"{name}: fold {shorten(map(str, lacking))} has no training case.")
+        for fold in own:  # nnU-Net wants one; which it is does not matter, the last checkpoint is what predicts
+            fold["val"] = fold["val"] or fold["train"][:1]
+        write_json(folder / "splits_final.json", own)
+        write_json(folder / "dataset.json", read_dataset_json((raw or self.raw) / name))
+        write_json(folder / f"{self.recipe.plans}.json", {**self.plans, "dataset_name": name})
+
+
+def prepare(place: Workplace) -> None:
+    """Plan and preprocess the partially labelled dataset; what is done stays."""
+    recipe = place.recipe
+    for folder in (place.preprocessed, place.folder / "runs"):
+        folder.mkdir(parents=True, exist_ok=True)
+    folder = place.preprocessed / PARTIAL
+    if not (folder / f"{recipe.plans}.json").is_file():
+        words = ("-pl", recipe.planner, "-overwrite_plans_name", recipe.plans, "-npfp", str(place.processes))
+        place.command("plan", "nnUNetv2_plan_and_preprocess", "-d", "900", "--no_pp", *words)
+    add_configurations(place)
+    if not (folder / "splits_final.json").is_file():
+        write_json(folder / "splits_final.json", stratified_split(place.table))
+    for configuration in {recipe.configuration, *(arm.configuration or recipe.configuration for arm in recipe.arms)}:
+        place.preprocess(PARTIAL, configuration)
+
+
+def add_configurations(place: Workplace) -> None:
+    """Add the recipe's configurations to the plans; raises ValueError for one that is used but does not exist."""
+    plans = place.plans
+    for name, wanted in place.recipe.configurations.items():
+        entry = small_configuration(plans, wanted.base, wanted.features, wanted.patch_size, wanted.batch_size)
+        plans["configurations"][name] = entry | ({"conemos": wanted.conemos} if wanted.conemos else {})
+    known = plans["configurations"]
+    for name in [place.recipe.configuration, *(arm.configuration for arm in place.recipe.arms if arm.configuration)]:
+        if name not in known:
+            raise ValueError(f"configuration '{name}' does not exist. The plans have {', '.join(known)}.")
+    write_json(place.preprocessed / PARTIAL / f"{place.recipe.plans}.json", plans)
+
+
+def write_referenced(target: Path, dataset_json: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> None:
+    """A raw dataset of cases that lie elsewhere: nothing but a dataset.json."""
+    with new_folder(target) as folder:
+        write_json(folder / "dataset.json", {**dataset_json, "dataset": dict(files), "numTraining": len(files)})
+
+
+def complete_dataset(place: Workplace) -> str:
+    """The same cases with their complete label maps, which `conemos hide` keeps; raises FileNotFoundError."""
+    maps = (place.raw / PARTIAL if place.recipe.hide else place.source) / COMPLETE
+    if not maps.is_dir():
+        raise FileNotFoundError(f"no complete label maps: {place.source} was not made by `conemos hide`.")
+    if not (place.raw / CEILING).is_dir():
+        ending = place.dataset_json["file_ending"]
+        files = {
+            case: {"images": entry["images"], "label": str(maps / f"{case}{ending}")}
+            for case, entry in raw_cases(place.raw / PARTIAL).items()
+        }
+        content = {key: value for key, value in place.dataset_json.items() if key != "sources"}
+        write_referenced(place.raw / CEILING, content, files)
+    place.share_plans(CEILING)
+    return CEILING
+
+
+def one_label_dataset(place: Workplace, k: int) -> str:
+    """The cases that are annotated for label k (from 1), with that label alone."""
+    name = f"Dataset{910 + k}_Only_{k}"
+    raw, table, labels = place.raw / name, place.table, place.labels
+    if not raw.is_dir():
+        files = {case: files for case, files in raw_cases(place.raw / PARTIAL).items() if table.known(case)[k - 1]}
+        if not files:
+            raise SourceError(f"no case is annotated for {labels.names[k - 1]}.")
+        shown = {value: int(value in labels.values[k - 1]) for values in labels.values for value in values}
+        entries = {"background": 0, labels.names[k - 1]: 1}
+        if labels.ignore is not None:
+            shown[labels.ignore] = entries["ignore"] = 2
+        jobs = [job._replace(values={0: 0, **shown}) for job in jobs_of(place.dataset_json, files)]
+        ending = place.dataset_json["file_ending"]
+        dropped = ("sources", "regions_class_order")
+        content = {key: value for key, value in place.dataset_json.items() if key not in dropped}
+        content |= {"labels": entries, "dataset": dataset_entries(jobs, ending), "numTraining": len(jobs)}
+        with new_folder(raw) as folder:
+            write_cases(jobs, folder, ending, "reference", place.processes, f"Label {labels.names[k - 1]}")
+            write_json(folder / "dataset.json", content)
+    place.share_plans(name)
+    return name

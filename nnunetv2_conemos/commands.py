@@ -1,0 +1,57 @@
+"""Commands run one after the other, each with a log of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from nnunetv2_conemos import env
+
+FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+
+
+class CommandError(RuntimeError):
+    """A command ended with an error."""
+
+
+def run_logged(words: Sequence[str], log: Path, environment: Mapping[str, str], tell: Callable[[str], object]) -> None:
+    """Run one command, telling the last line of its log all the while; raises CommandError with the end of the log."""
+    with log.open("w") as file:
+        program = shutil.which(words[0], path=environment["PATH"]) or words[0]
+        process = subprocess.Popen([program, *words[1:]], stdout=file, stderr=file, env=environment)
+        try:
+            while process.poll() is None:
+                time.sleep(0.2)
+                tell(last_line(log))
+        finally:
+            process.terminate()  # nothing to do unless we were interrupted
+            process.wait()
+    if process.returncode:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+        raise CommandError(f"`{' '.join(words)}` ended with status {process.returncode}; {log} ends with\n{tail}")
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log, or what a progress bar wrote over it last."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 2000))
+        lines = file.read().decode(errors="replace").replace("\r", "\n").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "starting")
+
+
+def own_environment(folder: Path, current: Mapping[str, str]) -> dict[str, str]:
+    """Variables for commands that keep to `folder`: nnU-Net's three folders below it, our trainers and commands."""
+    return {
+        **current,
+        **{name: str(folder / name) for name in FOLDERS},
+        env.VARIABLE: env.trainer_path(current.get(env.VARIABLE), env.doorway_folder()),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), current.get("PATH", "")]),
+        "OMP_WAIT_POLICY": "passive",  # augmentation and other programs share the cores with torch's threads
+        "COLUMNS": "120",
+        "MPLBACKEND": "Agg",
+    }

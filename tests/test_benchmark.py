@@ -1,0 +1,194 @@
+"""`conemos benchmark` on the phantom. Commands that take long are replaced by what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from raw_worlds import read_nifti, write_nifti
+
+from nnunetv2_conemos import cli
+from nnunetv2_conemos.benchmark.workplace import Workplace
+from nnunetv2_conemos.commands import CommandError
+from nnunetv2_conemos.datasets import read_dataset_json, write_json
+
+TAUGHT = {"vanilla": ["liver"], "per-label": None}  # arm -> labels that its stand-in finds; None: all
+ARMS = ["vanilla", "ConditionalFiLMTrainer", "per-label", "completed"]
+
+
+class StandIn:
+    """Does at once what the commands of a benchmark take hours for; evaluation is the real one."""
+
+    def __init__(self, base: Path):
+        self.base, self.done = base, []
+        self.fail_at: str | None = None
+        self.stop_at: str | None = None
+
+    def __call__(self, place: Workplace, log: str, *words: str | Path, variables: dict | None = None) -> None:
+        text = " ".join(map(str, words))
+        self.done.append(log)
+        if self.stop_at and self.stop_at in log:
+            raise KeyboardInterrupt
+        if self.fail_at and self.fail_at in log:
+            raise CommandError(f"`{text}` ended with status 1; log ends with\nCUDA out of memory")
+        where = variables or {}
+        if words[0] == "nnUNetv2_plan_and_preprocess":
+            folder = place.preprocessed / "Dataset900_Partial"
+            folder.mkdir()
+            template = self.base / "nnUNet_preprocessed/Dataset901_Phantom"
+            plans = json.loads((template / "nnUNetPlans.json").read_text())
+            write_json(folder / "nnUNetPlans.json", {**plans, "dataset_name": folder.name})
+            shutil.copy(place.raw / folder.name / "dataset.json", folder)
+        elif words[:2] == ("conemos", "complete"):
+            target = Path(where["nnUNet_raw"]) / "Dataset902_Completed"
+            shutil.copytree(place.raw / "Dataset900_Partial", target)
+            content = read_dataset_json(target)
+            write_json(target / "dataset.json", {k: v for k, v in content.items() if k != "sources"})
+        elif words[:2] == ("conemos", "evaluate"):
+            assert cli.main([*text.split()[1:]]) == 0
+        elif "train" in words:
+            write_json(Path(words[3]), {"step_s": 0.1, "parameters": 1000, "train_peak_mib": 10.0})
+        elif "predict" in words:
+            self.predict(list(map(str, words)))
+            write_json(Path(words[3]), {"predict_s": 3.0, "predict_peak_mib": 20.0})
+
+    def predict(self, words: list[str]) -> None:
+        """The truth, where the arm learned it."""
+        option = dict(pairwise(words))
+        output, images = Path(option["-o"]), Path(option["-i"])
+        output.mkdir(parents=True)
+        truth = images.parent / "labelsTs"
+        dataset_json = read_dataset_json(truth.parent)
+        arm = output.parent.name.partition("__")[0]
+        found = TAUGHT.get(arm) or list(dataset_json["labels"])
+        only = int(output.name.partition("_")[2] or 0)
+        for file in truth.glob("*.nii.gz"):
+            labels = read_nifti(file)
+            if only:
+                own = (labels == only).astype(np.float32)
+                np.savez(output / f"{file.name[:-7]}.npz", probabilities=np.stack([1 - own, own]))
+                labels = own.astype(np.uint8)
+            kept = np.isin(labels, [dataset_json["labels"][name] for name in found]) | bool(only)
+            write_nifti(output / file.name, (labels * kept).astype(np.uint8), spacing=spacing_of(file))
+
+
+def spacing_of(file: Path) -> tuple[float, ...]:
+    import SimpleITK
+
+    return SimpleITK.ReadImage(str(file)).GetSpacing()
+
+
+@pytest.fixture
+def stand_in(preprocessed_phantom: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    stand_in = StandIn(preprocessed_phantom)
+    monkeypatch.setattr(Workplace, "command", lambda place, *a, **b: stand_in(place, *a, **b))
+    return stand_in
+
+
+def benchmark(stand_in: StandIn, *more: str) -> int:
+    words = ("901", "-o", str(stand_in.base / "bench"), "--epochs", "1", "-device", "cpu", "-np", "1")
+    return cli.main(["benchmark", *words, *more])
+
+
+def runs(stand_in: StandIn) -> pd.DataFrame:
+    return pd.read_csv(stand_in.base / "bench/runs.csv").set_index(["arm", "seed"])
+
+
+def test_every_arm_is_scored_and_reported(stand_in: StandIn):
+    assert benchmark(stand_in, "--arms", *ARMS, "--seeds", "0") == 0
+    table = runs(stand_in)["dice"]
+    assert table["ConditionalFiLMTrainer", 0] == table["per-label", 0] == table["completed", 0] == 1
+    assert table["vanilla", 0] == pytest.approx(0.25), "one of four organs"
+    row = runs(stand_in).loc[("per-label", 0)]
+    assert (row["networks"], row["steps"], row["parameters"], row["predict_s"]) == (4, 1000, 4000, 12.0)
+    assert runs(stand_in).loc[("completed", 0)]["steps"] == 500, "teacher and student"
+    for name in ("report.md", "report.html"):
+        text = (stand_in.base / "bench" / name).read_text()
+        for arm in ARMS:
+            assert arm in text
+    for name in ("dice", "costs", "overlays"):
+        assert (stand_in.base / f"bench/figures/{name}.png").stat().st_size > 5_000
+
+
+def test_labels_of_one_network_each_are_trained_on_their_own_cases(stand_in: StandIn):
+    assert benchmark(stand_in, "--arms", "per-label", "--seeds", "0") == 0
+    raw = stand_in.base / "bench/nnUNet_raw"
+    only = read_dataset_json(raw / "Dataset911_Only_1")
+    assert only["labels"] == {"background": 0, "liver": 1}
+    assert sorted(only["dataset"]) == ["site_a_00", "site_a_01", "site_a_02"]
+    second = read_nifti(raw / "Dataset912_Only_2/labelsTr/site_b_00.nii.gz")
+    whole = read_nifti(stand_in.base / "nnUNet_raw/Dataset901_Phantom/labelsTr/site_b_00.nii.gz")
+    assert np.array_equal(second, whole == 2)
+    splits = json.loads((stand_in.base / "bench/nnUNet_preprocessed/Dataset911_Only_1/splits_final.json").read_text())
+    assert set(splits[0]["train"] + splits[0]["val"]) == set(only["dataset"])
+    third = json.loads((stand_in.base / "bench/nnUNet_preprocessed/Dataset913_Only_3/splits_final.json").read_text())
+    assert all(fold["val"] for fold in third), "also where no case of the label validates"
+
+
+def test_killed_and_started_again_it_goes_on_with_what_is_missing(stand_in: StandIn):
+    stand_in.stop_at = "ConditionalFiLMTrainer__1epochs__seed0__fold0_predictions"
+    assert benchmark(stand_in, "--arms", *ARMS[:2], "--seeds", "0") == 130
+    assert len(runs(stand_in)) == 1
+    before, stand_in.done, stand_in.stop_at = stand_in.done, [], None
+    assert any("Conditional" in log and log.endswith("train") for log in before)
+    assert benchmark(stand_in, "--arms", *ARMS[:2], "--seeds", "0") == 0
+    assert [log.partition("fold0_")[2] for log in stand_in.done] == ["predictions", "evaluate"]
+    stand_in.done = []
+    assert benchmark(stand_in, "--arms", *ARMS[:2], "--seeds", "0", "1") == 0
+    assert len(runs(stand_in)) == 4
+    assert not any("seed0" in log for log in stand_in.done)
+
+
+def test_a_failing_arm_is_reported_and_stops_no_other_one(stand_in: StandIn):
+    stand_in.fail_at = "vanilla__1epochs__seed0__fold0_Dataset900_Partial_train"
+    assert benchmark(stand_in, "--arms", *ARMS[:2], "ceiling", "--seeds", "0") == 1
+    status = runs(stand_in)["status"]
+    assert status["vanilla", 0] == "CUDA out of memory"
+    assert "was not made by `conemos hide`" in status["ceiling", 0]
+    assert status["ConditionalFiLMTrainer", 0] == "done"
+    assert "did not run: CUDA out of memory" in (stand_in.base / "bench/report.md").read_text()
+    stand_in.fail_at = None
+    assert benchmark(stand_in, "--arms", *ARMS[:2], "--seeds", "0") == 0
+    assert runs(stand_in)["status"]["vanilla", 0] == "done", "tried again"
+
+
+def test_several_budgets_are_drawn_against_steps_and_rare_labels_against_their_cases(stand_in: StandIn):
+    file = stand_in.base / "nnUNet_raw/Dataset901_Phantom/dataset.json"
+    content = json.loads(file.read_text())
+    content["sources"]["site_b"]["annotated"] = ["liver", "spleen", "gallbladder"]
+    write_json(file, content)
+    assert benchmark(stand_in, "--arms", *ARMS[:2], "--seeds", "0", "--epochs", "1", "5") == 0
+    for name in ("steps", "annotated"):
+        assert (stand_in.base / f"bench/figures/{name}.png").stat().st_size > 5_000
+    assert "1250 steps (5 nnU-Net epochs)" in (stand_in.base / "bench/report.md").read_text()
+
+
+def test_missing_truth_is_an_error_before_anything_is_written(stand_in: StandIn, capsys: pytest.CaptureFixture[str]):
+    (stand_in.base / "nnUNet_raw/Dataset901_Phantom/labelsTs/test_00.nii.gz").unlink()
+    assert benchmark(stand_in) == 2
+    assert "no label map of test_00" in capsys.readouterr().err
+    assert not (stand_in.base / "bench").exists()
+
+
+def test_complete_labels_are_refused_unless_some_are_hidden(stand_in: StandIn, capsys: pytest.CaptureFixture[str]):
+    file = stand_in.base / "nnUNet_raw/Dataset901_Phantom/dataset.json"
+    content = json.loads(file.read_text())
+    write_json(file, {key: value for key, value in content.items() if key != "sources"})
+    assert benchmark(stand_in) == 2
+    assert "has no `sources`: all its labels are annotated everywhere" in capsys.readouterr().err
+    recipe = stand_in.base / "recipe.yaml"
+    recipe.write_text("dataset: '901'\nhold_out: 99\nhide: {per_case: 1}\n")
+    assert cli.main(["benchmark", str(recipe), "-o", str(stand_in.base / "bench")]) == 2
+    assert "hold_out 99: expected that many" in capsys.readouterr().err
+
+
+def test_a_folder_with_other_things_in_it_is_refused(stand_in: StandIn, capsys: pytest.CaptureFixture[str]):
+    (stand_in.base / "bench").mkdir()
+    (stand_in.base / "bench/thesis.txt").touch()
+    assert benchmark(stand_in) == 2
+    assert "is not empty and holds no benchmark.yaml" in capsys.readouterr().err

@@ -1,0 +1,89 @@
+"""What a benchmark is asked to compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nnunetv2_conemos.benchmark.recipe import ALL_ARMS, Arm, Recipe, read_recipe, recipe_text, refuse_other_recipe
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "recipe.yaml"
+    file.write_text(text)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("word", "kind", "trainer"),
+    [
+        ("vanilla", "vanilla", "nnUNetTrainer"),
+        ("per-label", "per-label", "nnUNetTrainer"),
+        ("completed:MultiTalentTrainer", "completed", "nnUNetTrainer"),
+        ("ceiling", "ceiling", "nnUNetTrainer"),
+        ("ceiling:DoDNetTrainer", "ceiling", "DoDNetTrainer"),
+        ("nnUNetTrainerOfMine", "trainer", "nnUNetTrainerOfMine"),
+    ],
+)
+def test_an_arm_is_a_word(word, kind, trainer):
+    arm = Arm.model_validate(word)
+    assert (arm.name, arm.kind, arm.trainer) == (word, kind, trainer)
+
+
+def test_the_teacher_of_a_completed_set_is_the_conditional_method_unless_named():
+    assert Arm.model_validate("completed").teacher == Arm.model_validate("ConditionalFiLMTrainer")
+    assert Arm.model_validate("completed:DoDNetTrainer").teacher.arm == "DoDNetTrainer"
+    other = Arm(arm="completed", name="x", configuration="3d_4f")
+    assert other.teacher.configuration == "3d_4f"
+    assert other.teacher.name != "ConditionalFiLMTrainer", "another configuration is another run"
+
+
+def test_every_arm_runs_once_before_any_is_repeated():
+    runs = Recipe(dataset="1", arms=("vanilla", "ceiling"), seeds=(3, 4), epochs=(1, 5)).runs()  # pyright: ignore
+    assert [(run.epochs, run.seed, run.arm.name) for run in runs[:3]] == [
+        (1, 3, "vanilla"), (1, 3, "ceiling"), (1, 4, "vanilla"),
+    ]  # fmt: skip
+    assert len({run.folder for run in runs}) == len(runs) == 8
+
+
+def test_yaml_and_back(tmp_path: Path):
+    text = (
+        "dataset: D\nhide: {per_case: 1, groups: g.json}\narms: [vanilla, {arm: DoDNetTrainer, configuration: small}]\n"
+        "configurations: {small: {features: 4, conemos: {placement: after_norm}}}\nepochs: [1]\n"
+    )
+    recipe = read_recipe(write(tmp_path, text), {"seeds": [7]})
+    assert recipe.seeds == (7,)
+    assert recipe.hide
+    assert recipe.hide.groups == tmp_path / "g.json"
+    assert recipe.hide.words() == ["--per-case", "1", "--groups", str(tmp_path / "g.json"), "--seed", "0"]
+    assert read_recipe(write(tmp_path, recipe_text(recipe)), {}) == recipe
+    assert [arm.arm for arm in Recipe(dataset="1").arms] == list(ALL_ARMS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dataset: 1\narms: [vanila]", "'vanila' is no arm: expected vanilla, "),
+        ("dataset: D\nepochs: [3]", r"epochs: .*expected some of 1, 5, 10.*found \[3\]"),
+        ("dataset: D\narms: [vanilla, vanilla]", "arms of one name: vanilla"),
+        ("dataset: D\nhold_out: 3\ntest: {images: a, labels: b}", "`test` and `hold_out`: expected one of them"),
+        ("dataset: D\nhide: {per_case: 1}\nannotated: a.json", "`annotated` and `hide`: expected one of them"),
+        ("dataset: D\nsteps: 3", "steps: Extra inputs are not permitted"),
+        ("arms: [vanilla]", "dataset: Field required"),
+        ("- vanilla", "expected a mapping with `dataset`, found list"),
+        ("dataset: [", "not valid YAML"),
+    ],
+)
+def test_bad_recipes_name_the_entry(tmp_path: Path, text: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        read_recipe(write(tmp_path, text), {})
+
+
+def test_a_benchmark_may_grow_but_not_change(tmp_path: Path):
+    file = write(tmp_path, recipe_text(Recipe(dataset="1", arms=("vanilla", {"arm": "ceiling", "name": "c"}))))  # pyright: ignore
+    refuse_other_recipe(read_recipe(file, {"arms": ["DoDNetTrainer"], "seeds": [9], "epochs": [1, 5]}), file)
+    with pytest.raises(ValueError, match="holds another benchmark: mirroring differ"):
+        refuse_other_recipe(read_recipe(file, {"mirroring": False}), file)
+    with pytest.raises(ValueError, match="arm 'c' differ"):
+        refuse_other_recipe(read_recipe(file, {"arms": [{"arm": "ceiling:DoDNetTrainer", "name": "c"}]}), file)

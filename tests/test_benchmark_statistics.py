@@ -1,0 +1,61 @@
+"""Means, intervals and paired tests over test cases."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import wilcoxon
+
+from nnunetv2_conemos.benchmark.statistics import case_scores, compare, interval, mean_of
+
+
+def table(scores: np.ndarray) -> pd.DataFrame:
+    return pd.DataFrame(scores, index=[f"case{i}" for i in range(len(scores))])
+
+
+def test_the_mean_is_over_cases_then_over_labels_that_have_a_value():
+    scores = np.array([[1.0, 0.2, np.nan], [np.nan, 0.4, np.nan], [np.nan, 0.6, np.nan]])
+    assert mean_of(scores) == pytest.approx((1.0 + 0.4) / 2)
+    assert np.isnan(mean_of(np.full((3, 2), np.nan)))
+
+
+def test_the_interval_holds_the_mean_and_narrows_with_cases():
+    rng = np.random.default_rng(1)
+    few, many = (interval(rng.normal(0.7, 0.1, (n, 3))) for n in (8, 200))
+    for found in (few, many):
+        assert found.low < found.mean < found.high
+    assert many.high - many.low < 0.5 * (few.high - few.low)
+    spread = 1.96 * 0.1 / np.sqrt(3 * 200)
+    assert many.high - many.low == pytest.approx(2 * spread, rel=0.25)
+
+
+def test_few_cases_have_a_mean_but_no_interval():
+    found = interval(np.array([[0.5], [0.7]]))
+    assert found.mean == pytest.approx(0.6)
+    assert np.isnan(found.low)
+    assert np.isnan(found.high)
+
+
+def test_comparisons_are_paired_by_case():
+    rng = np.random.default_rng(0)
+    base = rng.uniform(0, 1, (20, 2))  # cases differ far more than arms
+    ours, theirs = table(base + 0.02 + rng.normal(0, 0.005, base.shape)), table(base).sample(frac=1, random_state=0)
+    found = compare(ours, theirs)
+    assert found.difference.mean == pytest.approx(0.02, abs=0.005)
+    assert found.difference.low > 0.01
+    assert found.p == pytest.approx(wilcoxon((ours - table(base)).mean(axis=1))[1])
+    assert found.p < 1e-4
+    assert compare(table(base), table(base)).p == 1.0
+
+
+def test_seeds_are_averaged_for_each_case_and_label():
+    rows = [
+        {"arm": "a", "seed": seed, "case": case, "label": label, "dice": dice}
+        for seed, dice in ((0, 0.2), (1, 0.6))
+        for case in ("x", "y")
+        for label in ("liver", "aorta")
+    ]
+    scores = case_scores(pd.DataFrame(rows), "dice")["a"]
+    assert list(scores.columns) == ["liver", "aorta"], "in the order of the labels"
+    assert scores.to_numpy() == pytest.approx(np.full((2, 2), 0.4))

@@ -19,6 +19,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_conemos import cli, methods
+from nnunetv2_conemos.benchmark.recipe import read_recipe as read_benchmark
 from nnunetv2_conemos.datasets import write_json
 from nnunetv2_conemos.declare import group_sources, read_annotated
 from nnunetv2_conemos.method import method_options
@@ -183,6 +184,19 @@ def test_the_recipe_is_valid(tmp_path: Path):
     assert recipe.datasets[0].regions == {"liver": ("liver", "tumour")}
     assert recipe.datasets[1].annotated == tmp_path / "who_annotated_what.csv"
     assert recipe.datasets[2].images == tmp_path / "more_images"
+
+
+def test_the_recipe_of_a_benchmark_is_valid(tmp_path: Path):
+    (tmp_path / "recipe.yaml").write_text(blocks(ROOT / "docs" / "comparing.md", "yaml")[0])
+    recipe = read_benchmark(tmp_path / "recipe.yaml", {})
+    assert recipe.arms[2].configuration == "after"
+    FiLMOptions.model_validate(recipe.configurations["after"].conemos)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "docs" / "benchmarks").glob("*.yaml")), ids=lambda file: file.stem)
+def test_recipes_of_published_figures_are_valid(file: Path):
+    recipe = read_benchmark(file, {})
+    assert {arm.name for arm in recipe.arms} >= {"vanilla", "ConditionalFiLMTrainer"}
 
 
 def test_the_walk_through_quotes_the_example():

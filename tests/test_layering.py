@@ -28,7 +28,7 @@ LAYERS = [
     {"merge"},
     {"demo_report"},
     {"demo"},
-    {"benchmark.recipe", "benchmark.measured", "benchmark.statistics"},
+    {"benchmark.recipe", "benchmark.measured", "benchmark.statistics", "benchmark.against_k"},
     {"benchmark.workplace", "benchmark.ledger"},
     {"benchmark.material"},
     {"benchmark.arms", "benchmark.results"},

@@ -113,6 +113,23 @@ def draw_steps(per_budget: Sequence[Results], file: Path) -> None:
     save(figure, file)
 
 
+def draw_against_k(costs: pd.DataFrame, file: Path) -> None:
+    """Seconds of a training step and of the prediction of a patch against the number of labels."""
+    figure = Figure(figsize=(10, 4.8))
+    palette = colours(list(costs["trainer"].unique()))
+    panels = {"step_s": "training step, s", "predict_s": "prediction of a patch, s"}
+    for axes, (column, title) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        for trainer, rows in costs.groupby("trainer", sort=False):
+            axes.plot(rows["labels"], rows[column], "o-", ms=4, lw=1.2, color=palette[str(trainer)], label=str(trainer))
+        axes.set(xlabel="labels", ylabel=title, ylim=(0, None))
+        axes.grid(axis="y", alpha=0.3)
+        sns.despine(ax=axes)
+    figure.set_layout_engine("constrained")
+    legend = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*legend, loc="outside lower center", ncols=4, frameon=False)
+    save(figure, file)
+
+
 def median_and_worst(results: Results, arm: str) -> dict[str, str]:
     """The test cases of an arm whose mean Dice over labels is the median, and the lowest."""
     means: pd.Series = results.dice[arm].mean(axis=1).dropna().sort_values()

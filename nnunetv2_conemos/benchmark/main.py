@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from nnunetv2_conemos.benchmark.recipe import (
     recipe_text,
     refuse_other_recipe,
 )
-from nnunetv2_conemos.benchmark.report import tables, write_report
+from nnunetv2_conemos.benchmark.report import AGAINST_K, tables, write_report
 from nnunetv2_conemos.benchmark.results import Results
 from nnunetv2_conemos.benchmark.workplace import PARTIAL, Workplace, prepare
 from nnunetv2_conemos.commands import CommandError, own_environment
@@ -105,7 +106,18 @@ def run_all(place: Workplace, test: TestSet) -> list[Run]:
                 ledger.enter_failure(run, reason(error), facts(place, run))
                 console.print(f"did not run: {error}", style="red", markup=False, highlight=False)
             bar.advance(task)
+        if not (place.folder / AGAINST_K).is_file():
+            write_costs_against_k(place)
     return failed
+
+
+def write_costs_against_k(place: Workplace) -> None:
+    """For the trainers of the recipe, at its configuration, in a process of its own."""
+    trainers = dict.fromkeys(arm.trainer for arm in place.recipe.arms)
+    plans = place.preprocessed / PARTIAL / f"{place.recipe.plans}.json"
+    what = (plans, place.recipe.configuration, str(len(place.dataset_json["channel_names"])), place.device)
+    module = (sys.executable, "-m", "nnunetv2_conemos.benchmark.against_k")
+    place.command("costs_against_k", *module, place.folder / AGAINST_K, *what, *trainers)
 
 
 def reason(error: Exception) -> str:

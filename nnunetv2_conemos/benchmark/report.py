@@ -9,7 +9,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nnunetv2_conemos.benchmark.arms import STEPS_PER_EPOCH
-from nnunetv2_conemos.benchmark.figures import draw_annotated, draw_costs, draw_dice, draw_steps
+from nnunetv2_conemos.benchmark.figures import draw_against_k, draw_annotated, draw_costs, draw_dice, draw_steps
 from nnunetv2_conemos.benchmark.ledger import PACKAGES, Ledger
 from nnunetv2_conemos.benchmark.overlays import draw_overlays
 from nnunetv2_conemos.benchmark.recipe import Recipe, TestSet, recipe_text
@@ -17,6 +17,7 @@ from nnunetv2_conemos.benchmark.results import Results, shown
 from nnunetv2_conemos.benchmark.workplace import Workplace
 from nnunetv2_conemos.datasets import write_aside
 
+AGAINST_K = "costs_against_k.csv"
 HEADS = {"dice": "Dice", "nsd": "NSD", "hd95_mm": "HD95, mm"}
 COST_HEADS = {
     "networks": ("networks trained", "{:.0f}"),
@@ -129,6 +130,9 @@ def draw(place: Workplace, results: Results, ledger: Ledger, test: TestSet) -> d
         drawn["Dice of each label against the cases annotated for it."] = "annotated.png"
     draw_costs(results, folder / "costs.png")
     drawn["What each arm costs."] = "costs.png"
+    if (place.folder / AGAINST_K).is_file():
+        draw_against_k(pd.read_csv(place.folder / AGAINST_K), folder / "against_k.png")
+        drawn["Cost against the number of labels, on random patches, without deep supervision."] = "against_k.png"
     budgets = sorted(set(ledger.runs.query("status == 'done'")["epochs"]))
     if len(budgets) > 1:
         per_budget = [Results.from_ledger(place.recipe, ledger, n) for n in budgets]

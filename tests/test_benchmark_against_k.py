@@ -1,0 +1,35 @@
+"""Cost against the number of labels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nnunetv2_conemos import env
+from nnunetv2_conemos.benchmark import against_k
+from nnunetv2_conemos.small_plans import small_configuration
+
+
+def test_methods_cost_what_their_design_says(preprocessed_phantom: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(env.VARIABLE, str(env.doorway_folder()))
+    monkeypatch.setattr(against_k, "NUMBERS", (2, 20))
+    monkeypatch.setattr(against_k, "SECONDS", 0.3)
+    file = preprocessed_phantom / "nnUNet_preprocessed/Dataset901_Phantom/nnUNetPlans.json"
+    trainers = [
+        "nnUNetTrainer",
+        "ConditionalFiLMTrainer",
+        "LabelSetFiLMTrainer",
+        "DoDNetTrainer",
+        "MultiDecoderTrainer",
+    ]
+    plans = json.loads(file.read_text())
+    plans["configurations"]["small"] = small_configuration(plans, "2d", features=8, batch=2)
+    costs = against_k.costs_against_k(plans, "small", 1, "cpu", trainers)
+    table = costs.set_index(["trainer", "labels"])
+    assert ("MultiDecoderTrainer", 20) not in table.index, "it refuses so many labels"
+    assert len(table) == 2 * len(trainers) - 1
+    growth = table["predict_s"].unstack().pipe(lambda t: t[20] / t[2])
+    assert growth["ConditionalFiLMTrainer"] > 3, "a pass per label"
+    assert growth["LabelSetFiLMTrainer"] < 3, "one pass for all"

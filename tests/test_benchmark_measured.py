@@ -1,0 +1,55 @@
+"""What a training costs, measured in its own process; here in this one, with a trainer of four steps."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PHANTOM
+
+from nnunetv2_conemos import env
+from nnunetv2_conemos.benchmark.measured import main
+from nnunetv2_conemos.models import read_checkpoint, read_model
+
+FEW_STEPS = """
+from nnunetv2_conemos.methods import ConditionalFiLMTrainer
+
+class FewStepsTrainer(ConditionalFiLMTrainer):
+    settings = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
+"""
+
+
+@pytest.fixture
+def arguments(preprocessed_phantom: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    folder = preprocessed_phantom / "more_trainers"
+    folder.mkdir()
+    (folder / "few_steps.py").write_text(FEW_STEPS)
+    monkeypatch.setenv(env.VARIABLE, os.pathsep.join([str(env.doorway_folder()), str(folder)]))
+    file = preprocessed_phantom / f"nnUNet_preprocessed/{PHANTOM}/nnUNetPlans.json"
+    plans = json.loads(file.read_text())
+    plans["configurations"]["2d"]["batch_size"] = 2
+    file.write_text(json.dumps(plans))
+    return ["train", PHANTOM, "2d", "0", "-tr", "FewStepsTrainer", "-p", "nnUNetPlans", "-device", "cpu"]
+
+
+def test_a_training_is_measured_and_ends_before_the_final_validation(arguments: list[str], preprocessed_phantom: Path):
+    threads = torch.get_num_threads()
+    report = preprocessed_phantom / "costs.json"
+    try:
+        main(str(report), "3", *arguments)
+        costs = json.loads(report.read_text())
+        fold = preprocessed_phantom / f"nnUNet_results/{PHANTOM}/FewStepsTrainer__nnUNetPlans__2d/fold_0"
+        network = read_model(fold.parent).network(read_checkpoint(fold / "checkpoint_final.pth"))
+        assert costs["parameters"] == sum(parameter.numel() for parameter in network.parameters())
+        assert 0.001 < costs["step_s"] < 60
+        assert 100 < costs["train_peak_mib"] < 100_000
+        assert not (fold / "validation").exists()
+        report.unlink()
+        main(str(report), "3", *arguments)  # as after a kill between the last checkpoint and the report
+        again = json.loads(report.read_text())
+        assert (again["step_s"], again["parameters"]) == (costs["step_s"], costs["parameters"])
+    finally:
+        torch.set_num_threads(threads)

@@ -19,11 +19,22 @@ class CommandError(RuntimeError):
     """A command ended with an error."""
 
 
-def run_logged(words: Sequence[str], log: Path, environment: Mapping[str, str], tell: Callable[[str], object]) -> None:
-    """Run one command, telling the last line of its log all the while; raises CommandError with the end of the log."""
+def run_logged(
+    words: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str],
+    tell: Callable[[str], object],
+    lock: int | None = None,
+) -> None:
+    """Run one command, telling the last line of its log all the while; raises CommandError with the end of the log.
+
+    `lock`: a file descriptor that the command keeps open, so that a lock on it lasts as long as the command does.
+    """
     with log.open("w") as file:
         program = shutil.which(words[0], path=environment["PATH"]) or words[0]
-        process = subprocess.Popen([program, *words[1:]], stdout=file, stderr=file, env=environment)
+        process = subprocess.Popen(
+            [program, *words[1:]], stdout=file, stderr=file, env=environment, pass_fds=() if lock is None else (lock,)
+        )
         try:
             while process.poll() is None:
                 time.sleep(0.2)

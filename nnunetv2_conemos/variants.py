@@ -1,13 +1,16 @@
-"""Names of trainers of other lengths, and of those that do not mirror."""
+"""Names of trainers of other lengths, of those that do not mirror, and of those that train with AdamW."""
 
 from __future__ import annotations
 
 EPOCHS = {n: f"_{n}epoch{'s' * (n > 1)}" for n in (1, 5, 10, 20, 50, 100, 250)}  # the names nnU-Net gives its own
-STOCK, STOCK_WITHOUT_MIRRORING = "nnUNetTrainer", "nnUNetTrainerNoMirroring"
+STOCK = "nnUNetTrainer"
 
 
-def variant(trainer: str, epochs: int | None = None, mirroring: bool = True) -> str:
-    """`Trainer_NoMirroring_10epochs`; None is the trainer's own number of epochs."""
-    if not mirroring:
-        trainer = STOCK_WITHOUT_MIRRORING if trainer == STOCK else f"{trainer}_NoMirroring"
-    return trainer + ("" if epochs is None else EPOCHS[epochs])
+def variant(trainer: str, epochs: int | None = None, mirroring: bool = True, adam: bool = False) -> str:
+    """`Trainer_Adam1en3_NoMirroring_10epochs`; None is the trainer's own number of epochs.
+
+    nnU-Net's own have no underscores before the epochs: `nnUNetTrainerNoMirroring`, `nnUNetTrainerAdam1en3`.
+    """
+    join = "" if trainer == STOCK else "_"
+    chosen = [name for name, wanted in (("Adam1en3", adam), ("NoMirroring", not mirroring)) if wanted]
+    return "".join([trainer, *(join + name for name in chosen), "" if epochs is None else EPOCHS[epochs]])

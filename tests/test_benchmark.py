@@ -13,6 +13,8 @@ import pytest
 from raw_worlds import read_nifti, write_nifti
 
 from nnunetv2_conemos import cli
+from nnunetv2_conemos.benchmark.arms import joined
+from nnunetv2_conemos.benchmark.main import locked
 from nnunetv2_conemos.benchmark.workplace import Workplace
 from nnunetv2_conemos.commands import CommandError
 from nnunetv2_conemos.datasets import read_dataset_json, write_json
@@ -25,7 +27,7 @@ class StandIn:
     """Does at once what the commands of a benchmark take hours for; evaluation is the real one."""
 
     def __init__(self, base: Path):
-        self.base, self.done = base, []
+        self.base, self.done, self.trained = base, [], []
         self.fail_at: str | None = None
         self.stop_at: str | None = None
 
@@ -35,7 +37,9 @@ class StandIn:
         if self.stop_at and self.stop_at in log:
             raise KeyboardInterrupt
         if self.fail_at and self.fail_at in log:
-            raise CommandError(f"`{text}` ended with status 1; log ends with\nCUDA out of memory")
+            raise CommandError(
+                f"`{text}` ended with status 1; log ends with\ntorch.OutOfMemoryError: CUDA out of memory\nexit"
+            )
         where = variables or {}
         if words[0] == "nnUNetv2_plan_and_preprocess":
             folder = place.preprocessed / "Dataset900_Partial"
@@ -56,6 +60,7 @@ class StandIn:
                 words[3], index=False
             )
         elif "train" in words:
+            self.trained.append((words[words.index("-tr") + 1], words[7]))
             write_json(Path(words[3]), {"step_s": 0.1, "parameters": 1000, "train_peak_mib": 10.0})
         elif "predict" in words:
             self.predict(list(map(str, words)))
@@ -122,15 +127,15 @@ def test_every_arm_is_scored_and_reported(stand_in: StandIn):
 def test_labels_of_one_network_each_are_trained_on_their_own_cases(stand_in: StandIn):
     assert benchmark(stand_in, "--arms", "per-label", "--seeds", "0") == 0
     raw = stand_in.base / "bench/nnUNet_raw"
-    only = read_dataset_json(raw / "Dataset911_Only_1")
+    only = read_dataset_json(raw / "Dataset101_Only_1")
     assert only["labels"] == {"background": 0, "liver": 1}
     assert sorted(only["dataset"]) == ["site_a_00", "site_a_01", "site_a_02"]
-    second = read_nifti(raw / "Dataset912_Only_2/labelsTr/site_b_00.nii.gz")
+    second = read_nifti(raw / "Dataset102_Only_2/labelsTr/site_b_00.nii.gz")
     whole = read_nifti(stand_in.base / "nnUNet_raw/Dataset901_Phantom/labelsTr/site_b_00.nii.gz")
     assert np.array_equal(second, whole == 2)
-    splits = json.loads((stand_in.base / "bench/nnUNet_preprocessed/Dataset911_Only_1/splits_final.json").read_text())
+    splits = json.loads((stand_in.base / "bench/nnUNet_preprocessed/Dataset101_Only_1/splits_final.json").read_text())
     assert set(splits[0]["train"] + splits[0]["val"]) == set(only["dataset"])
-    third = json.loads((stand_in.base / "bench/nnUNet_preprocessed/Dataset913_Only_3/splits_final.json").read_text())
+    third = json.loads((stand_in.base / "bench/nnUNet_preprocessed/Dataset103_Only_3/splits_final.json").read_text())
     assert all(fold["val"] for fold in third), "also where no case of the label validates"
 
 
@@ -152,10 +157,13 @@ def test_a_failing_arm_is_reported_and_stops_no_other_one(stand_in: StandIn):
     stand_in.fail_at = "vanilla__1epochs__seed0__fold0_Dataset900_Partial_train"
     assert benchmark(stand_in, "--arms", *ARMS[:2], "ceiling", "--seeds", "0") == 1
     status = runs(stand_in)["status"]
-    assert status["vanilla", 0] == "CUDA out of memory"
+    assert status["vanilla", 0] == "failed: status 1: torch.OutOfMemoryError: CUDA out of memory"
     assert "was not made by `conemos hide`" in status["ceiling", 0]
     assert status["ConditionalFiLMTrainer", 0] == "done"
-    assert "did not run: CUDA out of memory" in (stand_in.base / "bench/report.md").read_text()
+    assert (
+        "did not run: failed: status 1: torch.OutOfMemoryError: CUDA out of memory"
+        in (stand_in.base / "bench/report.md").read_text()
+    )
     stand_in.fail_at = None
     assert benchmark(stand_in, "--arms", *ARMS[:2], "--seeds", "0") == 0
     assert runs(stand_in)["status"]["vanilla", 0] == "done", "tried again"
@@ -169,7 +177,7 @@ def test_several_budgets_are_drawn_against_steps_and_rare_labels_against_their_c
     assert benchmark(stand_in, "--arms", *ARMS[:2], "--seeds", "0", "--epochs", "1", "5") == 0
     for name in ("steps", "annotated"):
         assert (stand_in.base / f"bench/figures/{name}.png").stat().st_size > 5_000
-    assert "1250 steps (5 nnU-Net epochs)" in (stand_in.base / "bench/report.md").read_text()
+    assert "1250 steps (5 nnU-Net epochs) of SGD" in (stand_in.base / "bench/report.md").read_text()
 
 
 def test_missing_truth_is_an_error_before_anything_is_written(stand_in: StandIn, capsys: pytest.CaptureFixture[str]):
@@ -196,3 +204,83 @@ def test_a_folder_with_other_things_in_it_is_refused(stand_in: StandIn, capsys: 
     (stand_in.base / "bench/thesis.txt").touch()
     assert benchmark(stand_in) == 2
     assert "is not empty and holds no benchmark.yaml" in capsys.readouterr().err
+
+
+def test_training_cases_are_no_test_cases(stand_in: StandIn, capsys: pytest.CaptureFixture[str]):
+    raw, recipe = stand_in.base / "nnUNet_raw/Dataset901_Phantom", stand_in.base / "recipe.yaml"
+    recipe.write_text(f"dataset: 901\ntest: {{images: {raw}/imagesTr, labels: {raw}/labelsTr}}\n")
+    assert cli.main(["benchmark", str(recipe), "-o", str(stand_in.base / "bench"), "-np", "1"]) == 2
+    assert "found training case(s) site_a_00, site_a_01" in capsys.readouterr().err
+    for file in (raw / "imagesTs").glob("*.nii.gz"):
+        shutil.copy(raw / "imagesTr/site_a_00_0000.nii.gz", file)
+        file.unlink()
+        file.symlink_to(raw / "imagesTr/site_a_00_0000.nii.gz")
+    assert benchmark(stand_in) == 2
+    assert "found training case(s) test_00, test_01" in capsys.readouterr().err, "by another name"
+
+
+def test_unusable_truth_is_found_before_anything_trains(stand_in: StandIn, capsys: pytest.CaptureFixture[str]):
+    file = stand_in.base / "nnUNet_raw/Dataset901_Phantom/labelsTs/test_01.nii.gz"
+    write_nifti(file, np.full_like(read_nifti(file), 77), spacing_of(file))
+    assert benchmark(stand_in) == 2
+    assert "test_01.nii.gz: expected the label values of liver" in capsys.readouterr().err
+    assert not stand_in.done
+
+
+def test_cases_and_arms_may_be_named_by_numbers(stand_in: StandIn):
+    raw = stand_in.base / "nnUNet_raw/Dataset901_Phantom"
+    for number in (0, 1):
+        (raw / f"imagesTs/test_{number:02}_0000.nii.gz").rename(raw / f"imagesTs/000{number}_0000.nii.gz")
+        (raw / f"labelsTs/test_{number:02}.nii.gz").rename(raw / f"labelsTs/000{number}.nii.gz")
+    recipe = stand_in.base / "recipe.yaml"
+    recipe.write_text("dataset: 901\nseeds: [0]\nepochs: [1]\narms: [{arm: ConditionalFiLMTrainer, name: '1'}]\n")
+    words = ["benchmark", str(recipe), "-o", str(stand_in.base / "bench"), "-device", "cpu", "-np", "1"]
+    assert cli.main(words) == 0
+    stand_in.done = []
+    assert cli.main(words) == 0
+    assert not stand_in.done, "recognised as done"
+
+
+def test_the_teacher_and_an_arm_of_the_same_trainer_with_other_plans_are_two_trainings(stand_in: StandIn):
+    recipe = stand_in.base / "recipe.yaml"
+    arms = "[completed, {arm: ConditionalFiLMTrainer, name: ConditionalFiLMTrainer, configuration: 2d}]"
+    recipe.write_text(f"dataset: 901\nseeds: [0]\nepochs: [1]\narms: {arms}\n")
+    assert cli.main(["benchmark", str(recipe), "-o", str(stand_in.base / "bench"), "-device", "cpu", "-np", "1"]) == 0
+    ours = [configuration for trainer, configuration in stand_in.trained if trainer.startswith("Conditional")]
+    assert sorted(ours) == ["2d", "3d_fullres"]
+
+
+def test_overlays_show_a_training_that_is_done(stand_in: StandIn):
+    stand_in.fail_at = "ConditionalFiLMTrainer__1epochs__seed0__fold0_evaluate"
+    assert benchmark(stand_in, "--arms", ARMS[1], "--seeds", "0", "1") == 1
+    (stand_in.base / "bench/runs/ConditionalFiLMTrainer__1epochs__seed0__fold0/predictions/test_00.nii.gz").unlink()
+    assert benchmark(stand_in, "--arms", ARMS[1], "--seeds", "0", "1", "--report") == 0
+
+
+def test_what_was_prepared_for_a_wrong_recipe_does_not_stay(stand_in: StandIn):
+    recipe = stand_in.base / "recipe.yaml"
+    words = ["benchmark", str(recipe), "-o", str(stand_in.base / "bench"), "-device", "cpu", "-np", "1"]
+    text = "dataset: 901\nseeds: [0]\nepochs: [1]\narms: [vanilla]\nconfiguration: s\n"
+    text += "configurations: {s: {patch_size: %s}}"
+    recipe.write_text(text % "[7, 7, 7]")
+    assert cli.main(words) == 2
+    recipe.write_text(text % "[16, 32, 32]")
+    assert cli.main(words) == 0
+
+
+def test_a_second_benchmark_in_the_same_folder_is_refused(stand_in: StandIn, capsys: pytest.CaptureFixture[str]):
+    with locked(stand_in.base / "bench"):
+        (stand_in.base / "bench/benchmark.yaml").touch()
+        assert benchmark(stand_in) == 2
+    assert "a benchmark runs here" in capsys.readouterr().err
+
+
+def test_folds_that_the_split_lacks_are_refused(stand_in: StandIn, capsys: pytest.CaptureFixture[str]):
+    assert benchmark(stand_in, "--folds", "9") == 2
+    assert "fold 9: expected one of the 5 folds" in capsys.readouterr().err
+
+
+def test_the_likeliest_label_above_one_half_wins_and_regions_lie_one_over_the_other():
+    maps = [np.array([0.6, 0.9, 0.2, 0.5]), np.array([0.7, 0.8, 0.4, 0.5])]
+    assert joined(iter(maps), [1, 2], overlap=False).tolist() == [2, 1, 0, 0]
+    assert joined(iter(maps), [1, 2], overlap=True).tolist() == [2, 2, 0, 0]

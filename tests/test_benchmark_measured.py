@@ -48,8 +48,11 @@ def test_a_training_is_measured_and_ends_before_the_final_validation(arguments: 
         assert 100 < costs["train_peak_mib"] < 100_000
         assert not (fold / "validation").exists()
         report.unlink()
+        (fold / "checkpoint_latest.pth").write_bytes(b"PK cut short by a kill")
         main(str(report), "3", *arguments)  # as after a kill between the last checkpoint and the report
         again = json.loads(report.read_text())
+        assert not (fold / "checkpoint_latest.pth").exists()
+        assert "train_peak_mib" not in again, "nothing was trained this time"
         assert (again["step_s"], again["parameters"]) == (costs["step_s"], costs["parameters"])
     finally:
         torch.set_num_threads(threads)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_conemos.benchmark.recipe import ALL_ARMS, Arm, Recipe, read_recipe, recipe_text, refuse_other_recipe
+from nnunetv2_conemos.benchmark.recipe import ALL_ARMS, Arm, Recipe, grown, read_recipe, recipe_text
 
 
 def write(folder: Path, text: str) -> Path:
@@ -35,8 +35,8 @@ def test_the_teacher_of_a_completed_set_is_the_conditional_method_unless_named()
     assert Arm.model_validate("completed").teacher == Arm.model_validate("ConditionalFiLMTrainer")
     assert Arm.model_validate("completed:DoDNetTrainer").teacher.arm == "DoDNetTrainer"
     other = Arm(arm="completed", name="x", configuration="3d_4f")
-    assert other.teacher.configuration == "3d_4f"
-    assert other.teacher.name != "ConditionalFiLMTrainer", "another configuration is another run"
+    assert other.teacher == Arm(arm="ConditionalFiLMTrainer", configuration="3d_4f")
+    assert other.teacher.name == "ConditionalFiLMTrainer 3d_4f", "another configuration is another run"
 
 
 def test_every_arm_runs_once_before_any_is_repeated():
@@ -64,6 +64,7 @@ def test_yaml_and_back(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("dataset: D\nconfigurations: {a: {base: a}}", "a is its own `base`"),
         ("dataset: 1\narms: [vanila]", "'vanila' is no arm: expected vanilla, "),
         ("dataset: D\nepochs: [3]", r"epochs: .*expected some of 1, 5, 10.*found \[3\]"),
         ("dataset: D\narms: [vanilla, vanilla]", "arms of one name: vanilla"),
@@ -82,8 +83,11 @@ def test_bad_recipes_name_the_entry(tmp_path: Path, text: str, message: str):
 
 def test_a_benchmark_may_grow_but_not_change(tmp_path: Path):
     file = write(tmp_path, recipe_text(Recipe(dataset="1", arms=("vanilla", {"arm": "ceiling", "name": "c"}))))  # pyright: ignore
-    refuse_other_recipe(read_recipe(file, {"arms": ["DoDNetTrainer"], "seeds": [9], "epochs": [1, 5]}), file)
+    theirs = read_recipe(file, {})
+    more = grown(read_recipe(file, {"arms": ["DoDNetTrainer"], "seeds": [9], "epochs": [1, 5]}), theirs, file)
+    assert [arm.name for arm in more.arms] == ["vanilla", "c", "DoDNetTrainer"], "none is forgotten"
+    assert (more.seeds, more.epochs) == ((0, 1, 9), (250, 1, 5))
     with pytest.raises(ValueError, match="holds another benchmark: mirroring differ"):
-        refuse_other_recipe(read_recipe(file, {"mirroring": False}), file)
+        grown(read_recipe(file, {"mirroring": False}), theirs, file)
     with pytest.raises(ValueError, match="arm 'c' differ"):
-        refuse_other_recipe(read_recipe(file, {"arms": [{"arm": "ceiling:DoDNetTrainer", "name": "c"}]}), file)
+        grown(read_recipe(file, {"arms": [{"arm": "ceiling:DoDNetTrainer", "name": "c"}]}), theirs, file)

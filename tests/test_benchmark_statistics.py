@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import wilcoxon
 
-from nnunetv2_conemos.benchmark.statistics import case_scores, compare, interval, mean_of
+from nnunetv2_conemos.benchmark.statistics import case_scores, compare, holm, interval, mean_of
 
 
 def table(scores: np.ndarray) -> pd.DataFrame:
@@ -59,3 +59,8 @@ def test_seeds_are_averaged_for_each_case_and_label():
     scores = case_scores(pd.DataFrame(rows), "dice")["a"]
     assert list(scores.columns) == ["liver", "aorta"], "in the order of the labels"
     assert scores.to_numpy() == pytest.approx(np.full((2, 2), 0.4))
+
+
+def test_holms_correction():
+    assert holm([0.01, 0.04, float("nan"), 0.03]) == pytest.approx([0.03, 0.06, float("nan"), 0.06], nan_ok=True)
+    assert holm([0.6, 0.7]) == [1.0, 1.0]

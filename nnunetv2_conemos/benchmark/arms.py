@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,8 +39,9 @@ class Model(NamedTuple):
 
     def words(self, place: Workplace) -> tuple[str, ...]:
         """-tr, -p and -device of nnU-Net's commands."""
-        trainer = variant(self.trainer, self.run.epochs, place.recipe.mirroring)
-        return ("-tr", trainer, "-p", place.recipe.plans, "-device", place.device)
+        recipe = place.recipe
+        trainer = variant(self.trainer, self.run.epochs, recipe.mirroring, recipe.optimiser == "AdamW")
+        return ("-tr", trainer, "-p", recipe.plans, "-device", place.device)
 
     def folder(self, place: Workplace) -> Path:
         _, trainer, _, plans, *_ = self.words(place)
@@ -59,11 +60,12 @@ def perform(place: Workplace, run: Run, images: Path) -> Costs:
 
 
 def on_partial(place: Workplace, run: Run, images: Path, folder: Path) -> Costs:
+    place.preprocess(PARTIAL, configuration(place, run))
     return train_and_predict(place, model_of(place, run, PARTIAL), images, folder)
 
 
 def on_complete(place: Workplace, run: Run, images: Path, folder: Path) -> Costs:
-    dataset = complete_dataset(place)
+    dataset = complete_dataset(place, run.fold)
     place.preprocess(dataset, configuration(place, run))
     return train_and_predict(place, model_of(place, run, dataset), images, folder)
 
@@ -71,6 +73,7 @@ def on_complete(place: Workplace, run: Run, images: Path, folder: Path) -> Costs
 def on_completed(place: Workplace, run: Run, images: Path, folder: Path) -> Costs:
     """The teacher is the run of its own arm, trained now if it was not; the student's costs are those at the end."""
     teacher = model_of(place, run._replace(arm=run.arm.teacher), PARTIAL)
+    place.preprocess(PARTIAL, teacher.configuration)
     taught = train(place, teacher)
     own = {name: str(folder / name) for name in ("nnUNet_raw", "nnUNet_preprocessed")}
     raw, preprocessed = (Path(path) for path in own.values())
@@ -80,7 +83,7 @@ def on_completed(place: Workplace, run: Run, images: Path, folder: Path) -> Cost
         tta = () if place.recipe.tta else ("--disable_tta",)
         few = ("-device", place.device, "-npp", "1", "-nps", "1", *tta)
         place.command(f"{run.folder}_complete", "conemos", "complete", *words, *few, variables=own)
-    place.share_plans(COMPLETED, raw, preprocessed)
+    place.share_plans(COMPLETED, run.fold, raw, preprocessed)
     place.preprocess(COMPLETED, configuration(place, run), preprocessed, **own)
     costs = train_and_predict(place, model_of(place, run, COMPLETED, preprocessed), images, folder)
     return costs | {"networks": 2, "steps": costs["steps"] + taught["steps"]}
@@ -89,7 +92,7 @@ def on_completed(place: Workplace, run: Run, images: Path, folder: Path) -> Cost
 def per_label(place: Workplace, run: Run, images: Path, folder: Path) -> Costs:
     names, costs = [], []
     for k in range(1, len(place.labels) + 1):
-        dataset = one_label_dataset(place, k)
+        dataset = one_label_dataset(place, k, run.fold)
         place.preprocess(dataset, configuration(place, run))
         model = model_of(place, run, dataset)
         names.append(folder / f"predictions_{k}")
@@ -128,10 +131,10 @@ def model_of(place: Workplace, run: Run, dataset: str, preprocessed: Path | None
 
 def train(place: Workplace, model: Model) -> Costs:
     """Train, or go on with a training that was interrupted; returns what it cost."""
-    report = model.results / f"{model.dataset}_train.json"
+    report = model.folder(place) / f"fold_{model.run.fold}_costs.json"
     steps = model.run.epochs * STEPS_PER_EPOCH
     if not report.is_file():
-        model.results.mkdir(parents=True, exist_ok=True)
+        report.parent.mkdir(parents=True, exist_ok=True)
         what = ("train", model.dataset, model.configuration, str(model.run.fold), *model.words(place))
         measured(place, model, f"{model.run.folder}_{model.dataset}_train", report, what)
     return {"networks": 1, "steps": steps, **json.loads(report.read_text())}
@@ -170,18 +173,32 @@ def measured(place: Workplace, model: Model, log: str, report: Path, what: Seque
 
 
 def join_labels(place: Workplace, folders: Sequence[Path], output: Path) -> None:
-    """Maps of K networks with one label each as one: the likeliest label above one half; regions as nnU-Net does."""
+    """Maps of K networks with one label each as one."""
     ending = place.dataset_json["file_ending"]
     manager = PlansManager(place.plans).get_label_manager(place.dataset_json)
     examples = sorted(folders[0].glob(f"*{ending}"))
     reader = reader_of(place.dataset_json, examples[0])
+    values: Any = manager.regions_class_order if manager.has_regions else manager.foreground_labels
     with new_folder(output) as aside:
         for file in examples:
             case = file.name.removesuffix(ending)
-            found = np.stack([np.load(folder / f"{case}.npz")["probabilities"][1] for folder in folders])  # [K,*S]
-            likely = found if manager.has_regions else np.concatenate([np.full_like(found[:1], 0.5), found])
+            found = (np.load(folder / f"{case}.npz")["probabilities"][1] for folder in folders)
             grid = reader.read_seg(str(file))[1]
-            write_seg(
-                reader, np.asarray(manager.convert_probabilities_to_segmentation(likely)), aside / file.name, grid
-            )
+            write_seg(reader, joined(found, values, manager.has_regions), aside / file.name, grid)
         write_json(aside / "dataset.json", place.dataset_json)
+
+
+def joined(probabilities: Iterable[np.ndarray], values: Sequence[int], overlap: bool) -> np.ndarray:
+    """Label map [*S] from one probability map [*S] per label: the likeliest above one half wins.
+
+    Labels that overlap (regions) are written one over the other, as nnU-Net does. One map is held at a time.
+    """
+    segmentation, best = np.zeros(0), np.zeros(0)
+    for number, (value, likely) in enumerate(zip(values, probabilities, strict=True)):
+        if number == 0:
+            segmentation, best = np.zeros(likely.shape, np.uint16), np.full(likely.shape, 0.5, likely.dtype)
+        here = likely > best
+        segmentation[here] = value
+        if not overlap:
+            best[here] = likely[here]
+    return segmentation

@@ -128,9 +128,3 @@ def draw_against_k(costs: pd.DataFrame, file: Path) -> None:
     legend = figure.axes[0].get_legend_handles_labels()
     figure.legend(*legend, loc="outside lower center", ncols=4, frameon=False)
     save(figure, file)
-
-
-def median_and_worst(results: Results, arm: str) -> dict[str, str]:
-    """The test cases of an arm whose mean Dice over labels is the median, and the lowest."""
-    means: pd.Series = results.dice[arm].mean(axis=1).dropna().sort_values()
-    return {"median": str(means.index[(len(means) - 1) // 2]), "worst": str(means.index[0])}

@@ -22,6 +22,7 @@ from nnunetv2_conemos.scores import METRICS, summarise
 KEY = ["arm", "epochs", "seed", "fold"]
 DONE = "done"
 PACKAGES = ("nnunetv2-conemos", "nnunetv2", "torch")
+TEXTS = ("arm", "case", "label", "source", "status", "configuration", "plans_hash", "device", "date", *PACKAGES)
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Ledger:
         self._enter(run, {"status": DONE, **means, **per_label, **facts})
 
     def enter_failure(self, run: Run, reason: str, facts: Mapping[str, Any]) -> None:
-        self._enter(run, {"status": reason, **facts})
+        self._enter(run, {"status": f"failed: {reason}", **facts})
 
     def _enter(self, run: Run, row: Mapping[str, Any]) -> None:
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -60,7 +61,12 @@ class Ledger:
 
 
 def read(file: Path, columns: list[str]) -> pd.DataFrame:
-    return pd.read_csv(file) if file.is_file() else pd.DataFrame(columns=pd.Index(columns))
+    return read_table(file) if file.is_file() else pd.DataFrame(columns=pd.Index(columns))
+
+
+def read_table(file: Path) -> pd.DataFrame:
+    """A CSV in which names are text, also those that look like numbers or like nothing at all."""
+    return pd.read_csv(file, dtype=dict.fromkeys(TEXTS, str), keep_default_na=False, na_values=[""])
 
 
 def of_run(table: pd.DataFrame, run: Run) -> pd.DataFrame:

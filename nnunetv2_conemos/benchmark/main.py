@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from rich.console import Console
 from rich.markup import escape
@@ -16,25 +18,27 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from nnunetv2_conemos.benchmark.arms import configuration, perform
-from nnunetv2_conemos.benchmark.ledger import Ledger
+from nnunetv2_conemos.benchmark.ledger import Ledger, read_table
 from nnunetv2_conemos.benchmark.material import gather, plan_material
 from nnunetv2_conemos.benchmark.recipe import (
     ALL_ARMS,
     Recipe,
     Run,
     TestSet,
+    absolute,
+    grown,
     read_recipe,
     recipe_text,
-    refuse_other_recipe,
 )
 from nnunetv2_conemos.benchmark.report import AGAINST_K, tables, write_report
 from nnunetv2_conemos.benchmark.results import Results
 from nnunetv2_conemos.benchmark.workplace import PARTIAL, Workplace, prepare
 from nnunetv2_conemos.commands import CommandError, own_environment
-from nnunetv2_conemos.datasets import write_aside
+from nnunetv2_conemos.datasets import remove, write_aside
 from nnunetv2_conemos.declare import named_or_path
 
 RECIPE = "benchmark.yaml"
+PLAIN: dict[str, Any] = {"style": "red", "markup": False, "highlight": False}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,21 +61,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     recipe, folder = asked(args), args.folder.resolve()
     source = named_or_path(recipe.dataset).resolve()
-    material = plan_material(recipe, source)
-    if (folder / RECIPE).is_file():
-        refuse_other_recipe(recipe, folder / RECIPE)
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty and holds no {RECIPE}. Choose another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_aside(folder / RECIPE, lambda file: file.write_text(recipe_text(recipe)))
-    environment = own_environment(folder, os.environ)
-    place = Workplace(folder, recipe, source, args.device, args.processes, environment)
-    test = gather(place, material)
-    failed = [] if args.report else run_all(place, test)
-    reports = write_report(place, test)
+    if args.report and not (folder / RECIPE).is_file():
+        raise FileNotFoundError(f"{folder} holds no {RECIPE}: there is no benchmark to report.")
+    material = plan_material(recipe, source, args.processes)
+    with locked(folder) as lock:
+        make_room(folder, recipe)
+        environment = own_environment(folder, os.environ)
+        place = Workplace(folder, recipe, source, args.device, args.processes, environment, lock)
+        test = gather(place, material)
+        failed = [] if args.report else run_all(place, test)
+        reports = write_report(place, test)
     show(place)
     print("Written: " + ", ".join(map(str, [folder / "runs.csv", folder / "cases.csv", *reports])))
     return 1 if failed else 0
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[int | None]:
+    """One benchmark at a time in a folder, counting commands that outlive a killed one; raises FileExistsError."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield None
+        return
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / RECIPE).is_file():
+        raise FileExistsError(f"{folder} is not empty and holds no {RECIPE}. Choose another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise FileExistsError(
+                f"{folder}: a benchmark runs here, or a training that one left behind. Wait for it, or end it."
+            ) from None
+        yield file.fileno()
+
+
+def make_room(folder: Path, recipe: Recipe) -> None:
+    """Write the recipe; what was prepared for another one is deleted, unless something was trained for it already."""
+    file = folder / RECIPE
+    if file.is_file() and any((folder / "runs").glob("*")):
+        recipe = grown(recipe, read_recipe(file, {}), file)
+    elif not file.is_file() or read_recipe(file, {}) != recipe:
+        for name in ("nnUNet_raw", "nnUNet_preprocessed", "test"):
+            remove(folder / name)
+    write_aside(file, lambda aside: aside.write_text(recipe_text(recipe)))
 
 
 def asked(args: argparse.Namespace) -> Recipe:
@@ -79,7 +113,8 @@ def asked(args: argparse.Namespace) -> Recipe:
     options = ("arms", "seeds", "folds", "epochs", "configuration", "plans", "planner")
     changes: dict[str, Any] = {name: getattr(args, name) for name in options if getattr(args, name) is not None}
     if not args.what.endswith((".yaml", ".yml")):
-        return read_recipe(None, {"dataset": args.what, **changes})
+        where = {"dataset": args.what}
+        return read_recipe(None, {**absolute(where, Path.cwd()), **changes})
     if not Path(args.what).is_file():
         raise FileNotFoundError(f"there is no recipe {args.what}.")
     return read_recipe(Path(args.what), changes)
@@ -101,18 +136,22 @@ def run_all(place: Workplace, test: TestSet) -> list[Run]:
             console.print(f"{run.folder}", style="bold", markup=False)
             try:
                 enter(place, ledger, run, test)
-            except (CommandError, ValueError, OSError) as error:
+            except Exception as error:  # whatever it is, the other arms go on
                 failed.append(run)
                 ledger.enter_failure(run, reason(error), facts(place, run))
-                console.print(f"did not run: {error}", style="red", markup=False, highlight=False)
+                console.print(f"did not run: {error!r}" if not str(error) else f"did not run: {error}", **PLAIN)
             bar.advance(task)
-        if not (place.folder / AGAINST_K).is_file():
+        try:
             write_costs_against_k(place)
+        except CommandError as error:
+            console.print(f"no costs against the number of labels: {error}", **PLAIN)
     return failed
 
 
 def write_costs_against_k(place: Workplace) -> None:
     """For the trainers of the recipe, at its configuration, in a process of its own."""
+    if (place.folder / AGAINST_K).is_file():
+        return
     trainers = dict.fromkeys(arm.trainer for arm in place.recipe.arms)
     plans = place.preprocessed / PARTIAL / f"{place.recipe.plans}.json"
     what = (plans, place.recipe.configuration, str(len(place.dataset_json["channel_names"])), place.device)
@@ -121,8 +160,13 @@ def write_costs_against_k(place: Workplace) -> None:
 
 
 def reason(error: Exception) -> str:
-    """The end of an error message, where the log of a command says why it failed."""
-    return " ".join(str(error).strip().splitlines()[-1].split())[:500]
+    """One line that says why a run failed: of a command, its exit status and what its log says of an error."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    if not isinstance(error, CommandError):
+        return lines[0][:500]
+    status = re.search(r"ended with status (-?\d+)", lines[0])
+    named = [line for line in lines[1:] if re.search(r"\b\w*(Error|Exception)\b|\berror\b", line)]
+    return f"status {status[1] if status else '?'}: {(named or lines)[-1]}"[:500]
 
 
 def facts(place: Workplace, run: Run) -> dict[str, Any]:
@@ -142,7 +186,7 @@ def enter(place: Workplace, ledger: Ledger, run: Run, test: TestSet) -> None:
     what = (test.labels, predictions, "--complete", "-djfile", dataset_json, "--tolerance", str(place.recipe.tolerance))
     where = ("-np", str(place.processes), "--overwrite")
     place.command(f"{run.folder}_evaluate", "conemos", "evaluate", *what, *where)
-    ledger.enter(run, pd.read_csv(predictions / "evaluation.csv"), {**costs, **facts(place, run)})
+    ledger.enter(run, read_table(predictions / "evaluation.csv"), {**costs, **facts(place, run)})
 
 
 def show(place: Workplace) -> None:

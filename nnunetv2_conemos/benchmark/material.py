@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 
 from nnunetv2_conemos.benchmark.recipe import Recipe, TestSet
-from nnunetv2_conemos.benchmark.workplace import PARTIAL, Workplace, write_referenced
-from nnunetv2_conemos.datasets import new_folder, raw_cases, read_raw_json, write_json
+from nnunetv2_conemos.benchmark.workplace import PARTIAL, Workplace, with_validation, write_referenced
+from nnunetv2_conemos.datasets import new_folder, raw_cases, read_raw_json
 from nnunetv2_conemos.declare import complete_table, group_sources, read_annotated
-from nnunetv2_conemos.raw_writer import jobs_of, write_cases
+from nnunetv2_conemos.evaluation import occupied, read_map
+from nnunetv2_conemos.parallel import in_processes
+from nnunetv2_conemos.raw_writer import jobs_of, reader_of, write_cases
 from nnunetv2_conemos.relabel import visible_values
 from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable, shorten
 
@@ -30,7 +34,7 @@ class Material(NamedTuple):
     test: TestSet | None
 
 
-def plan_material(recipe: Recipe, source: Path) -> Material:
+def plan_material(recipe: Recipe, source: Path, processes: int) -> Material:
     """Raises ValueError or OSError where labels are not partial, or test cases without complete truth."""
     dataset_json, files = read_raw_json(source), raw_cases(source)
     labels = LabelSpace.from_dataset_json(dataset_json)
@@ -41,8 +45,13 @@ def plan_material(recipe: Recipe, source: Path) -> Material:
         dataset_json["sources"] = group_sources(annotated, labels, source.name)
     refuse_unfit(recipe, source, "sources" in dataset_json)
     table = SourceTable.from_dataset_json(dataset_json, files)
+    if "sources" in dataset_json and all(table.known(case).all() for case in files):
+        raise SourceError(f"{source}: every case is annotated for every label, so there is nothing to compare.")
     if not recipe.hold_out:
-        return Material(dataset_json, files, [], test_set(recipe, source, dataset_json["file_ending"]))
+        test = test_set(recipe, source, dataset_json)
+        refuse_training_cases(test, files, dataset_json["file_ending"])
+        check_truth(test, labels, dataset_json, processes)
+        return Material(dataset_json, files, [], test)
     complete = [case for case in sorted(files) if table.known(case).all()]
     if len(complete) < recipe.hold_out or len(files) <= recipe.hold_out:
         raise SourceError(
@@ -64,8 +73,9 @@ def refuse_unfit(recipe: Recipe, source: Path, partial: bool) -> None:
         )
 
 
-def test_set(recipe: Recipe, source: Path, ending: str) -> TestSet:
-    """Test images and their truth; raises FileNotFoundError that names the images without truth."""
+def test_set(recipe: Recipe, source: Path, dataset_json: Mapping[str, Any]) -> TestSet:
+    """Test images and their truth; raises FileNotFoundError that names images without truth or channel."""
+    ending = dataset_json["file_ending"]
     test = recipe.test or TestSet(images=source / "imagesTs", labels=source / "labelsTs")
     for folder in (test.images, test.labels):
         if not folder.is_dir():
@@ -82,7 +92,34 @@ def test_set(recipe: Recipe, source: Path, ending: str) -> TestSet:
             f"{test.labels}: expected one label map for each image CASE_0000{ending} in {test.images}, found "
             f"{', '.join(lacking) or 'no image'}."
         )
+    files = create_lists_from_splitted_dataset_folder(str(test.images), ending)
+    channels = max(map(len, files))
+    if few := [Path(case[0]).name for case in files if len(case) < channels]:
+        raise FileNotFoundError(f"{test.images}: expected {channels} channels, found fewer of {shorten(few)}.")
     return test
+
+
+def refuse_training_cases(test: TestSet, files: Mapping[str, Any], ending: str) -> None:
+    """Raises SourceError where a test case is a training case, by its name or its image."""
+    images = {Path(image).resolve() for entry in files.values() for image in entry["images"]}
+    tested = {file.name.removesuffix(ending)[:-5]: file for file in test.images.glob(f"*_0000{ending}")}
+    both = [case for case, file in tested.items() if case in files or file.resolve() in images]
+    if both:
+        raise SourceError(
+            f"{test.images}: expected cases that do not train, found training case(s) {shorten(sorted(both))}. Name "
+            "other test cases, or say how many to `hold_out`; to score on hidden labels, use `hide` in the recipe."
+        )
+
+
+def check_truth(test: TestSet, labels: LabelSpace, dataset_json: Mapping[str, Any], processes: int) -> None:
+    """Read every map of the truth; raises OSError, ValueError or SourceError that names the one that is unusable."""
+    maps = sorted(test.labels.glob(f"*{dataset_json['file_ending']}"))
+    reader = reader_of(dataset_json, maps[0])
+    in_processes(check_map, [(file, reader, labels) for file in maps], processes, "Reading the truth")
+
+
+def check_map(file: Path, reader: BaseReaderWriter, labels: LabelSpace) -> None:
+    occupied(file, read_map(file, reader)[0], labels)
 
 
 def gather(place: Workplace, material: Material) -> TestSet:
@@ -96,21 +133,19 @@ def gather(place: Workplace, material: Material) -> TestSet:
         )
     name = TO_HIDE if place.recipe.hide else PARTIAL
     if not (place.raw / name).is_dir():
-        write_referenced(place.raw / name, content, train)
-        take_over_split(place.source, place.raw / name, train)
+        write_referenced(place.raw / name, content, train, own_split(place.source, train))
     if place.recipe.hide and not (place.raw / PARTIAL).is_dir():
         place.command("hide", "conemos", "hide", place.raw / name, "-o", PARTIAL, *place.recipe.hide.words())
     return material.test or hold_out(place, material)
 
 
-def take_over_split(source: Path, target: Path, cases: Mapping[str, Any]) -> None:
-    """The source's own splits_final.json, where it has one, for the cases that train."""
+def own_split(source: Path, cases: Mapping[str, Any]) -> list[dict[str, list[str]]] | None:
+    """The source's own splits_final.json, if it has one, for the cases that train; `conemos hide` makes another."""
     file = source / "splits_final.json"
-    if file.is_file():
-        splits = [
-            {part: [c for c in fold[part] if c in cases] for part in fold} for fold in json.loads(file.read_text())
-        ]
-        write_json(target / file.name, splits)
+    if not file.is_file():
+        return None
+    splits = json.loads(file.read_text())
+    return with_validation([{part: [case for case in fold[part] if case in cases] for part in fold} for fold in splits])
 
 
 def remaining(sources: Mapping[str, Any], table: SourceTable, cases: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import pickle
 import random
 import sys
 import time
@@ -42,9 +43,22 @@ def train(arguments: list[str]) -> dict[str, Any]:
         torch.set_num_threads(multiprocessing.cpu_count())
     device = torch.device(args.device)
     trainer = get_trainer_from_args(args.dataset, args.configuration, int(args.fold), args.tr, args.p, device=device)
+    remove_damaged(Path(str(trainer.output_folder)))
     maybe_load_checkpoint(trainer, True, False)
+    idle = trainer.current_epoch >= trainer.num_epochs  # killed after its last epoch: no memory to be measured any more
     trainer.run_training()
-    return {"step_s": step_seconds(trainer), "parameters": parameters(trainer), **peak_memory("train", device)}
+    memory = {} if idle else peak_memory("train", device)
+    return {"step_s": step_seconds(trainer), "parameters": parameters(trainer), **memory}
+
+
+def remove_damaged(folder: Path) -> None:
+    """Delete checkpoints that cannot be read, cut short by a kill while nnU-Net wrote them: another one goes on."""
+    for file in folder.glob("checkpoint_*.pth"):
+        try:
+            torch.load(file, map_location="cpu", weights_only=False)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            print(f"{file} is damaged and deleted: {error}")
+            file.unlink()
 
 
 def step_seconds(trainer: nnUNetTrainer) -> float:

@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from glob import escape
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
-from nnunetv2_conemos.benchmark.figures import median_and_worst, names, save
+from nnunetv2_conemos.benchmark.figures import save
 from nnunetv2_conemos.benchmark.recipe import TestSet
-from nnunetv2_conemos.benchmark.results import Results
+from nnunetv2_conemos.benchmark.statistics import case_scores
 from nnunetv2_conemos.raw_writer import reader_of
 
 
-def draw_overlays(results: Results, folders: dict[str, Path], test: TestSet, dataset_json: dict, file: Path) -> None:
-    """A row per arm: truth and prediction of its median case, then of its worst. `folders`: arm -> its label maps."""
-    ending, arms = dataset_json["file_ending"], [arm for arm in names(results) if folders[arm].is_dir()]
-    if not arms:
-        return
+def draw_overlays(arms: Mapping[str, tuple[Path, pd.DataFrame]], test: TestSet, dataset_json: dict, file: Path) -> None:
+    """A row per arm: truth and prediction of its median case, then of its worst.
+
+    `arms`: folder of label maps, and the scores of each case and label in them.
+    """
+    ending = dataset_json["file_ending"]
     reader = reader_of(dataset_json, next(iter(sorted(test.labels.glob(f"*{ending}")))))
     values = [np.atleast_1d(value).tolist() for name, value in dataset_json["labels"].items() if name != "background"]
     number = max(value for entry in values for value in entry)
     figure = Figure(figsize=(11, 2.9 * len(arms) + 0.6), layout="constrained")
     grid = figure.subplots(len(arms), 4, squeeze=False)
-    for row, arm in zip(grid, arms, strict=True):
-        dice = results.dice[arm].mean(axis=1)
-        for (which, case), place in zip(median_and_worst(results, arm).items(), (0, 2), strict=True):
+    for row, (arm, (folder, scores)) in zip(grid, arms.items(), strict=True):
+        dice: pd.Series = case_scores(scores, "dice")[arm].mean(axis=1).dropna().sort_values()
+        picked = {"median": str(dice.index[(len(dice) - 1) // 2]), "worst": str(dice.index[0])}
+        for (which, case), place in zip(picked.items(), (0, 2), strict=True):
             image, truth, aspect = read(reader, test, case, ending)
-            predicted = reader.read_seg(str(folders[arm] / f"{case}{ending}"))[0][0].astype(int)
+            predicted = reader.read_seg(str(folder / f"{case}{ending}"))[0][0].astype(int)
             level = fullest_slice(truth)
             show(row[place], image[level], truth[level], number, aspect, f"{case}: truth")
             show(row[place + 1], image[level], predicted[level], number, aspect, f"{which}, Dice {dice[case]:.2f}")
@@ -49,7 +54,7 @@ def label_names(dataset_json: dict) -> list[str]:
 
 def read(reader: BaseReaderWriter, test: TestSet, case: str, ending: str) -> tuple[np.ndarray, np.ndarray, float]:
     """First channel and label map of a test case, [*S] each, and how much taller than wide a pixel of a slice is."""
-    files = sorted(str(file) for file in test.images.glob(f"{case}_[0-9][0-9][0-9][0-9]{ending}"))
+    files = sorted(str(file) for file in test.images.glob(f"{escape(case)}_[0-9][0-9][0-9][0-9]{ending}"))
     image, grid = reader.read_images(files)
     _, height, width = grid["spacing"]
     return image[0], reader.read_seg(str(test.labels / f"{case}{ending}"))[0][0].astype(int), height / width

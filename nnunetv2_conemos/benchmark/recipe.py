@@ -49,7 +49,7 @@ class Arm(BaseModel):
     def _complete(self) -> Arm:
         if not re.fullmatch(r"vanilla|per-label|(completed|ceiling)(:\w+)?|\w*Trainer\w*", self.arm):
             raise ValueError(f"'{self.arm}' is no arm: expected {', '.join(ALL_ARMS)} or the name of a trainer")
-        object.__setattr__(self, "name", self.name or self.arm)
+        object.__setattr__(self, "name", self.name or " ".join(filter(None, (self.arm, self.configuration))))
         return self
 
     @property
@@ -71,9 +71,7 @@ class Arm(BaseModel):
     @property
     def teacher(self) -> Arm:
         """Of `completed`: the arm that fills in."""
-        trainer = self.arm.partition(":")[2] or CONDITIONAL
-        name = f"{trainer} {self.configuration}" if self.configuration else ""
-        return Arm(arm=trainer, name=name, configuration=self.configuration)
+        return Arm(arm=self.arm.partition(":")[2] or CONDITIONAL, configuration=self.configuration)
 
 
 class Configuration(BaseModel):
@@ -140,6 +138,7 @@ class Recipe(BaseModel):
     or a complete one with `hide`. `test`: default imagesTs and labelsTs of the dataset; `hold_out` takes that many of
     its completely annotated cases instead, drawn by `hold_out_seed`. `configuration`: of the plans, for every arm, one
     of nnU-Net's or of `configurations`. `epochs`: nnU-Net's, of 250 steps; with several, Dice is shown against steps.
+    `optimiser` of every arm: nnU-Net's SGD, or its AdamW with a learning rate of 0.001, which short trainings need.
     `mirroring: false` for labels that have a side. `tta`: mirror at prediction. `tolerance` of the NSD in mm.
     `notes` go into the report.
     """
@@ -160,10 +159,23 @@ class Recipe(BaseModel):
     plans: str = "nnUNetPlans"
     configuration: str = "3d_fullres"
     configurations: dict[str, Configuration] = {}
+    optimiser: Literal["SGD", "AdamW"] = "SGD"
     mirroring: bool = True
     tta: bool = True
     tolerance: float = Field(default=2.0, gt=0)
     notes: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+
+    @field_validator("dataset", mode="before")
+    @classmethod
+    def _id_or_name(cls, dataset: Any) -> Any:
+        return str(dataset) if isinstance(dataset, int) else dataset
+
+    @field_validator("configurations")
+    @classmethod
+    def _other_bases(cls, configurations: dict[str, Configuration]) -> dict[str, Configuration]:
+        if own := [name for name, entry in configurations.items() if entry.base == name]:
+            raise ValueError(f"{own[0]} is its own `base`; give it another name")
+        return configurations
 
     @field_validator("epochs")
     @classmethod
@@ -237,9 +249,11 @@ def recipe_text(recipe: Recipe) -> str:
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
-def refuse_other_recipe(ours: Recipe, file: Path) -> None:
-    """Raises ValueError where an earlier benchmark in this folder compared something else."""
-    theirs = read_recipe(file, {})
+def grown(ours: Recipe, theirs: Recipe, file: Path) -> Recipe:
+    """The recipe of a folder: what it compared before (`theirs`, in `file`), and what is asked now.
+
+    Raises ValueError where they differ in more than what may grow.
+    """
     differing = [
         name for name in Recipe.model_fields if name not in FREE and getattr(ours, name) != getattr(theirs, name)
     ]
@@ -250,3 +264,6 @@ def refuse_other_recipe(ours: Recipe, file: Path) -> None:
             f"{file.parent} holds another benchmark: {', '.join(differing)} differ(s) from {file}. "
             "Choose another folder."
         )
+    arms = {arm.name: arm for arm in (*theirs.arms, *ours.arms)}
+    more = {name: tuple(dict.fromkeys((*getattr(theirs, name), *getattr(ours, name)))) for name in FREE[1:]}
+    return ours.model_copy(update={"arms": tuple(arms.values()), **more})

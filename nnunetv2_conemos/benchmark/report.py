@@ -10,10 +10,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nnunetv2_conemos.benchmark.arms import STEPS_PER_EPOCH
 from nnunetv2_conemos.benchmark.figures import draw_against_k, draw_annotated, draw_costs, draw_dice, draw_steps
-from nnunetv2_conemos.benchmark.ledger import PACKAGES, Ledger
+from nnunetv2_conemos.benchmark.ledger import PACKAGES, Ledger, of_run
 from nnunetv2_conemos.benchmark.overlays import draw_overlays
 from nnunetv2_conemos.benchmark.recipe import Recipe, TestSet, recipe_text
 from nnunetv2_conemos.benchmark.results import Results, shown
+from nnunetv2_conemos.benchmark.statistics import holm
 from nnunetv2_conemos.benchmark.workplace import Workplace
 from nnunetv2_conemos.datasets import write_aside
 
@@ -43,6 +44,7 @@ def write_report(place: Workplace, test: TestSet) -> list[Path]:
         lstrip_blocks=True,
         autoescape=lambda name: str(name).endswith("html.j2"),
     )
+    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
     content = {**facts(place, results, test), "tables": tables(place.recipe, results), "figures": drawn}
     written = []
     for name in ("report.md", "report.html"):
@@ -57,6 +59,7 @@ def facts(place: Workplace, results: Results, test: TestSet) -> dict[str, Any]:
     recipe, runs = place.recipe, results.runs
     return {
         "recipe": recipe,
+        "title": place.source.name,
         "recipe_yaml": recipe_text(recipe),
         "labels": list(place.labels.names),
         "training_cases": len(place.table.cases),
@@ -86,6 +89,8 @@ def tables(recipe: Recipe, results: Results) -> dict[str, pd.DataFrame]:
     overview = pd.DataFrame({HEADS[metric]: means[metric].map(shown) for metric in ("dice", "nsd")})
     overview["HD95, mm"] = [shown(value, 1) for value in means["hd95_mm"]]
     overview["pairs without HD95"] = [str(lacking[arm]) for arm in overview.index]
+    if results.false_finds:
+        overview["absent labels predicted"] = [str(results.false_finds.get(arm, 0)) for arm in overview.index]
     seeds = results.per_seed().map(shown)
     seeds.columns = [f"seed {seed}, fold {fold}" for seed, fold in seeds.columns]
     costs = results.costs()
@@ -102,12 +107,12 @@ def tables(recipe: Recipe, results: Results) -> dict[str, pd.DataFrame]:
         ),
     }
     for reference in dict.fromkeys(name for name in (vanilla(results), results.best_baseline) if name):
-        found[f"Difference of mean Dice to {reference}, paired by test case"] = pd.DataFrame(
-            {
-                arm: {"difference (95 % interval)": shown(c.difference, signed=True), "p (Wilcoxon)": p_value(c.p)}
-                for arm, c in results.against(reference).items()
-            }
-        ).T
+        pairs = results.against(reference)
+        rows = {
+            arm: {"difference (95 % interval)": shown(pair.difference, signed=True), "p (Wilcoxon, Holm)": p_value(p)}
+            for (arm, pair), p in zip(pairs.items(), holm([pair.p for pair in pairs.values()]), strict=True)
+        }
+        found[f"Difference of mean Dice to {reference}, paired by test case"] = pd.DataFrame(rows).T
     return found
 
 
@@ -138,9 +143,13 @@ def draw(place: Workplace, results: Results, ledger: Ledger, test: TestSet) -> d
         per_budget = [Results.from_ledger(place.recipe, ledger, n) for n in budgets]
         draw_steps(per_budget, folder / "steps.png")
         drawn["Mean Dice against the steps of a training; each is a training of its own."] = "steps.png"
-    runs = {run.arm.name: run for run in reversed(place.recipe.runs()) if run.epochs == results.epochs}
-    maps = {name: place.folder / "runs" / run.folder / "predictions" for name, run in runs.items()}
-    if any(folder_.is_dir() for folder_ in maps.values()):
-        draw_overlays(results, maps, test, place.dataset_json, folder / "overlays.png")
-        drawn["The median and the worst test case of each arm, truth beside prediction (first seed)."] = "overlays.png"
+    pictured = {}
+    for run in place.recipe.runs():
+        predicted = place.folder / "runs" / run.folder / "predictions"
+        if run.arm.name not in pictured and len(of_run(results.runs, run)) and predicted.is_dir():
+            pictured[run.arm.name] = (predicted, of_run(results.cases, run))
+    if pictured:
+        draw_overlays(pictured, test, place.dataset_json, folder / "overlays.png")
+        caption = "The median and the worst test case of the first training of each arm, truth beside prediction."
+        drawn[caption] = "overlays.png"
     return {caption: f"figures/{name}" for caption, name in drawn.items()}

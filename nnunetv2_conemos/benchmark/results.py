@@ -8,35 +8,45 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from nnunetv2_conemos.benchmark.ledger import DONE, KEY, Ledger
+from nnunetv2_conemos.benchmark.ledger import DONE, KEY, Ledger, of_run
 from nnunetv2_conemos.benchmark.recipe import Arm, Recipe
-from nnunetv2_conemos.benchmark.statistics import Comparison, Interval, case_scores, compare, interval
-from nnunetv2_conemos.scores import METRICS
+from nnunetv2_conemos.benchmark.statistics import Comparison, Interval, case_scores, compare, interval, mean_of
+from nnunetv2_conemos.scores import BOTH_EMPTY, METRICS, REFERENCE_EMPTY
 
 COSTS = ["networks", "steps", "parameters", "step_s", "train_peak_mib", "predict_s", "predict_peak_mib"]
 
 
 @dataclass(frozen=True)
 class Results:
-    """The runs of a recipe that are done, at one number of epochs (the largest unless said)."""
+    """The runs of a recipe that are done, at one number of epochs, and those that failed.
+
+    Labels that a test case truly lacks count for no arm; how often an arm predicts one is counted in `false_finds`.
+    """
 
     recipe: Recipe
     runs: pd.DataFrame
     cases: pd.DataFrame
     failed: pd.DataFrame
+    false_finds: dict[str, int]
 
     @classmethod
     def from_ledger(cls, recipe: Recipe, ledger: Ledger, epochs: int | None = None) -> Results:
-        """Raises ValueError where no run is done."""
-        runs = ledger.runs
-        runs = runs.loc[runs["arm"].isin([arm.name for arm in recipe.arms])]
+        """`epochs`: unless given, the largest at which every arm has a run, or else the largest.
+
+        Raises ValueError where no run is done.
+        """
+        asked = pd.DataFrame([run.key for run in recipe.runs()])
+        runs = ledger.runs.merge(asked, on=KEY)
         done, failed = runs.loc[runs["status"] == DONE], runs.loc[runs["status"] != DONE]
         if done.empty:
             reasons = "; ".join(f"{row['arm']}: {row['status']}" for _, row in failed.iterrows())
             raise ValueError(f"{ledger.folder}: no run is done, nothing to report. {reasons}")
-        epochs = int(done["epochs"].max()) if epochs is None else epochs
+        epochs = epochs or common_epochs(done)
         done = done.loc[done["epochs"] == epochs]
-        return cls(recipe, done, ledger.cases.merge(done.loc[:, KEY], on=KEY), failed)
+        cases = ledger.cases.merge(done.loc[:, KEY], on=KEY)
+        lacking = cases["status"].isin([REFERENCE_EMPTY, BOTH_EMPTY])
+        finds = cases.loc[cases["status"] == REFERENCE_EMPTY]["arm"].value_counts()
+        return cls(recipe, done, cases.loc[~lacking], failed, {str(arm): int(n) for arm, n in finds.items()})
 
     @property
     def epochs(self) -> int:
@@ -78,7 +88,13 @@ class Results:
 
     def per_seed(self) -> pd.DataFrame:
         """Mean Dice of every run: a row per arm, a column per seed and fold."""
-        return self.runs.pivot_table("dice", "arm", ["seed", "fold"], sort=False).reindex([a.name for a in self.arms])
+        trainings: dict[tuple[int, int], dict[str, float]] = {}
+        for run in self.recipe.runs():
+            rows = of_run(self.cases, run)
+            if len(rows):
+                dice = case_scores(rows, "dice")[run.arm.name].to_numpy(dtype=float)
+                trainings.setdefault((run.seed, run.fold), {})[run.arm.name] = mean_of(dice)
+        return pd.DataFrame(trainings, index=[arm.name for arm in self.arms])
 
     def costs(self) -> pd.DataFrame:
         """Median over runs of what each arm costs; prediction in seconds per test case."""
@@ -103,6 +119,12 @@ class Results:
         return {
             arm.name: compare(self.dice[arm.name], self.dice[reference]) for arm in self.arms if arm.name != reference
         }
+
+
+def common_epochs(done: pd.DataFrame) -> int:
+    """The largest number of epochs at which every arm has a run, or else the largest."""
+    arms = {int(epochs): rows["arm"].nunique() for epochs, rows in done.groupby("epochs")}  # pyright: ignore
+    return max(arms, key=lambda epochs: (arms[epochs], epochs))
 
 
 def shown(value: Interval | float, digits: int = 3, signed: bool = False) -> str:

@@ -8,6 +8,7 @@ Axis letters: **N** test cases, **K** labels.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,16 @@ class Comparison(NamedTuple):
 
     difference: Interval
     p: float
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm's correction of p-values that are read together; NaN stays."""
+    values = np.array(ps, dtype=float)
+    known = np.flatnonzero(~np.isnan(values))
+    order = known[np.argsort(values[known])]
+    factors = np.arange(len(order), 0, -1)
+    values[order] = np.minimum(1, np.maximum.accumulate(values[order] * factors))
+    return values.tolist()
 
 
 def case_scores(cases: pd.DataFrame, metric: str) -> dict[str, pd.DataFrame]:

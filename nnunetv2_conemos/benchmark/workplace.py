@@ -1,7 +1,7 @@
 """The folder of a benchmark: its datasets, and the plans that all of them share.
 
     benchmark.yaml  runs.csv  cases.csv  report.md  report.html  figures/  logs/  test/
-    nnUNet_raw/  nnUNet_preprocessed/          Dataset900_Partial, 901_Complete, 911_Only_1, 912_Only_2, ...
+    nnUNet_raw/  nnUNet_preprocessed/          Dataset900_Partial, 901_Complete, 101_Only_1, 102_Only_2, ...
     runs/ARM__10epochs__seed0__fold0/          nnUNet_results/, predictions/, costs
 
 Nothing outside it is written; images are only referenced.
@@ -25,7 +25,7 @@ from nnunetv2_conemos.datasets import new_folder, raw_cases, read_dataset_json, 
 from nnunetv2_conemos.hide import COMPLETE
 from nnunetv2_conemos.raw_writer import dataset_entries, jobs_of, write_cases
 from nnunetv2_conemos.small_plans import small_configuration
-from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable, shorten
+from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable
 from nnunetv2_conemos.splits import stratified_split
 
 PARTIAL, COMPLETED = "Dataset900_Partial", "Dataset902_Completed"
@@ -34,7 +34,10 @@ CEILING = "Dataset901_Complete"
 
 @dataclass
 class Workplace:
-    """A benchmark's folder, its recipe, and what its commands need; `tell` is shown what goes on."""
+    """A benchmark's folder, its recipe, and what its commands need.
+
+    `lock` is a file descriptor that commands inherit; `tell` is shown what goes on.
+    """
 
     folder: Path
     recipe: Recipe
@@ -42,6 +45,7 @@ class Workplace:
     device: str
     processes: int
     environment: Mapping[str, str]
+    lock: int | None = None
     tell: Callable[[str], object] = field(default=lambda _: None)
 
     @property
@@ -79,13 +83,15 @@ class Workplace:
         """Run a command within the benchmark's folders; its log is named `log`. Raises CommandError."""
         (self.folder / "logs").mkdir(exist_ok=True)
         environment = {**self.environment, **(variables or {})}
-        run_logged([str(word) for word in words], self.folder / "logs" / f"{log}.log", environment, self.tell)
+        run_logged(
+            [str(word) for word in words], self.folder / "logs" / f"{log}.log", environment, self.tell, self.lock
+        )
 
     def preprocess(self, name: str, configuration: str, preprocessed: Path | None = None, **variables: str) -> None:
         """Preprocess a dataset for a configuration, if that was not done."""
         folder = (preprocessed or self.preprocessed) / name
         identifier = PlansManager(self.plans).get_configuration(configuration).data_identifier
-        finished = folder / f".{identifier}.finished"
+        finished = folder / f"{identifier}.finished"
         if not finished.is_file():
             words = (
                 "-d",
@@ -100,25 +106,22 @@ class Workplace:
             self.command(f"preprocess_{name}_{configuration}", "nnUNetv2_preprocess", *words, variables=variables)
             finished.touch()
 
-    def share_plans(self, name: str, raw: Path | None = None, preprocessed: Path | None = None) -> None:
+    def share_plans(self, name: str, fold: int, raw: Path | None = None, preprocessed: Path | None = None) -> None:
         """Plans and split of the partially labelled dataset for another one of its cases; raises SourceError."""
         folder = (preprocessed or self.preprocessed) / name
         folder.mkdir(parents=True, exist_ok=True)
         cases = set(raw_cases((raw or self.raw) / name))
         splits = json.loads((self.preprocessed / PARTIAL / "splits_final.json").read_text())
         own = [{part: [case for case in fold[part] if case in cases] for part in ("train", "val")} for fold in splits]
-        lacking = [fold for fold in self.recipe.folds if not own[fold]["train"]]
-        if lacking:
-            raise SourceError(f"{name}: fold {shorten(map(str, lacking))} has no training case.")
-        for fold in own:  # nnU-Net wants one; which it is does not matter, the last checkpoint is what predicts
-            fold["val"] = fold["val"] or fold["train"][:1]
-        write_json(folder / "splits_final.json", own)
+        if not own[fold]["train"]:
+            raise SourceError(f"{name}: fold {fold} has no training case.")
+        write_json(folder / "splits_final.json", with_validation(own))
         write_json(folder / "dataset.json", read_dataset_json((raw or self.raw) / name))
         write_json(folder / f"{self.recipe.plans}.json", {**self.plans, "dataset_name": name})
 
 
 def prepare(place: Workplace) -> None:
-    """Plan and preprocess the partially labelled dataset; what is done stays."""
+    """Plan for the partially labelled dataset, and split it; what is done stays."""
     recipe = place.recipe
     for folder in (place.preprocessed, place.folder / "runs"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,8 +132,9 @@ def prepare(place: Workplace) -> None:
     add_configurations(place)
     if not (folder / "splits_final.json").is_file():
         write_json(folder / "splits_final.json", stratified_split(place.table))
-    for configuration in {recipe.configuration, *(arm.configuration or recipe.configuration for arm in recipe.arms)}:
-        place.preprocess(PARTIAL, configuration)
+    folds = len(json.loads((folder / "splits_final.json").read_text()))
+    if beyond := [fold for fold in recipe.folds if not 0 <= fold < folds]:
+        raise ValueError(f"fold {beyond[0]}: expected one of the {folds} folds of splits_final.json, 0 to {folds - 1}.")
 
 
 def add_configurations(place: Workplace) -> None:
@@ -146,13 +150,22 @@ def add_configurations(place: Workplace) -> None:
     write_json(place.preprocessed / PARTIAL / f"{place.recipe.plans}.json", plans)
 
 
-def write_referenced(target: Path, dataset_json: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> None:
-    """A raw dataset of cases that lie elsewhere: nothing but a dataset.json."""
+def write_referenced(
+    target: Path, dataset_json: Mapping[str, Any], files: Mapping[str, Any], splits: list | None = None
+) -> None:
+    """A raw dataset of cases that lie elsewhere: nothing but a dataset.json, and a split if there is one."""
     with new_folder(target) as folder:
         write_json(folder / "dataset.json", {**dataset_json, "dataset": dict(files), "numTraining": len(files)})
+        if splits:
+            write_json(folder / "splits_final.json", splits)
 
 
-def complete_dataset(place: Workplace) -> str:
+def with_validation(splits: list[dict[str, list[str]]]) -> list[dict[str, list[str]]]:
+    """Folds without a validation case get one: nnU-Net wants it, and the last checkpoint predicts whatever it is."""
+    return [{"train": fold["train"], "val": fold["val"] or fold["train"][:1]} for fold in splits]
+
+
+def complete_dataset(place: Workplace, fold: int) -> str:
     """The same cases with their complete label maps, which `conemos hide` keeps; raises FileNotFoundError."""
     maps = (place.raw / PARTIAL if place.recipe.hide else place.source) / COMPLETE
     if not maps.is_dir():
@@ -165,13 +178,13 @@ def complete_dataset(place: Workplace) -> str:
         }
         content = {key: value for key, value in place.dataset_json.items() if key != "sources"}
         write_referenced(place.raw / CEILING, content, files)
-    place.share_plans(CEILING)
+    place.share_plans(CEILING, fold)
     return CEILING
 
 
-def one_label_dataset(place: Workplace, k: int) -> str:
+def one_label_dataset(place: Workplace, k: int, fold: int) -> str:
     """The cases that are annotated for label k (from 1), with that label alone."""
-    name = f"Dataset{910 + k}_Only_{k}"
+    name = f"Dataset{100 + k}_Only_{k}"
     raw, table, labels = place.raw / name, place.table, place.labels
     if not raw.is_dir():
         files = {case: files for case, files in raw_cases(place.raw / PARTIAL).items() if table.known(case)[k - 1]}
@@ -189,5 +202,5 @@ def one_label_dataset(place: Workplace, k: int) -> str:
         with new_folder(raw) as folder:
             write_cases(jobs, folder, ending, "reference", place.processes, f"Label {labels.names[k - 1]}")
             write_json(folder / "dataset.json", content)
-    place.share_plans(name)
+    place.share_plans(name, fold)
     return name

@@ -3,25 +3,31 @@
 import importlib
 import pkgutil
 import sys
+from itertools import product
+
+from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerAdam
 
 from nnunetv2_conemos.trainer import PartialLabelTrainer
 from nnunetv2_conemos.variants import EPOCHS, variant
 
 
 def variants(trainer: type[PartialLabelTrainer]) -> dict[str, type[PartialLabelTrainer]]:
-    """`Trainer_1epoch`, ..., `Trainer_NoMirroring`, `Trainer_NoMirroring_1epoch`, ...
+    """`Trainer_1epoch`, ..., `Trainer_NoMirroring`, ..., `Trainer_Adam1en3_NoMirroring_1epoch`, ...
 
     They are set in the module of the trainer, where pickle looks for them.
     """
     made = {}
-    for mirroring in (True, False):
-        for epochs in (None, *EPOCHS):
-            settings = ({} if mirroring else {"mirroring": False}) | ({} if epochs is None else {"num_epochs": epochs})
-            if settings:
-                name = variant(trainer.__name__, epochs, mirroring)
-                body = {"__module__": trainer.__module__, "__doc__": trainer.__doc__, "settings": settings}
-                made[name] = type(name, (trainer,), body)
-                setattr(sys.modules[trainer.__module__], name, made[name])
+    for adam, mirroring, epochs in product((False, True), (True, False), (None, *EPOCHS)):
+        settings = {
+            **({"initial_lr": 1e-3} if adam else {}),
+            **({} if mirroring else {"mirroring": False}),
+            **({} if epochs is None else {"num_epochs": epochs}),
+        }
+        if settings:
+            name = variant(trainer.__name__, epochs, mirroring, adam)
+            body = {"__module__": trainer.__module__, "__doc__": trainer.__doc__, "settings": settings}
+            made[name] = type(name, (trainer, nnUNetTrainerAdam) if adam else (trainer,), body)
+            setattr(sys.modules[trainer.__module__], name, made[name])
     return made
 
 

@@ -14,5 +14,5 @@ def documented_trainer():
     return module.LabelAsInputTrainer
 
 
-EXPORTED = [name for name in methods.__all__ if "_" not in name and name != "PartialLabelTrainer"]  # no variants
+EXPORTED = [name for name in methods.__all__ if "_" not in name]  # no variants
 TRAINERS = [getattr(methods, name) for name in EXPORTED] + [documented_trainer()]

@@ -1,17 +1,17 @@
-"""What a training costs, measured in its own process; here in this one, with a trainer of four steps."""
+"""What a training costs, measured in a process of its own, with a trainer of four steps."""
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import PHANTOM
 
 from nnunetv2_conemos import env
-from nnunetv2_conemos.benchmark.measured import main
 from nnunetv2_conemos.models import read_checkpoint, read_model
 
 FEW_STEPS = """
@@ -35,24 +35,26 @@ def arguments(preprocessed_phantom: Path, monkeypatch: pytest.MonkeyPatch) -> li
     return ["train", PHANTOM, "2d", "0", "-tr", "FewStepsTrainer", "-p", "nnUNetPlans", "-device", "cpu"]
 
 
+def measure(report: Path, arguments: list[str]) -> dict[str, float]:
+    words = [sys.executable, "-m", "nnunetv2_conemos.benchmark.measured", str(report), "3", *arguments]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(report.read_text())
+
+
 def test_a_training_is_measured_and_ends_before_the_final_validation(arguments: list[str], preprocessed_phantom: Path):
-    threads = torch.get_num_threads()
     report = preprocessed_phantom / "costs.json"
-    try:
-        main(str(report), "3", *arguments)
-        costs = json.loads(report.read_text())
-        fold = preprocessed_phantom / f"nnUNet_results/{PHANTOM}/FewStepsTrainer__nnUNetPlans__2d/fold_0"
-        network = read_model(fold.parent).network(read_checkpoint(fold / "checkpoint_final.pth"))
-        assert costs["parameters"] == sum(parameter.numel() for parameter in network.parameters())
-        assert 0.001 < costs["step_s"] < 60
-        assert 100 < costs["train_peak_mib"] < 100_000
-        assert not (fold / "validation").exists()
-        report.unlink()
-        (fold / "checkpoint_latest.pth").write_bytes(b"PK cut short by a kill")
-        main(str(report), "3", *arguments)  # as after a kill between the last checkpoint and the report
-        again = json.loads(report.read_text())
-        assert not (fold / "checkpoint_latest.pth").exists()
-        assert "train_peak_mib" not in again, "nothing was trained this time"
-        assert (again["step_s"], again["parameters"]) == (costs["step_s"], costs["parameters"])
-    finally:
-        torch.set_num_threads(threads)
+    costs = measure(report, arguments)
+    fold = preprocessed_phantom / f"nnUNet_results/{PHANTOM}/FewStepsTrainer__nnUNetPlans__2d/fold_0"
+    network = read_model(fold.parent).network(read_checkpoint(fold / "checkpoint_final.pth"))
+    assert costs["parameters"] == sum(parameter.numel() for parameter in network.parameters())
+    assert 0.001 < costs["step_s"] < 60
+    assert 100 < costs["train_peak_mib"] < 100_000
+    assert not (fold / "validation").exists()
+
+    report.unlink()  # as after a kill between the last checkpoint and the report
+    (fold / "checkpoint_latest.pth").write_bytes(b"PK cut short by a kill")
+    again = measure(report, arguments)
+    assert not (fold / "checkpoint_latest.pth").exists()
+    assert "train_peak_mib" not in again, "nothing was trained this time"
+    assert (again["step_s"], again["parameters"]) == (costs["step_s"], costs["parameters"])

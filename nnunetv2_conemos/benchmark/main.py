@@ -79,14 +79,14 @@ def run(args: argparse.Namespace) -> int:
 @contextmanager
 def locked(folder: Path) -> Iterator[int | None]:
     """One benchmark at a time in a folder, counting commands that outlive a killed one; raises FileExistsError."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield None
-        return
     if folder.is_dir() and any(folder.iterdir()) and not (folder / RECIPE).is_file():
         raise FileExistsError(f"{folder} is not empty and holds no {RECIPE}. Choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows: no lock
+        yield None
+        return
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -100,7 +100,7 @@ def locked(folder: Path) -> Iterator[int | None]:
 def make_room(folder: Path, recipe: Recipe) -> None:
     """Write the recipe; what was prepared for another one is deleted, unless something was trained for it already."""
     file = folder / RECIPE
-    if file.is_file() and any((folder / "runs").glob("*")):
+    if file.is_file() and ((folder / "runs.csv").is_file() or any((folder / "runs").glob("*"))):
         recipe = grown(recipe, read_recipe(file, {}), file)
     elif not file.is_file() or read_recipe(file, {}) != recipe:
         for name in ("nnUNet_raw", "nnUNet_preprocessed", "test"):

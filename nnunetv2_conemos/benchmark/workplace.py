@@ -28,8 +28,7 @@ from nnunetv2_conemos.small_plans import small_configuration
 from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable
 from nnunetv2_conemos.splits import stratified_split
 
-PARTIAL, COMPLETED = "Dataset900_Partial", "Dataset902_Completed"
-CEILING = "Dataset901_Complete"
+PARTIAL, CEILING, COMPLETED = "Dataset900_Partial", "Dataset901_Complete", "Dataset902_Completed"
 
 
 @dataclass
@@ -83,9 +82,8 @@ class Workplace:
         """Run a command within the benchmark's folders; its log is named `log`. Raises CommandError."""
         (self.folder / "logs").mkdir(exist_ok=True)
         environment = {**self.environment, **(variables or {})}
-        run_logged(
-            [str(word) for word in words], self.folder / "logs" / f"{log}.log", environment, self.tell, self.lock
-        )
+        file = self.folder / "logs" / f"{log}.log"
+        run_logged([str(word) for word in words], file, environment, self.tell, self.lock)
 
     def preprocess(self, name: str, configuration: str, preprocessed: Path | None = None, **variables: str) -> None:
         """Preprocess a dataset for a configuration, if that was not done."""
@@ -93,16 +91,8 @@ class Workplace:
         identifier = PlansManager(self.plans).get_configuration(configuration).data_identifier
         finished = folder / f"{identifier}.finished"
         if not finished.is_file():
-            words = (
-                "-d",
-                name[7:10],
-                "-plans_name",
-                self.recipe.plans,
-                "-c",
-                configuration,
-                "-np",
-                str(self.processes),
-            )
+            which = ("-d", name[7:10], "-plans_name", self.recipe.plans, "-c", configuration)
+            words = (*which, "-np", str(self.processes))
             self.command(f"preprocess_{name}_{configuration}", "nnUNetv2_preprocess", *words, variables=variables)
             finished.touch()
 
@@ -112,7 +102,7 @@ class Workplace:
         folder.mkdir(parents=True, exist_ok=True)
         cases = set(raw_cases((raw or self.raw) / name))
         splits = json.loads((self.preprocessed / PARTIAL / "splits_final.json").read_text())
-        own = [{part: [case for case in fold[part] if case in cases] for part in ("train", "val")} for fold in splits]
+        own = [{part: [case for case in split[part] if case in cases] for part in ("train", "val")} for split in splits]
         if not own[fold]["train"]:
             raise SourceError(f"{name}: fold {fold} has no training case.")
         write_json(folder / "splits_final.json", with_validation(own))

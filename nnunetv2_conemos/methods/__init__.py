@@ -42,6 +42,7 @@ def export_trainers() -> dict[str, type[PartialLabelTrainer]]:
     return found
 
 
-globals().update(export_trainers())
+TRAINERS = export_trainers()
+globals().update(TRAINERS)
 # pyright: reportUnsupportedDunderAll=false
-__all__ = sorted(name for name, value in globals().items() if isinstance(value, type) and "Trainer" in name)
+__all__ = sorted(TRAINERS)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from nnunetv2_conemos import env
@@ -32,19 +34,29 @@ def run_logged(
     """
     with log.open("w") as file:
         program = shutil.which(words[0], path=environment["PATH"]) or words[0]
+        kept = () if lock is None else (lock,)
+        command = [program, *words[1:]]
         process = subprocess.Popen(
-            [program, *words[1:]], stdout=file, stderr=file, env=environment, pass_fds=() if lock is None else (lock,)
+            command, stdout=file, stderr=file, env=environment, pass_fds=kept, start_new_session=True
         )
         try:
             while process.poll() is None:
                 time.sleep(0.2)
                 tell(last_line(log))
         finally:
-            process.terminate()  # nothing to do unless we were interrupted
-            process.wait()
+            end(process)
     if process.returncode:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         raise CommandError(f"`{' '.join(words)}` ended with status {process.returncode}; {log} ends with\n{tail}")
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a command that was interrupted, and the processes that it started and, ended by a signal, would leave."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):  # all have ended
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(10)
 
 
 def last_line(log: Path) -> str:

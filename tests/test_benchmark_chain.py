@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -45,7 +44,7 @@ def test_a_benchmark_stopped_and_started_again(nnunet_folders: Path):
         deadline = time.monotonic() + 900
         while not (folder / "runs.csv").is_file() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         process.wait(60)
     finally:
         process.kill()

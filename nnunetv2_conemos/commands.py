@@ -18,7 +18,11 @@ FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
 class CommandError(RuntimeError):
-    """A command ended with an error."""
+    """A command ended with an error; `log` is what it printed."""
+
+    def __init__(self, message: str, log: str = ""):
+        super().__init__(message)
+        self.log = log
 
 
 def run_logged(
@@ -46,8 +50,10 @@ def run_logged(
         finally:
             end(process)
     if process.returncode:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-        raise CommandError(f"`{' '.join(words)}` ended with status {process.returncode}; {log} ends with\n{tail}")
+        printed = log.read_text(errors="replace")
+        tail = "\n".join(printed.splitlines()[-15:])
+        message = f"`{' '.join(words)}` ended with status {process.returncode}; {log} ends with\n{tail}"
+        raise CommandError(message, printed)
 
 
 def end(process: subprocess.Popen) -> None:

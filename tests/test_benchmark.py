@@ -37,15 +37,15 @@ class StandIn:
         if self.stop_at and self.stop_at in log:
             raise KeyboardInterrupt
         if self.fail_at and self.fail_at in log:
-            raise CommandError(
-                f"`{text}` ended with status 1; log ends with\ntorch.OutOfMemoryError: CUDA out of memory\nexit"
-            )
+            log = "Epoch 3\ntorch.OutOfMemoryError: CUDA out of memory\nConnectionResetError: a worker's\nexit\n"
+            raise CommandError(f"`{text}` ended with status 1; log ends with\nexit", log)
         where = variables or {}
         if words[0] == "nnUNetv2_plan_and_preprocess":
             folder = place.preprocessed / "Dataset900_Partial"
             folder.mkdir()
             template = self.base / "nnUNet_preprocessed/Dataset901_Phantom"
             plans = json.loads((template / "nnUNetPlans.json").read_text())
+            shutil.copy(template / "dataset_fingerprint.json", folder)
             write_json(folder / "nnUNetPlans.json", {**plans, "dataset_name": folder.name})
             shutil.copy(place.raw / folder.name / "dataset.json", folder)
         elif words[:2] == ("conemos", "complete"):
@@ -61,6 +61,9 @@ class StandIn:
             )
         elif "train" in words:
             self.trained.append((words[words.index("-tr") + 1], words[7]))
+            needed = Path(where["nnUNet_preprocessed"]) / str(words[6])
+            for name in ("nnUNetPlans.json", "dataset.json", "dataset_fingerprint.json", "splits_final.json"):
+                assert (needed / name).is_file(), "nnU-Net wants it"
             write_json(Path(words[3]), {"step_s": 0.1, "parameters": 1000, "train_peak_mib": 10.0})
         elif "predict" in words:
             self.predict(list(map(str, words)))

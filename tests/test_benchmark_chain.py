@@ -55,7 +55,7 @@ def test_a_benchmark_stopped_and_started_again(nnunet_folders: Path):
     runs = pd.read_csv(folder / "runs.csv").set_index("arm")
     assert list(runs.index) == ARMS
     assert set(runs["status"]) == {"done"}
-    assert runs.loc["vanilla"].equals(first.set_index("arm").loc["vanilla"].reindex(runs.columns)), "not done again"
+    assert runs["date"]["vanilla"] == first["date"][0], "not done again"
     assert list(runs["steps"]) == [250, 250, 500, 500, 250]
     assert runs["plans_hash"].nunique() == 1
     assert runs["dice"]["ceiling"] > 0.3

@@ -160,13 +160,13 @@ def write_costs_against_k(place: Workplace) -> None:
 
 
 def reason(error: Exception) -> str:
-    """One line that says why a run failed: of a command, its exit status and what its log says of an error."""
+    """One line that says why a run failed: of a command, its exit status and the first error in its log."""
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()] or [repr(error)]
     if not isinstance(error, CommandError):
         return lines[0][:500]
     status = re.search(r"ended with status (-?\d+)", lines[0])
-    named = [line for line in lines[1:] if re.search(r"\b\w*(Error|Exception)\b|\berror\b", line)]
-    return f"status {status[1] if status else '?'}: {(named or lines)[-1]}"[:500]
+    named = [line for line in error.log.splitlines() if re.match(r"[\w.]+(Error|Exception): |conemos \w+: ", line)]
+    return f"status {status[1] if status else '?'}: {(named or lines[-1:])[0]}"[:500]
 
 
 def facts(place: Workplace, run: Run) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,6 +30,7 @@ from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable
 from nnunetv2_conemos.splits import stratified_split
 
 PARTIAL, CEILING, COMPLETED = "Dataset900_Partial", "Dataset901_Complete", "Dataset902_Completed"
+FINGERPRINT = "dataset_fingerprint.json"
 
 
 @dataclass
@@ -108,6 +110,7 @@ class Workplace:
         write_json(folder / "splits_final.json", with_validation(own))
         write_json(folder / "dataset.json", read_dataset_json((raw or self.raw) / name))
         write_json(folder / f"{self.recipe.plans}.json", {**self.plans, "dataset_name": name})
+        shutil.copyfile(self.preprocessed / PARTIAL / FINGERPRINT, folder / FINGERPRINT)  # training wants the file
 
 
 def prepare(place: Workplace) -> None:

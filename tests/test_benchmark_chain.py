@@ -21,6 +21,7 @@ RECIPE = {
     "hold_out": 5,
     "seeds": [0],
     "epochs": [1],
+    "optimiser": "AdamW",  # with SGD, stock nnU-Net finds nothing in so few steps
     "arms": ARMS,
     "configuration": "tiny",
     "configurations": {"tiny": {"features": 4, "patch_size": [24, 32, 24], "batch_size": 2}},

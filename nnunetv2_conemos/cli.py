@@ -33,14 +33,29 @@ def exit_on_sigterm(*_: object) -> None:
     sys.exit(143)
 
 
+def ours() -> bool:
+    return signal.getsignal(signal.SIGTERM) is exit_on_sigterm
+
+
+def hold_back() -> None:
+    if ours():
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def let_through() -> None:
+    if ours():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
 def default_in_child() -> None:
-    """Pools end their processes by the same signal."""
-    if signal.getsignal(signal.SIGTERM) is exit_on_sigterm:
+    """Pools end their processes by the same signal, some as soon as they are forked: it waits until here."""
+    if ours():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=default_in_child)
+    os.register_at_fork(before=hold_back, after_in_parent=let_through, after_in_child=default_in_child)
 
 
 @contextmanager

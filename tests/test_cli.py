@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -53,3 +54,27 @@ def test_env_imports_neither_torch_nor_nnunet():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith(f"export {env.VARIABLE}=")
     assert done.stdout.count("\n") == 1
+
+
+FORKS = """
+import os, signal, time
+from nnunetv2_conemos.cli import clean_end
+with clean_end():
+    for _ in range(300):
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        os.kill(child, signal.SIGTERM)
+        deadline = time.monotonic() + 10
+        while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
+            assert time.monotonic() < deadline, "SIGTERM was lost: a pool would wait for this process for ever"
+            time.sleep(0.0005)
+        assert os.WTERMSIG(ended[1]) == signal.SIGTERM
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_process_that_is_ended_while_it_is_forked_ends():
+    done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -58,8 +58,11 @@ def run_logged(
 
 def end(process: subprocess.Popen) -> None:
     """End a command that was interrupted, and the processes that it started and, ended by a signal, would leave."""
+    if not hasattr(os, "killpg"):  # Windows
+        process.kill()
+        return
     for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):  # all have ended
+        with suppress(ProcessLookupError, PermissionError):  # all have ended; macOS says it by the second
             os.killpg(process.pid, number)
         with suppress(subprocess.TimeoutExpired):
             process.wait(10)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_conemos.benchmark.recipe import Run
+from nnunetv2_conemos.benchmark.recipe import Recipe, Run
 from nnunetv2_conemos.benchmark.workplace import (
     COMPLETED,
     PARTIAL,
@@ -37,15 +37,15 @@ class Model(NamedTuple):
     preprocessed: Path
     configuration: str
 
+    def variant(self, recipe: Recipe) -> str:
+        return variant(self.trainer, self.run.epochs, recipe.mirroring, recipe.optimiser == "AdamW")
+
     def words(self, place: Workplace) -> tuple[str, ...]:
         """-tr, -p and -device of nnU-Net's commands."""
-        recipe = place.recipe
-        trainer = variant(self.trainer, self.run.epochs, recipe.mirroring, recipe.optimiser == "AdamW")
-        return ("-tr", trainer, "-p", recipe.plans, "-device", place.device)
+        return ("-tr", self.variant(place.recipe), "-p", place.recipe.plans, "-device", place.device)
 
-    def folder(self, place: Workplace) -> Path:
-        _, trainer, _, plans, *_ = self.words(place)
-        return self.results / self.dataset / f"{trainer}__{plans}__{self.configuration}"
+    def folder(self, recipe: Recipe) -> Path:
+        return self.results / self.dataset / f"{self.variant(recipe)}__{recipe.plans}__{self.configuration}"
 
 
 def perform(place: Workplace, run: Run, images: Path) -> Costs:
@@ -54,20 +54,20 @@ def perform(place: Workplace, run: Run, images: Path) -> Costs:
     What an earlier, interrupted call has finished is not done again. Raises CommandError where nnU-Net fails, and
     ValueError or OSError where the arm cannot run on this dataset.
     """
-    folder = place.folder / "runs" / run.folder
+    folder = place.run_folder(run)
     folder.mkdir(parents=True, exist_ok=True)
     return ARMS[run.arm.kind](place, run, images, folder)
 
 
 def on_partial(place: Workplace, run: Run, images: Path, folder: Path) -> Costs:
     place.preprocess(PARTIAL, configuration(place, run))
-    return train_and_predict(place, model_of(place, run, PARTIAL), images, folder)
+    return train_and_predict(place, model_of(place, run, PARTIAL), images, folder / "predictions")
 
 
 def on_complete(place: Workplace, run: Run, images: Path, folder: Path) -> Costs:
     dataset = complete_dataset(place, run.fold)
     place.preprocess(dataset, configuration(place, run))
-    return train_and_predict(place, model_of(place, run, dataset), images, folder)
+    return train_and_predict(place, model_of(place, run, dataset), images, folder / "predictions")
 
 
 def on_completed(place: Workplace, run: Run, images: Path, folder: Path) -> Costs:
@@ -79,13 +79,14 @@ def on_completed(place: Workplace, run: Run, images: Path, folder: Path) -> Cost
     raw, preprocessed = (Path(path) for path in own.values())
     if not (raw / COMPLETED).is_dir():
         raw.mkdir(exist_ok=True)
-        words = ("-m", teacher.folder(place), "-d", place.raw / PARTIAL, "-o", COMPLETED, "-f", str(run.fold))
+        words = ("-m", teacher.folder(place.recipe), "-d", place.raw / PARTIAL, "-o", COMPLETED, "-f", str(run.fold))
         tta = () if place.recipe.tta else ("--disable_tta",)
         few = ("-device", place.device, "-npp", "1", "-nps", "1", *tta)
         place.command(f"{run.folder}_complete", "conemos", "complete", *words, *few, variables=own)
     place.share_plans(COMPLETED, run.fold, raw, preprocessed)
     place.preprocess(COMPLETED, configuration(place, run), preprocessed, **own)
-    costs = train_and_predict(place, model_of(place, run, COMPLETED, preprocessed), images, folder)
+    student = model_of(place, run, COMPLETED, preprocessed)
+    costs = train_and_predict(place, student, images, folder / "predictions")
     return costs | {"networks": 2, "steps": costs["steps"] + taught["steps"]}
 
 
@@ -96,7 +97,7 @@ def per_label(place: Workplace, run: Run, images: Path, folder: Path) -> Costs:
         place.preprocess(dataset, configuration(place, run))
         model = model_of(place, run, dataset)
         names.append(folder / f"predictions_{k}")
-        costs.append(train_and_predict(place, model, images, folder, names[-1], probabilities=True))
+        costs.append(train_and_predict(place, model, images, names[-1], probabilities=True))
     if not (folder / "predictions").is_dir():
         join_labels(place, names, folder / "predictions")
     for name in names:
@@ -124,14 +125,14 @@ def configuration(place: Workplace, run: Run) -> str:
 
 
 def model_of(place: Workplace, run: Run, dataset: str, preprocessed: Path | None = None) -> Model:
-    results = place.folder / "runs" / run.folder / "nnUNet_results"
+    results = place.run_folder(run) / "nnUNet_results"
     where = preprocessed or place.preprocessed
     return Model(run, dataset, run.arm.trainer, results, where, configuration(place, run))
 
 
 def train(place: Workplace, model: Model) -> Costs:
     """Train, or go on with a training that was interrupted; returns what it cost."""
-    report = model.folder(place) / f"fold_{model.run.fold}_costs.json"
+    report = model.folder(place.recipe) / f"fold_{model.run.fold}_costs.json"
     steps = model.run.epochs * STEPS_PER_EPOCH
     if not report.is_file():
         report.parent.mkdir(parents=True, exist_ok=True)
@@ -140,18 +141,10 @@ def train(place: Workplace, model: Model) -> Costs:
     return {"networks": 1, "steps": steps, **json.loads(report.read_text())}
 
 
-def train_and_predict(
-    place: Workplace,
-    model: Model,
-    images: Path,
-    folder: Path,
-    output: Path | None = None,
-    probabilities: bool = False,
-) -> Costs:
-    """Train a network and predict the test images into `output` [predictions]; returns the costs of both."""
+def train_and_predict(place: Workplace, model: Model, images: Path, output: Path, probabilities: bool = False) -> Costs:
+    """Train a network and predict the test images into a folder; returns the costs of both."""
     costs = train(place, model)
-    output = output or folder / "predictions"
-    report = folder / f"{output.name}.json"
+    report = output.with_name(f"{output.name}.json")
     if not report.is_file():
         remove(output)
         more = (

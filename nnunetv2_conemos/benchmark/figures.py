@@ -37,8 +37,8 @@ def save(figure: Figure, file: Path) -> None:
 
 def draw_dice(results: Results, file: Path) -> None:
     """Mean Dice of each label and arm, with 95 % intervals over cases."""
-    table = results.per_label()
-    table["mean"] = results.means()["dice"]
+    table = results.per_label.copy()
+    table["mean"] = results.means["dice"]
     figure = Figure(figsize=(min(24.0, 3 + 0.16 * len(table) * len(table.columns) + 0.5 * len(table.columns)), 4.8))
     axes, palette = figure.subplots(), colours(names(results))
     for place, (arm, row) in enumerate(table.iterrows()):
@@ -67,13 +67,12 @@ def draw_annotated(results: Results, annotated: Mapping[str, int], file: Path) -
     figure = Figure(figsize=(7, 4.8))
     axes, palette = figure.subplots(), colours(names(results))
     labels = sorted(results.labels, key=lambda label: annotated[label])
-    for arm, row in results.per_label().to_dict("index").items():
+    for arm, row in results.per_label.to_dict("index").items():
         dice = [row[label].mean for label in labels]
         axes.plot([annotated[label] for label in labels], dice, "o-", color=palette[str(arm)], label=str(arm), ms=4)
-    for label in labels:
-        axes.annotate(
-            label, (annotated[label], 1.0), rotation=90, ha="right", va="top", fontsize="x-small", color="0.5"
-        )
+    for number in sorted({annotated[label] for label in labels}):
+        text = ", ".join(label for label in labels if annotated[label] == number)
+        axes.annotate(text, (number, 1.0), rotation=90, ha="right", va="top", fontsize="x-small", color="0.5")
     axes.set(xlabel="annotated cases of the dataset", ylabel="Dice", ylim=(-0.02, 1.02))
     legend_below(figure, axes)
     save(figure, file)
@@ -103,12 +102,15 @@ def draw_steps(per_budget: Sequence[Results], file: Path) -> None:
     figure = Figure(figsize=(7, 4.8))
     axes, palette = figure.subplots(), colours(arms)
     for arm in arms:
-        points = [(r.epochs * STEPS_PER_EPOCH, r.means()["dice"][arm]) for r in per_budget if arm in r.dice]
+        points = [(r.epochs * STEPS_PER_EPOCH, r.means["dice"][arm]) for r in per_budget if arm in r.dice]
         steps, found = zip(*points, strict=True)
         mean = np.array([value.mean for value in found])
         spread = np.nan_to_num(np.array([[v.mean - v.low, v.high - v.mean] for v in found]).T.clip(0))
         axes.errorbar(steps, mean, yerr=spread, fmt="o-", ms=4, lw=1.2, color=palette[arm], label=arm)
     axes.set(xlabel="steps of one network", ylabel="mean Dice", ylim=(-0.02, 1.02), xscale="log")
+    budgets = [results.epochs * STEPS_PER_EPOCH for results in per_budget]
+    axes.set_xticks(budgets, [f"{steps:,}" for steps in budgets])
+    axes.minorticks_off()
     legend_below(figure, axes)
     save(figure, file)
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from rich.console import Console
 from rich.markup import escape
@@ -30,8 +31,7 @@ from nnunetv2_conemos.benchmark.recipe import (
     read_recipe,
     recipe_text,
 )
-from nnunetv2_conemos.benchmark.report import AGAINST_K, tables, write_report
-from nnunetv2_conemos.benchmark.results import Results
+from nnunetv2_conemos.benchmark.report import AGAINST_K, REPORTS, write_report
 from nnunetv2_conemos.benchmark.workplace import PARTIAL, Workplace, prepare
 from nnunetv2_conemos.commands import CommandError, own_environment
 from nnunetv2_conemos.datasets import remove, write_aside
@@ -70,9 +70,9 @@ def run(args: argparse.Namespace) -> int:
         place = Workplace(folder, recipe, source, args.device, args.processes, environment, lock)
         test = gather(place, material)
         failed = [] if args.report else run_all(place, test)
-        reports = write_report(place, test)
-    show(place)
-    print("Written: " + ", ".join(map(str, [folder / "runs.csv", folder / "cases.csv", *reports])))
+        title, table = next(iter(write_report(place, test).items()))
+    show(title, table)
+    print("Written: " + ", ".join(str(folder / name) for name in ("runs.csv", "cases.csv", *REPORTS)))
     return 1 if failed else 0
 
 
@@ -181,7 +181,7 @@ def device_name(device: str) -> str:
 def enter(place: Workplace, ledger: Ledger, run: Run, test: TestSet) -> None:
     """Perform a run, evaluate its predictions, and enter it into the ledger."""
     costs = perform(place, run, test.images)
-    predictions = place.folder / "runs" / run.folder / "predictions"
+    predictions = place.run_folder(run) / "predictions"
     dataset_json = place.raw / PARTIAL / "dataset.json"
     what = (test.labels, predictions, "--complete", "-djfile", dataset_json, "--tolerance", str(place.recipe.tolerance))
     where = ("-np", str(place.processes), "--overwrite")
@@ -189,9 +189,8 @@ def enter(place: Workplace, ledger: Ledger, run: Run, test: TestSet) -> None:
     ledger.enter(run, read_table(predictions / "evaluation.csv"), {**costs, **facts(place, run)})
 
 
-def show(place: Workplace) -> None:
-    """Print the first table of the report."""
-    title, table = next(iter(tables(place.recipe, Results.from_ledger(place.recipe, Ledger(place.folder))).items()))
+def show(title: str, table: pd.DataFrame) -> None:
+    """Print a table of the report."""
     view = Table("arm", *table.columns, title=title)
     for arm, row in table.iterrows():
         view.add_row(escape(str(arm)), *row)

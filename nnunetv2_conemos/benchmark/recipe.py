@@ -265,5 +265,6 @@ def grown(ours: Recipe, theirs: Recipe, file: Path) -> Recipe:
             "Choose another folder."
         )
     arms = {arm.name: arm for arm in (*theirs.arms, *ours.arms)}
-    more = {name: tuple(dict.fromkeys((*getattr(theirs, name), *getattr(ours, name)))) for name in FREE[1:]}
+    others = [name for name in FREE if name != "arms"]
+    more = {name: tuple(dict.fromkeys((*getattr(theirs, name), *getattr(ours, name)))) for name in others}
     return ours.model_copy(update={"arms": tuple(arms.values()), **more})

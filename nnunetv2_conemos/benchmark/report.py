@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,12 +11,13 @@ from nnunetv2_conemos.benchmark.arms import STEPS_PER_EPOCH
 from nnunetv2_conemos.benchmark.figures import draw_against_k, draw_annotated, draw_costs, draw_dice, draw_steps
 from nnunetv2_conemos.benchmark.ledger import PACKAGES, Ledger, of_run
 from nnunetv2_conemos.benchmark.overlays import draw_overlays
-from nnunetv2_conemos.benchmark.recipe import Recipe, TestSet, recipe_text
+from nnunetv2_conemos.benchmark.recipe import TestSet, recipe_text
 from nnunetv2_conemos.benchmark.results import Results, shown
 from nnunetv2_conemos.benchmark.statistics import holm
 from nnunetv2_conemos.benchmark.workplace import Workplace
 from nnunetv2_conemos.datasets import write_aside
 
+REPORTS = ("report.md", "report.html")
 AGAINST_K = "costs_against_k.csv"
 HEADS = {"dice": "Dice", "nsd": "NSD", "hd95_mm": "HD95, mm"}
 COST_HEADS = {
@@ -31,8 +31,8 @@ COST_HEADS = {
 }
 
 
-def write_report(place: Workplace, test: TestSet) -> list[Path]:
-    """Write report.md, report.html and the figures; returns the two reports. Raises ValueError where no run is done."""
+def write_report(place: Workplace, test: TestSet) -> dict[str, pd.DataFrame]:
+    """Write report.md, report.html and the figures; returns the tables. Raises ValueError where no run is done."""
     ledger = Ledger(place.folder)
     results = Results.from_ledger(place.recipe, ledger)
     (place.folder / "figures").mkdir(exist_ok=True)
@@ -45,16 +45,15 @@ def write_report(place: Workplace, test: TestSet) -> list[Path]:
         autoescape=lambda name: str(name).endswith("html.j2"),
     )
     environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
-    content = {**facts(place, results, test), "tables": tables(place.recipe, results), "figures": drawn}
-    written = []
-    for name in ("report.md", "report.html"):
+    found = tables(results)
+    content = {**facts(place, results), "tables": found, "figures": drawn}
+    for name in REPORTS:
         text = environment.get_template(f"{name}.j2").render(content)
-        written.append(place.folder / name)
-        write_aside(written[-1], lambda file, text=text: file.write_text(text))
-    return written
+        write_aside(place.folder / name, lambda file, text=text: file.write_text(text))
+    return found
 
 
-def facts(place: Workplace, results: Results, test: TestSet) -> dict[str, Any]:
+def facts(place: Workplace, results: Results) -> dict[str, Any]:
     """What the report says beside its tables and figures."""
     recipe, runs = place.recipe, results.runs
     return {
@@ -64,7 +63,6 @@ def facts(place: Workplace, results: Results, test: TestSet) -> dict[str, Any]:
         "labels": list(place.labels.names),
         "training_cases": len(place.table.cases),
         "test_cases": results.cases["case"].nunique(),
-        "test": test,
         "epochs": results.epochs,
         "steps": results.epochs * STEPS_PER_EPOCH,
         "best_baseline": results.best_baseline,
@@ -72,7 +70,6 @@ def facts(place: Workplace, results: Results, test: TestSet) -> dict[str, Any]:
         "devices": ", ".join(sorted(set(runs["device"].astype(str)))),
         "versions": ", ".join(f"{name} {'/'.join(sorted(set(runs[name].astype(str))))}" for name in PACKAGES),
         "plans": ", ".join(sorted(set(runs["configuration"] + " " + runs["plans_hash"]))),
-        "undefined": undefined_hd95(results),
     }
 
 
@@ -83,9 +80,9 @@ def undefined_hd95(results: Results) -> dict[str, int]:
     return {arm.name: arms.count(arm.name) for arm in results.arms}
 
 
-def tables(recipe: Recipe, results: Results) -> dict[str, pd.DataFrame]:
+def tables(results: Results) -> dict[str, pd.DataFrame]:
     """Title -> table of texts, a row per arm."""
-    means, lacking = results.means(), undefined_hd95(results)
+    means, lacking = results.means, undefined_hd95(results)
     overview = pd.DataFrame({HEADS[metric]: means[metric].map(shown) for metric in ("dice", "nsd")})
     overview["HD95, mm"] = [shown(value, 1) for value in means["hd95_mm"]]
     overview["pairs without HD95"] = [str(lacking[arm]) for arm in overview.index]
@@ -96,7 +93,7 @@ def tables(recipe: Recipe, results: Results) -> dict[str, pd.DataFrame]:
     costs = results.costs()
     found = {
         f"Means over {results.cases['case'].nunique()} test cases (95 % interval)": overview,
-        "Dice per label": results.per_label().map(shown),
+        "Dice per label": results.per_label.map(shown),
         "Mean Dice of each training": seeds,
         "Costs": pd.DataFrame(
             {
@@ -138,14 +135,14 @@ def draw(place: Workplace, results: Results, ledger: Ledger, test: TestSet) -> d
     if (place.folder / AGAINST_K).is_file():
         draw_against_k(pd.read_csv(place.folder / AGAINST_K), folder / "against_k.png")
         drawn["Cost against the number of labels, on random patches, without deep supervision."] = "against_k.png"
-    budgets = sorted(set(ledger.runs.query("status == 'done'")["epochs"]))
+    budgets = [n for n in sorted(place.recipe.epochs) if n in set(ledger.runs.query("status == 'done'")["epochs"])]
     if len(budgets) > 1:
         per_budget = [Results.from_ledger(place.recipe, ledger, n) for n in budgets]
         draw_steps(per_budget, folder / "steps.png")
         drawn["Mean Dice against the steps of a training; each is a training of its own."] = "steps.png"
     pictured = {}
     for run in place.recipe.runs():
-        predicted = place.folder / "runs" / run.folder / "predictions"
+        predicted = place.run_folder(run) / "predictions"
         if run.arm.name not in pictured and len(of_run(results.runs, run)) and predicted.is_dir():
             pictured[run.arm.name] = (predicted, of_run(results.cases, run))
     if pictured:

@@ -68,6 +68,7 @@ class Results:
     def dice(self) -> dict[str, pd.DataFrame]:
         return self.scores("dice")
 
+    @cached_property
     def means(self) -> pd.DataFrame:
         """Interval of each metric over cases: a row per arm, a column per metric."""
         table = {}
@@ -76,6 +77,7 @@ class Results:
             table[metric] = {arm.name: interval(scores[arm.name].to_numpy(dtype=float)) for arm in self.arms}
         return pd.DataFrame(table, index=[arm.name for arm in self.arms])
 
+    @cached_property
     def per_label(self) -> pd.DataFrame:
         """Interval of Dice over cases: a row per arm, a column per label."""
         return pd.DataFrame(
@@ -107,10 +109,10 @@ class Results:
     def best_baseline(self) -> str | None:
         """The arm with the highest mean Dice that is neither one of our own methods nor taught complete labels."""
         baselines = [arm.name for arm in self.arms if arm.kind != "ceiling" and not arm.is_own]
-        return max(baselines, key=lambda name: self.mean_dice(name), default=None)
+        return max(baselines, key=self.mean_dice, default=None)
 
     def mean_dice(self, arm: str) -> float:
-        return interval(self.dice[arm].to_numpy(dtype=float)).mean
+        return mean_of(self.dice[arm].to_numpy(dtype=float))
 
     def against(self, reference: str | None) -> dict[str, Comparison]:
         """Arm -> paired comparison of its Dice with that of a reference arm."""

@@ -20,7 +20,7 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_conemos.benchmark.recipe import Recipe
+from nnunetv2_conemos.benchmark.recipe import Recipe, Run
 from nnunetv2_conemos.commands import run_logged
 from nnunetv2_conemos.datasets import new_folder, raw_cases, read_dataset_json, write_json
 from nnunetv2_conemos.hide import COMPLETE
@@ -56,6 +56,9 @@ class Workplace:
     @property
     def preprocessed(self) -> Path:
         return self.folder / "nnUNet_preprocessed"
+
+    def run_folder(self, run: Run) -> Path:
+        return self.folder / "runs" / run.folder
 
     @cached_property
     def dataset_json(self) -> dict[str, Any]:

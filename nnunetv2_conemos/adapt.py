@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from nnunetv2_conemos.datasets import dataset_name, preprocessed_folder, read_dataset_json, write_aside
 from nnunetv2_conemos.method import PLANS_KEY, facts_for_inference
 from nnunetv2_conemos.models import planned_network, read_checkpoint
+from nnunetv2_conemos.refusals import preprocessed_table
 from nnunetv2_conemos.sources import LabelSpace, SourceError, shorten
 
 
@@ -57,12 +59,14 @@ def fresh_network(folder: Path, trainer: str, plans_name: str, configuration: st
         raise FileNotFoundError(f"{file} does not exist. Plan the dataset, or name its plans with -p.")
     dataset_json = read_dataset_json(folder)
     plans = json.loads(file.read_text())
-    plans[PLANS_KEY] = facts_for_inference(LabelSpace.from_dataset_json(dataset_json))
     manager = PlansManager(plans)
     if configuration not in manager.available_configurations:
         raise SourceError(
             f"{file} has no configuration '{configuration}': {', '.join(manager.available_configurations)}."
         )
+    table = preprocessed_table(plans, configuration, dataset_json)
+    method = getattr(recursive_find_trainer_class_by_name(trainer), "method", None)
+    plans[PLANS_KEY] = facts_for_inference(table, table.modalities if method and method.modalities else ())
     return planned_network(trainer, manager, configuration, dataset_json)
 
 

@@ -25,7 +25,7 @@ from rich.table import Table
 from nnunetv2_conemos import datasets, env
 from nnunetv2_conemos.declare import named_or_path
 from nnunetv2_conemos.models import ModelFolder, read_model
-from nnunetv2_conemos.predict import labels_asked
+from nnunetv2_conemos.predict import asked
 from nnunetv2_conemos.raw_writer import CaseJob, dataset_entries, input_files, jobs_of, write_seg
 from nnunetv2_conemos.relabel import completion_table
 from nnunetv2_conemos.sources import SourceError, SourceTable, shorten
@@ -65,6 +65,11 @@ class Completion:
         if labels.ignore is not None or self.uncertain is None:
             return labels.ignore
         return 1 + max(value for values in labels.values for value in values)
+
+    def modality(self, case: str) -> str | None:
+        """What the model is told of a case: the modality that its source declares, if the model knows it."""
+        declared = self.table.sources[self.table.source_of(case)].modality
+        return declared if declared in self.model.modalities else None
 
     def missing(self, case: str) -> tuple[str, ...]:
         return tuple(name for name in self.table.labels.names if name not in self.table.annotated(case))
@@ -109,15 +114,15 @@ def complete(completion: Completion, target: Path, overwrite: bool) -> dict[str,
     datasets.refuse_own_files(target, input_files(completion.jobs.values()))
     folder = unfinished_folder(completion, target, overwrite)
     labels = folder / "labelsTr"
-    todo: dict[tuple[str, ...], list[CaseJob]] = {}
+    todo: dict[tuple[tuple[str, ...], str | None], list[CaseJob]] = {}
     for case, job in completion.jobs.items():
         if not (labels / f"{case}{job.ending}").is_file():
-            todo.setdefault(completion.missing(case), []).append(job)
+            todo.setdefault((completion.missing(case), completion.modality(case)), []).append(job)
     with Progress() as progress:
         task = progress.add_task("Completing", total=len(completion.jobs))
         progress.advance(task, len(completion.jobs) - sum(map(len, todo.values())))
-        for missing, jobs in todo.items():
-            predictor = make_predictor(completion, missing) if missing else None
+        for (missing, modality), jobs in todo.items():
+            predictor = make_predictor(completion, missing, modality) if missing else None
             for start in range(0, len(jobs), AT_ONCE):
                 batch = jobs[start : start + AT_ONCE]
                 complete_batch(completion, predictor, batch, folder)
@@ -146,11 +151,11 @@ def unfinished_folder(completion: Completion, target: Path, overwrite: bool) -> 
     return folder
 
 
-def make_predictor(completion: Completion, missing: Sequence[str]) -> nnUNetPredictor:
-    """nnU-Net's predictor with a network that answers only what is missing."""
+def make_predictor(completion: Completion, missing: Sequence[str], modality: str | None) -> nnUNetPredictor:
+    """nnU-Net's predictor with a network that answers only what is missing, in images of a modality."""
     how = completion.inference
     predictor = nnUNetPredictor(use_mirroring=how.mirroring, device=torch.device(how.device), allow_tqdm=False)
-    with labels_asked(missing):
+    with asked(missing, modality):
         folds: Any = tuple(how.folds)
         predictor.initialize_from_trained_model_folder(str(completion.model.folder), folds, how.checkpoint)
     return predictor

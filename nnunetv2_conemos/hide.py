@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from rich.console import Console
@@ -20,10 +20,11 @@ from nnunetv2_conemos import datasets
 from nnunetv2_conemos.declare import Annotated, group_sources, named_or_path, source_table
 from nnunetv2_conemos.raw_writer import Images, dataset_entries, input_files, jobs_of, write_cases
 from nnunetv2_conemos.relabel import visible_values
-from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable, shorten
+from nnunetv2_conemos.sources import EVERYTHING, LabelSpace, SourceError, SourceTable, shorten
 from nnunetv2_conemos.splits import write_split
 
 COMPLETE = "labelsTr_complete"
+KEPT = ("modality", "dataset", "weight")  # what a source says beside cases and labels
 
 
 def dealt_labels(cases: Sequence[str], labels: LabelSpace, per_case: int, rng: np.random.Generator) -> Annotated:
@@ -93,14 +94,15 @@ def scheme(args: argparse.Namespace, cases: Sequence[str], labels: LabelSpace) -
 def hide(raw: Path, target: Path, args: argparse.Namespace) -> tuple[SourceTable, list[str]]:
     """Write the partially labelled copy, whole or not at all; returns who keeps what, and notes."""
     dataset_json = datasets.read_raw_json(raw)
-    if "sources" in dataset_json:
-        raise SourceError(f"{raw} has `sources`: it is partially labelled already. Hide labels of a complete dataset.")
-    labels, ending = LabelSpace.from_dataset_json(dataset_json), dataset_json["file_ending"]
-    files = datasets.raw_cases(raw)
+    files, ending = datasets.raw_cases(raw), dataset_json["file_ending"]
+    before = SourceTable.from_dataset_json(dataset_json, files)
+    if not before.is_complete:
+        raise SourceError(f"{raw} is partially labelled already, by its `sources`. Hide labels of a complete dataset.")
+    labels = before.labels
     annotated = scheme(args, list(files), labels)
     jobs = [job._replace(values=kept_values(labels, annotated[job.case])) for job in jobs_of(dataset_json, files)]
     datasets.refuse_own_files(target, input_files(jobs))
-    result = {**dataset_json, "sources": group_sources(annotated, labels, raw.name)}
+    result = {**dataset_json, "sources": hidden_sources(before, annotated, raw.name)}
     if args.images == "reference":
         result["dataset"] = dataset_entries(jobs, ending)
     else:
@@ -114,6 +116,17 @@ def hide(raw: Path, target: Path, args: argparse.Namespace) -> tuple[SourceTable
         notes = write_split(table, folder)
         datasets.write_json(folder / "dataset.json", result)
     return table, notes
+
+
+def hidden_sources(before: SourceTable, annotated: Annotated, dataset: str) -> dict[str, dict[str, Any]]:
+    """`sources` of the result; those of a complete dataset that declares some keep what else they say."""
+    sources = {}
+    for name, source in before.sources.items():
+        own = {key: value for key, value in source.model_dump(exclude_defaults=True).items() if key in KEPT}
+        cases = {case: annotated[case] for case in before.cases_of(name)}
+        for group, entry in group_sources(cases, before.labels, dataset if name == EVERYTHING else name).items():
+            sources[group if name == EVERYTHING else f"{name}: {group}"] = entry | own
+    return sources
 
 
 def kept_values(labels: LabelSpace, annotated: list[str]) -> dict[int, int]:

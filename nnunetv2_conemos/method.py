@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from pydantic import BaseModel, ValidationError
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from nnunetv2_conemos.sampling import Ask
-from nnunetv2_conemos.sources import LabelSpace
+from nnunetv2_conemos.sources import SourceTable
 
 LABELS_VARIABLE = "CONEMOS_LABELS"  # environment: comma-separated labels that prediction computes
+MODALITY_VARIABLE = "CONEMOS_MODALITY"  # environment: the modality of the images that are predicted
 PLANS_KEY = "conemos"  # in the plans: what inference must know; in a configuration of the plans: options of the method
 
 Options = TypeVar("Options", bound=BaseModel)
+Parameters = Iterable[nn.Parameter]
+Optimiser = tuple[torch.optim.Optimizer, LRScheduler]
 
 
 @dataclass(frozen=True)
@@ -27,21 +32,33 @@ class Method:
     `network(plans, configuration, input channels, heads, deep supervision)` builds the network: `forward(Query)`
     answers the labels asked, [B,Q,*S]; `forward(Tensor)` answers all `heads` as nnU-Net wants them.
     `ask` says what is drawn and asked. `loss(ddp)` builds the loss of (logits [B,Q,*S], Truth) at one resolution.
-    `regions`: whether the method allows labels that overlap.
+    `regions`: whether the method allows labels that overlap; `modalities`: whether it looks at the modality of a case.
+    `optimiser(parameters, configuration, epochs)` gives optimiser and schedule, or None for nnU-Net's. `averaging`: the
+    largest decay of an exponential moving average of the weights, which is then what is validated and saved.
     """
 
     network: Callable[[PlansManager, ConfigurationManager, int, int, bool], nn.Module]
     ask: Ask
     loss: Callable[[bool], nn.Module]
     regions: bool = True
+    modalities: bool = False
+    optimiser: Callable[[Parameters, ConfigurationManager, int], Optimiser | None] | None = None
+    averaging: float | None = None
 
 
-def facts_for_inference(labels: LabelSpace, untaught: Sequence[str] = ()) -> dict[str, object]:
+def facts_for_inference(table: SourceTable, modalities: Sequence[str] = ()) -> dict[str, object]:
     """What the plans must carry beside a checkpoint so that the network can be built again from them.
 
     `untaught` names the labels that no case is annotated for: nothing is known about them, so they are never predicted.
+    `groups` are the largest sets of labels annotated together, `modalities` those that the network is told.
     """
-    return {"labels": list(labels.names), "has_regions": labels.has_regions, "untaught": list(untaught)}
+    return {
+        "labels": list(table.labels.names),
+        "has_regions": table.labels.has_regions,
+        "untaught": table.untaught(),
+        "groups": table.groups(),
+        "modalities": list(modalities),
+    }
 
 
 def has_background_head(plans: PlansManager) -> bool:
@@ -66,6 +83,32 @@ def answered_labels(plans: PlansManager, num_labels: int) -> tuple[int, ...]:
     if not names:  # plans without facts
         return tuple(range(1, num_labels + 1))
     return tuple(names.index(name) + 1 for name in (wanted or taught))
+
+
+def asked_together(plans: PlansManager, num_labels: int) -> list[list[int]]:
+    """The labels (1..K) of each group that training cases are annotated for; all, in plans without facts."""
+    facts = plans.plans.get(PLANS_KEY, {})
+    names = list(facts.get("labels", ()))
+    groups = [[names.index(name) + 1 for name in group] for group in facts.get("groups", ())]
+    return groups or [list(range(1, num_labels + 1))]
+
+
+def known_modalities(plans: PlansManager) -> list[str]:
+    """Names of the modalities that a model was told; the first has the number 1."""
+    return list(plans.plans.get(PLANS_KEY, {}).get("modalities", ()))
+
+
+def chosen_modality(plans: PlansManager) -> int:
+    """The modality (1..) of the images to predict: CONEMOS_MODALITY, else the only one there is, else 0 (unknown).
+
+    Raises ValueError for a name that the model was not told in training.
+    """
+    names, wanted = known_modalities(plans), os.environ.get(MODALITY_VARIABLE, "").strip()
+    if wanted and wanted not in names:
+        raise ValueError(
+            f"{MODALITY_VARIABLE}: this model knows no modality '{wanted}'. It knows {', '.join(names) or 'none'}."
+        )
+    return names.index(wanted) + 1 if wanted else int(len(names) == 1)
 
 
 def method_options(configuration: ConfigurationManager, model: type[Options]) -> Options:

@@ -36,6 +36,11 @@ class ModelFolder:
         """Labels that no training case was annotated for."""
         return self.plans[PLANS_KEY]["untaught"]
 
+    @property
+    def modalities(self) -> list[str]:
+        """Modalities that the network can be told; none for methods that look at no modality."""
+        return self.plans[PLANS_KEY].get("modalities", [])
+
     def folds(self, checkpoint: str, wanted: list[str] | None = None) -> list[str]:
         """The folds wanted, or all that have this checkpoint; raises FileNotFoundError for those that lack it."""
         found = sorted(file.parent.name[5:] for file in self.folder.glob(f"fold_*/{checkpoint}"))

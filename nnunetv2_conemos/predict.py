@@ -1,7 +1,7 @@
 """`conemos predict`: nnUNetv2_predict (or, with -m, nnUNetv2_predict_from_modelfolder) for some of the labels.
 
-Every argument but --labels is nnU-Net's and handed on as it is. Plain nnU-Net commands make the same choice through
-the environment variable CONEMOS_LABELS.
+Every argument but --labels and --modality is nnU-Net's and handed on as it is. Plain nnU-Net commands make the same
+choices through the environment variables CONEMOS_LABELS and CONEMOS_MODALITY.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nnunetv2.inference.predict_from_raw_data import predict_entry_point, predic
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 
 from nnunetv2_conemos import env
-from nnunetv2_conemos.method import LABELS_VARIABLE
+from nnunetv2_conemos.method import LABELS_VARIABLE, MODALITY_VARIABLE
 from nnunetv2_conemos.models import ModelFolder, read_model
 
 HANDS_ON = True  # arguments that are not ours are nnU-Net's
@@ -26,6 +26,7 @@ HANDS_ON = True  # arguments that are not ours are nnU-Net's
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", nargs="+", metavar="LABEL", help="compute only these [all that were taught]")
+    parser.add_argument("--modality", help="of the images, for methods that are told it [the only one, or unknown]")
     parser.epilog = (
         "All other arguments are those of nnUNetv2_predict, or of nnUNetv2_predict_from_modelfolder with -m."
     )
@@ -35,8 +36,10 @@ def run(args: argparse.Namespace) -> None:
     with_folder = "-m" in args.handed_on
     if args.labels:
         refuse_unknown_labels(read_model(model_folder(args.handed_on)), args.labels)
+    if args.modality:
+        refuse_unknown_modality(read_model(model_folder(args.handed_on)), args.modality)
     env.find_trainers()
-    with labels_asked(args.labels), command_line(["conemos predict", *args.handed_on]):
+    with asked(args.labels, args.modality), command_line(["conemos predict", *args.handed_on]):
         (predict_entry_point_modelfolder if with_folder else predict_entry_point)()
 
 
@@ -59,18 +62,25 @@ def refuse_unknown_labels(model: ModelFolder, labels: Sequence[str]) -> None:
             raise ValueError(f"--labels: '{label}' was annotated in no training case, so it is never predicted.")
 
 
+def refuse_unknown_modality(model: ModelFolder, modality: str) -> None:
+    """Raises ValueError for a name that the model does not know, and for models that look at no modality."""
+    known = model.modalities
+    if modality not in known:
+        raise ValueError(f"--modality: this model knows {', '.join(known) or 'no modality'}, found '{modality}'.")
+
+
 @contextmanager
-def labels_asked(labels: Sequence[str] | None) -> Iterator[None]:
-    """Networks that are built within compute only these labels; None leaves the choice as it is."""
-    before = os.environ.get(LABELS_VARIABLE)
-    if labels is not None:
-        os.environ[LABELS_VARIABLE] = ",".join(labels)
+def asked(labels: Sequence[str] | None, modality: str | None = None) -> Iterator[None]:
+    """Networks that are built within compute only these labels, on images of this modality; None changes nothing."""
+    chosen = {LABELS_VARIABLE: None if labels is None else ",".join(labels), MODALITY_VARIABLE: modality}
+    before = {name: os.environ.get(name) for name in chosen}
+    os.environ |= {name: value for name, value in chosen.items() if value is not None}
     try:
         yield
     finally:
-        os.environ.pop(LABELS_VARIABLE, None)
-        if before is not None:
-            os.environ[LABELS_VARIABLE] = before
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ |= {} if value is None else {name: value}
 
 
 @contextmanager

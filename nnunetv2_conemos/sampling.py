@@ -12,19 +12,12 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
-from torch import Tensor
 
+from nnunetv2_conemos.records import Asked
 from nnunetv2_conemos.sources import SourceTable
 
 SEPARATOR = "::"  # of the parts of a virtual identifier
 COPIES = 10  # length of every label's list in units of the longest: the finer, the better weights are met
-
-
-class Asked(NamedTuple):
-    """What a batch asks: `labels` [B,Q] integer (0 = nothing), `known` [B,Q] boolean."""
-
-    labels: Tensor
-    known: Tensor
 
 
 class Drawn(NamedTuple):
@@ -95,13 +88,15 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Cases:
-    """A dataset in proportion to the square root of its number of cases, then a case (Ulrich et al., MICCAI 2023).
+    """A dataset in proportion to a power of its number of cases, then a case.
 
-    Asked are the labels annotated in the case, or every label (`every`), for losses that look at the others too.
-    Sources that name the same `dataset` are one; weights act within it.
+    The power 0.5 is that of Ulrich et al. (MICCAI 2023), 0 draws every dataset equally often. Asked are the labels
+    annotated in the case, or every label (`every`), for losses that look at the others too. Sources that name the same
+    `dataset` are one; weights act within it.
     """
 
     every: bool = False
+    power: float = 0.5
 
     def identifiers(self, table: SourceTable, cases: Sequence[str]) -> np.ndarray:
         """Case identifiers, repeated; raises ValueError where no case is annotated for anything."""
@@ -113,7 +108,7 @@ class Cases:
         shares = np.zeros(len(annotated))
         for dataset in np.unique(datasets):
             here = datasets == dataset
-            shares[here] = weights[here] / weights[here].sum() * np.sqrt(here.sum())
+            shares[here] = weights[here] / weights[here].sum() * here.sum() ** self.power
         return np.repeat(annotated, copies(shares.tolist(), COPIES * len(annotated)))
 
     def parse(self, identifier: str, table: SourceTable) -> Drawn:
@@ -130,7 +125,8 @@ def what_is_asked(ask: Ask, identifiers: Iterable[str], table: SourceTable) -> A
     for row, (case, labels, _) in enumerate(drawn):
         rows[row, : len(labels)] = labels
         known[row, : len(labels)] = table.known(case)[np.array(labels) - 1]
-    return Asked(torch.from_numpy(rows), torch.from_numpy(known))
+    modality = [table.modality_of(one.case) for one in drawn]
+    return Asked(torch.from_numpy(rows), torch.from_numpy(known), torch.tensor(modality))
 
 
 class AskedDataset:

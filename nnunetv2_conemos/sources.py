@@ -26,8 +26,9 @@ class Source(BaseModel):
     """One group of cases that were annotated for the same labels.
 
     `cases` are globs over case identifiers, `annotated` names labels (or regions) of `labels`; an empty list means
-    unlabelled. `weight` scales how often the cases of this source are drawn within a label (1 = as often as others).
-    `dataset` tells which sources are parts of one dataset, for methods that draw datasets (a source is its own).
+    unlabelled. `modality` names the kind of image (CT, T1, ...), for methods that are told it. `weight` scales how
+    often the cases of this source are drawn within a label (1 = as often as others). `dataset` tells which sources are
+    parts of one dataset, for methods that draw datasets (a source is its own).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -133,6 +134,22 @@ class SourceTable:
     def weight(self, case: str) -> float:
         return self.sources[self.source_of(case)].weight
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities that sources declare, sorted."""
+        return tuple(sorted({source.modality for source in self.sources.values() if source.modality}))
+
+    def modality_of(self, case: str) -> int:
+        """Number (1..) of the modality of a case in `modalities`; 0 where its source declares none."""
+        modality = self.sources[self.source_of(case)].modality
+        return self.modalities.index(modality) + 1 if modality else 0
+
+    def groups(self) -> list[list[str]]:
+        """The largest sets of labels that are annotated together: those that are part of no other, sorted."""
+        sets = {frozenset(source.annotated) for source in self.sources.values()} - {frozenset()}
+        largest = [one for one in sets if not any(one < other for other in sets)]
+        return sorted([name for name in self.labels.names if name in one] for one in largest)
+
     def dataset_of(self, case: str) -> str:
         """Name of the dataset that a case comes from; a source that names none is its own."""
         source = self.source_of(case)
@@ -140,6 +157,11 @@ class SourceTable:
 
     def annotated(self, case: str) -> tuple[str, ...]:
         return tuple(name for name, known in zip(self.labels.names, self.known(case), strict=True) if known)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every case is annotated for every label."""
+        return all(known.all() for known in self._known.values())
 
     def cases_of(self, source: str) -> list[str]:
         return sorted(case for case, name in self._source_of.items() if name == source)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.helpers import dummy_context
@@ -16,12 +15,22 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import autocast, nn
 from torch import distributed as dist
 
-from nnunetv2_conemos.datasets import preprocessed_cases, read_dataset_json, refuse_different_tables, write_json
+from nnunetv2_conemos.averaging import MovingAverage
+from nnunetv2_conemos.datasets import refuse_different_tables, write_json
 from nnunetv2_conemos.losses.masked import hard_counts
-from nnunetv2_conemos.method import LABELS_VARIABLE, PLANS_KEY, Method, facts_for_inference
+from nnunetv2_conemos.method import PLANS_KEY, Method, facts_for_inference
 from nnunetv2_conemos.records import Query, Truth, pose_truth
+from nnunetv2_conemos.refusals import (
+    preprocessed_table,
+    refuse_cascade,
+    refuse_choices_of_prediction,
+    refuse_label_change,
+    refuse_other_labels,
+    refuse_other_modalities,
+    refuse_regions,
+)
 from nnunetv2_conemos.sampling import AskedDataset, what_is_asked
-from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable, shorten
+from nnunetv2_conemos.sources import SourceError, shorten
 from nnunetv2_conemos.splits import stratified_split
 from nnunetv2_conemos.summary import annotated_summary
 
@@ -54,18 +63,20 @@ class PartialLabelTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net reads the signature)
     ):
         # nnU-Net's __init__ creates the results folder: whatever cannot work is refused before.
-        refuse_label_choice()
+        refuse_choices_of_prediction()
         refuse_cascade(plans, configuration, type(self).__name__)
         refuse_regions(self.method, dataset_json, type(self).__name__)
         refuse_different_tables(plans["dataset_name"])
         refuse_other_labels(plans, configuration, type(self).__name__, dataset_json)
         self.table = preprocessed_table(plans, configuration, dataset_json)
-        plans[PLANS_KEY] = facts_for_inference(self.table.labels, self.table.untaught())
+        plans[PLANS_KEY] = facts_for_inference(self.table, self.table.modalities if self.method.modalities else ())
+        refuse_other_modalities(plans, configuration, type(self).__name__)
         super().__init__(plans, configuration, fold, dataset_json, device)
         for name, value in self._all_settings().items():
             if not hasattr(self, name):
                 raise AttributeError(f"{type(self).__name__}.settings: nnU-Net's trainer has no '{name}'.")
             setattr(self, name, value)
+        self.average: MovingAverage | None = None
 
     @classmethod
     def _all_settings(cls) -> dict[str, Any]:
@@ -84,6 +95,23 @@ class PartialLabelTrainer(nnUNetTrainer):
         return cls.method.network(
             plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
         )
+
+    def initialize(self) -> None:
+        super().initialize()
+        if self.method.averaging is not None:
+            self.average = MovingAverage(self.bare_network, self.method.averaging)
+
+    @property
+    def bare_network(self) -> nn.Module:
+        """The network without the wrappers of DDP and torch.compile."""
+        network = self.network.module if self.is_ddp else self.network
+        return getattr(network, "_orig_mod", network)
+
+    def configure_optimizers(self) -> Any:
+        """Those of the method, where it has its own, else nnU-Net's."""
+        choose = self.method.optimiser
+        chosen = choose and choose(self.network.parameters(), self.configuration_manager, self.num_epochs)
+        return chosen or super().configure_optimizers()
 
     def _set_batch_size_and_oversample(self) -> None:
         share = self.oversample_foreground_percent
@@ -127,6 +155,7 @@ class PartialLabelTrainer(nnUNetTrainer):
     def get_tr_and_val_datasets(self) -> tuple[AskedDataset, AskedDataset]:
         train, validation = super().get_tr_and_val_datasets()
         self._log_untaught(train.identifiers)
+        self._log_left_out(train.identifiers)
         self._log_stray_values(train)
         manager = self.label_manager
         keys = manager.foreground_regions if manager.has_regions else np.array(manager.foreground_labels).tolist()
@@ -141,6 +170,14 @@ class PartialLabelTrainer(nnUNetTrainer):
         if untaught:
             self.print_to_log_file(f"No training case of this fold is annotated for {shorten(untaught)}: never taught.")
 
+    def _log_left_out(self, cases: list[str]) -> None:
+        unlabelled = [case for case in cases if not self.table.known(case).any()]
+        if unlabelled:
+            self.print_to_log_file(f"Not annotated for anything, so never drawn: {shorten(unlabelled)}.")
+        unknown = [case for case in cases if not self.table.modality_of(case)]
+        if unknown and self.method.modalities:
+            self.print_to_log_file(f"`modality` is not declared, so taken as unknown: {shorten(unknown)}.")
+
     def _log_stray_values(self, dataset: Any) -> None:
         """Say in one line which cases hold labels they are not annotated for; such voxels teach nothing."""
         stray = []
@@ -154,16 +191,19 @@ class PartialLabelTrainer(nnUNetTrainer):
 
     def pose(self, batch: dict) -> tuple[Query, list[Truth] | Truth]:
         """Turn a drawn batch into what is asked and what is known, on this trainer's device."""
-        labels, known = what_is_asked(self.method.ask, batch["keys"], self.table)
+        asked = what_is_asked(self.method.ask, batch["keys"], self.table)
         target, ignore = batch["target"], self.table.labels.ignore
-        query = Query(batch["data"], labels)
+        query = Query(batch["data"], asked.labels, asked.modality)
         if isinstance(target, list):
-            return query, [pose_truth(t, labels, known, ignore) for t in target]
-        return query, pose_truth(target, labels, known, ignore)
+            return query, [pose_truth(t, asked, ignore) for t in target]
+        return query, pose_truth(target, asked, ignore)
 
     def train_step(self, batch: dict) -> dict:
         query, truth = self.pose(batch)
-        return super().train_step({"data": query, "target": truth})
+        report = super().train_step({"data": query, "target": truth})
+        if self.average:
+            self.average.update()
+        return report
 
     def validation_step(self, batch: dict) -> dict:
         """Hard counts of the labels asked, [K] each: one pass whatever K is."""
@@ -171,10 +211,10 @@ class PartialLabelTrainer(nnUNetTrainer):
         query = query.to(self.device, non_blocking=True)
         truth = move(truth, self.device)
         with autocast(self.device.type, enabled=True) if self.device.type == "cuda" else dummy_context():
-            output = self.network(query)
+            output = (self.average.model if self.average else self.network)(query)
             loss = self.loss(output, truth)
         finest = truth if isinstance(truth, Truth) else truth[0]
-        logits = output[0] if self.enable_deep_supervision else output
+        logits = output if isinstance(output, torch.Tensor) else output[0]  # the finest scale, or without the modality
         tp, fp, fn = hard_counts(logits, finest, len(self.table.labels)).cpu().numpy()
         return {"loss": loss.detach().cpu().numpy(), "tp_hard": tp, "fp_hard": fp, "fn_hard": fn}
 
@@ -195,13 +235,25 @@ class PartialLabelTrainer(nnUNetTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's final validation; its summary.json is then reduced to annotated (case, label) pairs."""
-        super().perform_actual_validation(save_probabilities)
+        with self.averaged_weights():
+            super().perform_actual_validation(save_probabilities)
         if self.local_rank == 0:
             file = Path(self.output_folder) / "validation" / "summary.json"
             summary = annotated_summary(file, self.table, self.dataset_json["file_ending"])
             dice = summary["foreground_mean"]["Dice"]
             self.logger.log_summary("final_val/annotated_foreground_dice", dice)
             self.print_to_log_file("Mean Validation Dice on annotated labels: ", dice, also_print_to_console=True)
+
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """Within, the network holds the moving average of its weights, where the method has one."""
+        return self.average.in_place() if self.average else nullcontext()
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's, with averaged weights where the method has them, and those of the training beside them."""
+        with self.averaged_weights():
+            super().save_checkpoint(filename)
+        if self.average and self.local_rank == 0 and not self.disable_checkpointing:
+            self.average.add_training(Path(filename))
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """Raises SourceError where the checkpoint was trained for other labels."""
@@ -211,62 +263,11 @@ class PartialLabelTrainer(nnUNetTrainer):
         theirs = checkpoint["init_args"]["dataset_json"]["labels"]
         refuse_label_change(theirs, self.dataset_json["labels"], str(filename_or_checkpoint))
         super().load_checkpoint(filename_or_checkpoint)
+        if self.average:
+            self.average.resume(checkpoint)
 
 
 def move(truth: list[Truth] | Truth, device: torch.device) -> list[Truth] | Truth:
     if isinstance(truth, Truth):
         return truth.to(device, non_blocking=True)
     return [t.to(device, non_blocking=True) for t in truth]
-
-
-def preprocessed_table(plans: dict, configuration: str, dataset_json: dict) -> SourceTable:
-    """Who annotated what among the cases preprocessed for this configuration."""
-    identifier = PlansManager(plans).get_configuration(configuration).data_identifier
-    folder = Path(nnUNet_preprocessed) / plans["dataset_name"] / identifier
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} does not exist. Run nnUNetv2_preprocess for configuration {configuration}.")
-    return SourceTable.from_dataset_json(dataset_json, preprocessed_cases(folder))
-
-
-def refuse_label_choice() -> None:
-    if os.environ.get(LABELS_VARIABLE):
-        raise ValueError(
-            f"{LABELS_VARIABLE} is set ({os.environ[LABELS_VARIABLE]}). It is for prediction: validation would lack "
-            "the other labels. Unset it to train."
-        )
-
-
-def refuse_cascade(plans: dict, configuration: str, trainer: str) -> None:
-    if PlansManager(plans).get_configuration(configuration).previous_stage_name is not None:
-        raise NotImplementedError(
-            f"{trainer} does not train the cascade ({configuration}): it needs predictions of the previous stage that "
-            "nnU-Net only makes for validation cases. Use 3d_fullres or 3d_lowres."
-        )
-
-
-def refuse_regions(method: Method, dataset_json: dict, trainer: str) -> None:
-    if LabelSpace.from_dataset_json(dataset_json).has_regions and not method.regions:
-        raise NotImplementedError(
-            f"{trainer} takes labels to exclude each other, so it does not train regions. Use ConditionalFiLMTrainer "
-            "or MultiTalentTrainer, or labels that do not overlap."
-        )
-
-
-def refuse_other_labels(plans: dict, configuration: str, trainer: str, dataset_json: dict) -> None:
-    """The folds of one model folder share one dataset.json; a fold for other labels would spoil the others."""
-    if not nnUNet_results.is_set():
-        return
-    folder = Path(nnUNet_results) / plans["dataset_name"] / f"{trainer}__{plans['plans_name']}__{configuration}"
-    if (folder / "dataset.json").is_file():
-        refuse_label_change(read_dataset_json(folder)["labels"], dataset_json["labels"], str(folder))
-
-
-def refuse_label_change(theirs: dict, ours: dict, where: str) -> None:
-    def names(labels: dict) -> LabelSpace:
-        return LabelSpace.from_dataset_json({"labels": labels})
-
-    if names(theirs) != names(ours):
-        raise SourceError(
-            f"{where} was trained for other labels than this dataset has.\n  trained: {theirs}\n  dataset: {ours}\n"
-            "Restore the labels, move the model folder away, or start from it with `conemos adapt`."
-        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_conemos.method import PLANS_KEY, facts_for_inference
-from nnunetv2_conemos.sources import LabelSpace
+from nnunetv2_conemos.sources import LabelSpace, SourceTable
 
 UNETS = "dynamic_network_architectures.architectures.unet."
 LABELS = {"background": 0, "a": 1, "b": 2, "c": 3}
@@ -51,7 +51,7 @@ def plans(
         "batch_size": 2,
         PLANS_KEY: options,
     }
-    facts = facts_for_inference(LabelSpace.from_dataset_json({"labels": labels}))
+    facts = facts_for_inference(SourceTable.from_dataset_json({"labels": labels}, ["case"]))
     return PlansManager({"configurations": {"tiny": configuration}, PLANS_KEY: facts, "plans_name": "plans"})
 
 

@@ -22,8 +22,9 @@ from worlds import train
 
 from nnunetv2_conemos import cli, complete
 from nnunetv2_conemos.datasets import raw_cases
-from nnunetv2_conemos.methods import ConditionalFiLMTrainer
+from nnunetv2_conemos.methods import ConditionalFiLMTrainer, HermesTrainer
 from nnunetv2_conemos.networks.conditional import ConditionalUNet
+from nnunetv2_conemos.networks.hermes import HermesUNet
 from nnunetv2_conemos.sources import SourceTable
 
 LABELS = ["liver", "spleen", "stomach", "gallbladder"]
@@ -33,7 +34,9 @@ MODEL = ["-d", "901", "-c", "tiny", "-tr", "ConditionalFiLMTrainer", "-f", "0"]
 TARGET = "Dataset911_Complete"
 
 
-def make_model(base: Path, steps: int = 0, options: dict | None = None) -> Path:
+def make_model(
+    base: Path, steps: int = 0, options: dict | None = None, trainer_class: type = ConditionalFiLMTrainer
+) -> Path:
     """A model folder as training leaves it, after some steps."""
     folder = base / "nnUNet_preprocessed" / PHANTOM
     plans = json.loads((folder / "nnUNetPlans.json").read_text())
@@ -44,7 +47,7 @@ def make_model(base: Path, steps: int = 0, options: dict | None = None) -> Path:
     plans["configurations"]["tiny"] = tiny
     dataset_json = json.loads((folder / "dataset.json").read_text())
     device = torch.device("cpu")
-    trainer = ConditionalFiLMTrainer(plans | {"continue_training": False}, "tiny", 0, dataset_json, device)
+    trainer = trainer_class(plans | {"continue_training": False}, "tiny", 0, dataset_json, device)
     trainer.initialize()
     if steps:
         train(trainer, steps)
@@ -122,6 +125,7 @@ def test_plain_nnunet_makes_the_same_choice_by_the_variable(model, images, tmp_p
     ("arguments", "words"),
     [
         ([*MODEL, "--labels", "splen"], ["'splen'", "liver, spleen", "Did you mean 'spleen'?"]),
+        ([*MODEL, "--modality", "CT"], ["--modality", "no modality", "'CT'"]),
         (["-d", "901", "--labels", "liver"], ["-c CONFIGURATION"]),
         (["-m", "nowhere", "--labels", "liver"], ["nowhere", "plans.json"]),
     ],
@@ -137,6 +141,49 @@ def test_the_variable_names_the_labels_that_exist(model, monkeypatch):
     monkeypatch.setenv("CONEMOS_LABELS", "kidney")
     with pytest.raises(ValueError, match=r"does not predict kidney\. It predicts liver, spleen, stomach, gallbladder"):
         nnUNetPredictor(device=torch.device("cpu")).initialize_from_trained_model_folder(str(model), (0,))
+
+
+@pytest.fixture
+def told(preprocessed_phantom, monkeypatch) -> list[int]:
+    """A model of HermesTrainer that knows two modalities (CT 1, MR 2; one source declares none): what it is told."""
+    for part in ("nnUNet_raw", "nnUNet_preprocessed"):
+        file = preprocessed_phantom / part / PHANTOM / "dataset.json"
+        content = json.loads(file.read_text())
+        content["sources"]["site_a"]["modality"] = "CT"
+        content["sources"]["site_b"]["modality"] = "MR"
+        file.write_text(json.dumps(content))
+    make_model(preprocessed_phantom, trainer_class=HermesTrainer)
+    seen: list[int] = []
+    ask = HermesUNet._ask
+
+    def watched(self, steps, state, labels, modality):
+        seen.extend(modality.tolist())
+        return ask(self, steps, state, labels, modality)
+
+    monkeypatch.setattr(HermesUNet, "_ask", watched)
+    return seen
+
+
+def test_a_model_is_told_the_modality_that_is_said_or_none(told, images, tmp_path, capsys, monkeypatch):
+    model = [*MODEL[:5], "HermesTrainer", *MODEL[6:], *HOW]
+    for chosen, number in (([], 0), (["--modality", "CT"], 1), (["--modality", "MR"], 2)):
+        told.clear()
+        words = ["predict", "-i", str(images), "-o", str(tmp_path / str(number)), *model, *chosen]
+        assert cli.main(words) == 0
+        assert set(told) == {number}
+    assert "CONEMOS_MODALITY" not in os.environ
+    words = ["predict", "-i", str(images), "-o", str(tmp_path / "no"), *model, "--modality", "PET"]
+    assert cli.main(words) == 2
+    assert "--modality: this model knows CT, MR, found 'PET'" in capsys.readouterr().err
+    monkeypatch.setenv("CONEMOS_MODALITY", "CT")
+    with pytest.raises(ValueError, match="CONEMOS_MODALITY is set"):
+        make_model(tmp_path)
+
+
+def test_completion_tells_what_the_source_of_a_case_declares(told, preprocessed_phantom):
+    model = preprocessed_phantom / "nnUNet_results" / PHANTOM / "HermesTrainer__nnUNetPlans__tiny"
+    assert run_complete(model) == 0
+    assert set(told) == {0, 1, 2}
 
 
 def test_stock_models_cannot_be_asked_for_labels(model, images, tmp_path, capsys):

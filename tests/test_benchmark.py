@@ -195,7 +195,7 @@ def test_complete_labels_are_refused_unless_some_are_hidden(stand_in: StandIn, c
     content = json.loads(file.read_text())
     write_json(file, {key: value for key, value in content.items() if key != "sources"})
     assert benchmark(stand_in) == 2
-    assert "has no `sources`: all its labels are annotated everywhere" in capsys.readouterr().err
+    assert "all labels are annotated in every case, so there is nothing to compare" in capsys.readouterr().err
     recipe = stand_in.base / "recipe.yaml"
     recipe.write_text("dataset: '901'\nhold_out: 99\nhide: {per_case: 1}\n")
     assert cli.main(["benchmark", str(recipe), "-o", str(stand_in.base / "bench")]) == 2

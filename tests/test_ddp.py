@@ -10,8 +10,10 @@ import torch.multiprocessing as mp
 from architectures import build, plans
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunetv2_conemos.losses.adaptive import AdaptiveTverskyBCE
 from nnunetv2_conemos.losses.masked import MaskedDiceBCE
-from nnunetv2_conemos.methods import ConditionalFiLMTrainer
+from nnunetv2_conemos.method import PLANS_KEY
+from nnunetv2_conemos.methods import ConditionalFiLMTrainer, HermesTrainer
 from nnunetv2_conemos.records import Query, Truth
 from nnunetv2_conemos.trainer import PartialLabelTrainer
 
@@ -50,8 +52,26 @@ def worker(rank, folder, port):
     model = DistributedDataParallel(network(), find_unused_parameters=True)
     value, found = gradients(model, MaskedDiceBCE(ddp=True), slice(2 * rank, 2 * rank + 2))
     counted = reduced_counts(rank)
-    torch.save((value, found, counted), f"{folder}/{rank}.pt")
+    hermes = hermes_gradients(DistributedDataParallel(hermes_network()), rank)
+    torch.save((value, found, counted, hermes), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+def hermes_network():
+    manager = plans(2, modality_dropout=0.0)
+    manager.plans[PLANS_KEY] |= {"modalities": ["CT", "T1"]}
+    torch.manual_seed(0)
+    return build(HermesTrainer, manager)
+
+
+def hermes_gradients(model, rank):
+    """The second process sees two samples of unknown modality."""
+    image, target, _, _ = (part[2 * rank : 2 * rank + 2] for part in batch())
+    labels, modality = torch.tensor([[1, 2], [3, 0]]), torch.tensor([[1, 2], [0, 0]][rank])
+    answer = model(Query(image, labels, modality))
+    AdaptiveTverskyBCE(ddp=True)(answer, Truth(target, labels, labels > 0, None, modality)).backward()
+    module = getattr(model, "module", model)
+    return {name: p.grad.clone() for name, p in module.named_parameters()}
 
 
 def reduced_counts(rank):
@@ -84,7 +104,7 @@ def processes(tmp_path_factory):
 
 def test_two_processes_give_the_gradients_of_one(processes):
     _, whole = gradients(network(), MaskedDiceBCE(), slice(None))
-    for _, found, _ in processes:
+    for _, found, _, _ in processes:
         taught = {name for name, gradient in whole.items() if gradient.abs().max() > 0}
         assert taught <= set(found)
         for name in taught:
@@ -92,5 +112,15 @@ def test_two_processes_give_the_gradients_of_one(processes):
 
 
 def test_validation_counts_are_summed_over_the_processes(processes):
-    for _, _, logged in processes:
+    for _, _, logged, _ in processes:
         assert logged["mean_fg_dice"] == pytest.approx(2 * 3 / (2 * 3 + 1 + 1))
+
+
+def test_hermes_gives_every_parameter_the_mean_gradient_of_both_processes(processes):
+    """Without looking for unused parameters, although one process sees no modality at all."""
+    alone = [hermes_gradients(hermes_network(), rank) for rank in range(WORLD)]
+    for name in alone[0]:
+        mean = (alone[0][name] + alone[1][name]) / WORLD
+        for _, _, _, found in processes:
+            assert torch.allclose(found[name], mean, atol=1e-5), name
+    assert all(gradient.abs().sum() > 0 for name, gradient in alone[0].items() if name.startswith("modality_head"))

@@ -111,3 +111,22 @@ def test_partially_labelled_datasets_and_unknown_groups_are_refused(raw, capsys,
     (tmp_path / "groups.json").write_text(json.dumps({"a": ["livr"]}))
     assert run("3", "--groups", str(tmp_path / "groups.json"), "--overwrite") == 2
     assert "Did you mean 'liver'?" in capsys.readouterr().err
+
+
+def test_a_complete_dataset_keeps_what_its_sources_say(raw):
+    file = raw / "Dataset003_Complete" / "dataset.json"
+    every = ["liver", "spleen", "kidney"]
+    sources = {
+        "scanner": {"cases": ["c[0-5]"], "annotated": every, "modality": "CT", "weight": 2, "dataset": "ours"},
+        "theirs": {"cases": ["c[6-8]"], "annotated": every, "modality": "MR"},
+    }
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"sources": sources}))
+    assert run("3", "--per-case", "1") == 0
+    hidden = table(raw)
+    assert hidden.counts().sum(0).tolist() == [3, 3, 3]
+    for case in hidden.cases:
+        ours = case < "c6"
+        source = hidden.sources[hidden.source_of(case)]
+        assert (source.modality, source.weight) == (("CT", 2) if ours else ("MR", 1))
+        assert hidden.dataset_of(case) == ("ours" if ours else "theirs")
+        assert hidden.source_of(case).startswith("scanner: " if ours else "theirs: ")

@@ -8,7 +8,7 @@ from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
 from nnunetv2_conemos.losses.masked import MaskedDiceBCE, hard_counts
-from nnunetv2_conemos.records import Truth, pose_truth
+from nnunetv2_conemos.records import Asked, Truth, pose_truth
 
 SHAPE = (6, 5)
 
@@ -60,14 +60,14 @@ def test_unknown_pairs_change_neither_loss_nor_gradient(seed):
 def test_ignored_voxels_change_neither_loss_nor_gradient(seed, regions):
     logits, target, labels = random_batch(seed, num_labels=4)
     ignored = torch.rand(target.shape) < 0.3
-    known = torch.ones_like(labels, dtype=torch.bool)
+    asked = Asked(labels, torch.ones_like(labels, dtype=torch.bool), torch.zeros(len(labels), dtype=torch.long))
 
     def truth(values):
         values = torch.where(ignored, torch.full_like(values, 5), values)
         if not regions:
-            return pose_truth(values, labels, known, 5)
+            return pose_truth(values, asked, 5)
         channels = torch.cat([values == k for k in (1, 2, 3, 4, 5)], dim=1)
-        return pose_truth(channels, labels, known, 5)
+        return pose_truth(channels, asked, 5)
 
     before = loss_and_gradient(logits, truth(target))
     noise = torch.where(ignored, torch.randn_like(logits), logits)

@@ -207,6 +207,8 @@ def test_inference_facts_are_written_into_the_plans(world):
         "labels": ["square", "disc"],
         "has_regions": False,
         "untaught": [],
+        "groups": [["disc"], ["square"]],
+        "modalities": [],
     }
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from nnunetv2_conemos.datasets import write_aside
 from nnunetv2_conemos.method import PLANS_KEY
-from nnunetv2_conemos.records import Query, pose_truth
+from nnunetv2_conemos.records import Asked, Query, pose_truth
 from nnunetv2_conemos.sampling import what_is_asked
 from nnunetv2_conemos.sources import SourceTable
 from nnunetv2_conemos.trainer import PartialLabelTrainer
@@ -95,9 +95,9 @@ def question(trainer: type[nnUNetTrainer], batch: Batch) -> tuple[Query | Tensor
     cases = [f"case{number}" for number in range(len(image))]
     table, ask = SourceTable.from_dataset_json({"labels": names}, cases), trainer.method.ask
     drawn = np.random.default_rng(0).choice(ask.identifiers(table, cases), len(image))
-    asked, known = (tensor.to(image.device) for tensor in what_is_asked(ask, drawn, table))
-    ours, truth = trainer.method.loss(False), pose_truth(target, asked, known, None)
-    return Query(image, asked), lambda logits: ours(logits, truth)
+    asked = Asked(*(tensor.to(image.device) for tensor in what_is_asked(ask, drawn, table)))
+    ours, truth = trainer.method.loss(False), pose_truth(target, asked, None)
+    return Query(image, asked.labels, asked.modality), lambda answer: ours(answer, truth)
 
 
 def seconds(work: Callable[[], None], device: str) -> float:

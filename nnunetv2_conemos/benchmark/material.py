@@ -43,10 +43,8 @@ def plan_material(recipe: Recipe, source: Path, processes: int) -> Material:
             raise SourceError(f"{source} has `sources` already: leave `annotated` out of the recipe.")
         annotated = complete_table(read_annotated(recipe.annotated), files, None)
         dataset_json["sources"] = group_sources(annotated, labels, source.name)
-    refuse_unfit(recipe, source, "sources" in dataset_json)
     table = SourceTable.from_dataset_json(dataset_json, files)
-    if "sources" in dataset_json and all(table.known(case).all() for case in files):
-        raise SourceError(f"{source}: every case is annotated for every label, so there is nothing to compare.")
+    refuse_unfit(recipe, source, table)
     if not recipe.hold_out:
         test = test_set(recipe, source, dataset_json)
         refuse_training_cases(test, files, dataset_json["file_ending"])
@@ -62,14 +60,14 @@ def plan_material(recipe: Recipe, source: Path, processes: int) -> Material:
     return Material(dataset_json, files, sorted(drawn.tolist()), None)
 
 
-def refuse_unfit(recipe: Recipe, source: Path, partial: bool) -> None:
+def refuse_unfit(recipe: Recipe, source: Path, table: SourceTable) -> None:
     """Raises SourceError where there is nothing to compare: no partial labels, or hidden ones to be hidden again."""
-    if partial and recipe.hide:
+    if recipe.hide and not table.is_complete:
         raise SourceError(f"{source} is partially labelled already: leave `hide` out of the recipe.")
-    if not partial and not recipe.hide:
+    if table.is_complete and not recipe.hide:
         raise SourceError(
-            f"{source} has no `sources`: all its labels are annotated everywhere. Say who annotated what (`conemos "
-            "declare`, or `annotated` in a recipe), or what to `hide`."
+            f"{source}: all labels are annotated in every case, so there is nothing to compare. Say who annotated what "
+            "(`conemos declare`, or `annotated` in a recipe), or what to `hide`."
         )
 
 

@@ -14,9 +14,10 @@ from nnunetv2_conemos.variants import EPOCHS, STOCK
 
 Kind = Literal["trainer", "vanilla", "per-label", "completed", "ceiling"]
 CONDITIONAL = "ConditionalFiLMTrainer"
-OWN = (CONDITIONAL, "LabelSetFiLMTrainer")  # the package's own methods; other arms are baselines or ceilings
+OWN = (CONDITIONAL, "LabelSetFiLMTrainer")  # the package's own methods; other arms are published ones, or ceilings
 ALL_ARMS = (
     "vanilla", *OWN, "MultiTalentTrainer", "MarginalLossTrainer", "DoDNetTrainer", "MultiDecoderTrainer",
+    "HermesTrainer",
     "per-label", "completed", "ceiling", f"ceiling:{CONDITIONAL}",
 )  # fmt: skip
 FREE = ("arms", "seeds", "folds", "epochs", "notes")  # may grow while a benchmark goes on

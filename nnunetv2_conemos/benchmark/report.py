@@ -7,15 +7,17 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from nnunetv2_conemos.benchmark.arms import STEPS_PER_EPOCH
+from nnunetv2_conemos.benchmark.arms import STEPS_PER_EPOCH, model_of
 from nnunetv2_conemos.benchmark.figures import draw_against_k, draw_annotated, draw_costs, draw_dice, draw_steps
 from nnunetv2_conemos.benchmark.ledger import PACKAGES, Ledger, of_run
 from nnunetv2_conemos.benchmark.overlays import draw_overlays
+from nnunetv2_conemos.benchmark.priors import draw_priors, prior_similarity
 from nnunetv2_conemos.benchmark.recipe import TestSet, recipe_text
 from nnunetv2_conemos.benchmark.results import Results, shown
 from nnunetv2_conemos.benchmark.statistics import holm
-from nnunetv2_conemos.benchmark.workplace import Workplace
+from nnunetv2_conemos.benchmark.workplace import PARTIAL, Workplace
 from nnunetv2_conemos.datasets import write_aside
+from nnunetv2_conemos.models import read_model
 
 REPORTS = ("report.md", "report.html")
 AGAINST_K = "costs_against_k.csv"
@@ -121,6 +123,20 @@ def p_value(p: float) -> str:
     return "-" if pd.isna(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def similarities(place: Workplace, results: Results) -> dict[str, pd.DataFrame]:
+    """Arm -> similarity of its label priors after its first training, for methods that have some."""
+    found: dict[str, pd.DataFrame] = {}
+    for run in place.recipe.runs():
+        if run.arm.kind != "trainer" or run.arm.name in found or not len(of_run(results.runs, run)):
+            continue
+        folder = model_of(place, run, PARTIAL).folder(place.recipe)
+        checkpoint = folder / f"fold_{run.fold}" / "checkpoint_final.pth"
+        similarity = prior_similarity(read_model(folder), checkpoint) if checkpoint.is_file() else None
+        if similarity is not None:
+            found[run.arm.name] = similarity
+    return found
+
+
 def draw(place: Workplace, results: Results, ledger: Ledger, test: TestSet) -> dict[str, str]:
     """Draw the figures; returns caption -> file, relative to the report."""
     folder = place.folder / "figures"
@@ -140,6 +156,10 @@ def draw(place: Workplace, results: Results, ledger: Ledger, test: TestSet) -> d
         per_budget = [Results.from_ledger(place.recipe, ledger, n) for n in budgets]
         draw_steps(per_budget, folder / "steps.png")
         drawn["Mean Dice against the steps of a training; each is a training of its own."] = "steps.png"
+    similar = similarities(place, results)
+    if similar:
+        draw_priors(similar, folder / "priors.png")
+        drawn["How alike the learned priors of any two labels are (cosine), in the first training."] = "priors.png"
     pictured = {}
     for run in place.recipe.runs():
         predicted = place.run_folder(run) / "predictions"

@@ -26,7 +26,7 @@ def variants(trainer: type[PartialLabelTrainer]) -> dict[str, type[PartialLabelT
         if settings:
             name = variant(trainer.__name__, epochs, mirroring, adam)
             body = {"__module__": trainer.__module__, "__doc__": trainer.__doc__, "settings": settings}
-            made[name] = type(name, (trainer, nnUNetTrainerAdam) if adam else (trainer,), body)
+            made[name] = type(name, (nnUNetTrainerAdam, trainer) if adam else (trainer,), body)
             setattr(sys.modules[trainer.__module__], name, made[name])
     return made
 

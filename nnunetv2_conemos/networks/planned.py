@@ -101,13 +101,17 @@ def leaves(module: nn.Module | None) -> Iterator[nn.Module]:
     """The modules that run one after the other inside purely sequential containers."""
     if module is None:
         return
-    inner = {StackedConvBlocks: "convs", StackedResidualBlocks: "blocks", ConvDropoutNormReLU: "all_modules"}
-    children: Any = module if isinstance(module, nn.Sequential) else getattr(module, inner.get(type(module), ""), None)
-    if children is None:
-        yield module
-    else:
-        for child in children:
+    if isinstance(module, nn.Sequential | StackedConvBlocks | StackedResidualBlocks | ConvDropoutNormReLU):
+        for child in sequence_of(module):
             yield from leaves(child)
+    else:
+        yield module
+
+
+def sequence_of(module: nn.Module) -> nn.Sequential:
+    """The sequence that a purely sequential container runs; what is appended to it runs after the container."""
+    inner = {StackedConvBlocks: "convs", StackedResidualBlocks: "blocks", ConvDropoutNormReLU: "all_modules"}
+    return module if isinstance(module, nn.Sequential) else getattr(module, inner[type(module)])
 
 
 def walk(steps: list[Step], state: State) -> State:

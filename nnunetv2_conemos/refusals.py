@@ -1,0 +1,87 @@
+"""What a trainer refuses before nnU-Net makes its results folder, in sentences that say what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_conemos.datasets import preprocessed_cases, read_dataset_json
+from nnunetv2_conemos.method import LABELS_VARIABLE, MODALITY_VARIABLE, PLANS_KEY, Method
+from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable
+
+
+def preprocessed_table(plans: dict, configuration: str, dataset_json: dict) -> SourceTable:
+    """Who annotated what among the cases preprocessed for this configuration."""
+    identifier = PlansManager(plans).get_configuration(configuration).data_identifier
+    folder = Path(nnUNet_preprocessed) / plans["dataset_name"] / identifier
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} does not exist. Run nnUNetv2_preprocess for configuration {configuration}.")
+    return SourceTable.from_dataset_json(dataset_json, preprocessed_cases(folder))
+
+
+def refuse_choices_of_prediction() -> None:
+    for variable in (LABELS_VARIABLE, MODALITY_VARIABLE):
+        if os.environ.get(variable):
+            raise ValueError(
+                f"{variable} is set ({os.environ[variable]}). It is for prediction: the final validation would follow "
+                "it too. Unset it to train."
+            )
+
+
+def refuse_cascade(plans: dict, configuration: str, trainer: str) -> None:
+    if PlansManager(plans).get_configuration(configuration).previous_stage_name is not None:
+        raise NotImplementedError(
+            f"{trainer} does not train the cascade ({configuration}): it needs predictions of the previous stage that "
+            "nnU-Net only makes for validation cases. Use 3d_fullres or 3d_lowres."
+        )
+
+
+def refuse_regions(method: Method, dataset_json: dict, trainer: str) -> None:
+    if LabelSpace.from_dataset_json(dataset_json).has_regions and not method.regions:
+        raise NotImplementedError(
+            f"{trainer} takes labels to exclude each other, so it does not train regions. Use ConditionalFiLMTrainer "
+            "or MultiTalentTrainer, or labels that do not overlap."
+        )
+
+
+def refuse_other_labels(plans: dict, configuration: str, trainer: str, dataset_json: dict) -> None:
+    """The folds of one model folder share one dataset.json; a fold for other labels would spoil the others."""
+    folder = model_folder(plans, configuration, trainer)
+    if folder and (folder / "dataset.json").is_file():
+        refuse_label_change(read_dataset_json(folder)["labels"], dataset_json["labels"], str(folder))
+
+
+def refuse_other_modalities(plans: dict, configuration: str, trainer: str) -> None:
+    """The folds of one model folder share its plans, which number the modalities; `plans` hold those of this fold."""
+    folder = model_folder(plans, configuration, trainer)
+    if not (folder and (folder / "plans.json").is_file()):
+        return
+    ours = plans[PLANS_KEY]["modalities"]
+    theirs = json.loads((folder / "plans.json").read_text()).get(PLANS_KEY, {}).get("modalities", ours)
+    if theirs != ours:
+        raise SourceError(
+            f"{folder} was trained for other modalities than `sources` declare.\n  trained: {', '.join(theirs)}\n"
+            f"  dataset: {', '.join(ours)}\nRestore `modality` of the sources, or move the model folder away."
+        )
+
+
+def model_folder(plans: dict, configuration: str, trainer: str) -> Path | None:
+    """Where nnU-Net keeps the folds of this training; None where nnUNet_results is not set."""
+    if not nnUNet_results.is_set():
+        return None
+    return Path(nnUNet_results) / plans["dataset_name"] / f"{trainer}__{plans['plans_name']}__{configuration}"
+
+
+def refuse_label_change(theirs: dict, ours: dict, where: str) -> None:
+    def names(labels: dict) -> LabelSpace:
+        return LabelSpace.from_dataset_json({"labels": labels})
+
+    if names(theirs) != names(ours):
+        raise SourceError(
+            f"{where} was trained for other labels than this dataset has.\n  trained: {theirs}\n  dataset: {ours}\n"
+            "Restore the labels, move the model folder away, or start from it with `conemos adapt`."
+        )

@@ -15,7 +15,7 @@ from real import DATA, real_data
 from test_end_to_end import command, environment
 
 pytestmark = [*real_data, pytest.mark.slow]
-ARMS = ["vanilla", "LabelSetFiLMTrainer", "per-label", "completed:LabelSetFiLMTrainer", "ceiling"]
+ARMS = ["vanilla", "LabelSetFiLMTrainer", "HermesTrainer", "per-label", "completed:LabelSetFiLMTrainer", "ceiling"]
 RECIPE = {
     "hide": {"per_case": 1},
     "hold_out": 5,
@@ -57,7 +57,7 @@ def test_a_benchmark_stopped_and_started_again(nnunet_folders: Path):
     assert list(runs.index) == ARMS
     assert set(runs["status"]) == {"done"}
     assert runs["date"]["vanilla"] == first["date"][0], "not done again"
-    assert list(runs["steps"]) == [250, 250, 500, 500, 250]
+    assert list(runs["steps"]) == [250, 250, 250, 500, 500, 250]
     assert runs["plans_hash"].nunique() == 1
     assert (runs["dice"] > 0).all(), "250 steps of tiny networks rank nothing, but each learns something"
     cases = pd.read_csv(folder / "cases.csv")
@@ -65,3 +65,4 @@ def test_a_benchmark_stopped_and_started_again(nnunet_folders: Path):
     trained = json.loads((folder / "nnUNet_preprocessed/Dataset900_Partial/splits_final.json").read_text())
     assert not set(cases["case"]) & {case for fold in trained for part in fold.values() for case in part}
     assert (folder / "report.html").is_file()
+    assert (folder / "figures" / "priors.png").is_file()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
@@ -13,7 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from nnunetv2_conemos.datasets import dataset_name, preprocessed_folder, read_dataset_json, write_aside
-from nnunetv2_conemos.method import PLANS_KEY, facts_for_inference
+from nnunetv2_conemos.method import PLANS_KEY, facts_for_inference, known_modalities
 from nnunetv2_conemos.models import planned_network, read_checkpoint
 from nnunetv2_conemos.refusals import preprocessed_table
 from nnunetv2_conemos.sources import LabelSpace, SourceError, shorten
@@ -37,9 +38,8 @@ def run(args: argparse.Namespace) -> None:
     folder = preprocessed_folder(dataset_name(args.dataset))
     if folder is None:
         raise FileNotFoundError(f"{args.dataset} is not preprocessed. Run nnUNetv2_plan_and_preprocess first.")
-    labels = LabelSpace.from_dataset_json(read_dataset_json(folder))
-    network = fresh_network(folder, args.tr, args.p, args.c)
-    weights, report = adapt_weights(checkpoint["network_weights"], checkpoint_labels(checkpoint), network, labels.names)
+    network, ours = fresh_network(folder, args.tr, args.p, args.c)
+    weights, report = adapt_weights(checkpoint["network_weights"], names_in(checkpoint), network, ours)
     content = {"network_weights": weights, "adapted_from": str(args.checkpoint)}
     write_aside(args.output, lambda file: torch.save(content, file))
     print(
@@ -48,11 +48,20 @@ def run(args: argparse.Namespace) -> None:
     )
 
 
-def checkpoint_labels(checkpoint: dict[str, Any]) -> tuple[str, ...]:
-    return LabelSpace.from_dataset_json(checkpoint["init_args"]["dataset_json"]).names
+class Named(NamedTuple):
+    """Names of the labels and modalities of a network, in the order of its parameters."""
+
+    labels: tuple[str, ...]
+    modalities: tuple[str, ...]
 
 
-def fresh_network(folder: Path, trainer: str, plans_name: str, configuration: str) -> nn.Module:
+def names_in(checkpoint: dict[str, Any]) -> Named:
+    arguments = checkpoint["init_args"]
+    labels = LabelSpace.from_dataset_json(arguments["dataset_json"]).names
+    return Named(labels, tuple(known_modalities(PlansManager(arguments["plans"]))))
+
+
+def fresh_network(folder: Path, trainer: str, plans_name: str, configuration: str) -> tuple[nn.Module, Named]:
     """The untrained network that this trainer would build for a preprocessed dataset."""
     file = folder / f"{plans_name}.json"
     if not file.is_file():
@@ -66,38 +75,47 @@ def fresh_network(folder: Path, trainer: str, plans_name: str, configuration: st
         )
     table = preprocessed_table(plans, configuration, dataset_json)
     method = getattr(recursive_find_trainer_class_by_name(trainer), "method", None)
-    plans[PLANS_KEY] = facts_for_inference(table, table.modalities if method and method.modalities else ())
-    return planned_network(trainer, manager, configuration, dataset_json)
+    plans[PLANS_KEY] = facts_for_inference(table, method)
+    network = planned_network(trainer, manager, configuration, dataset_json)
+    return network, Named(table.labels.names, tuple(known_modalities(manager)))
 
 
 def adapt_weights(
-    trained: dict[str, Tensor], their_labels: tuple[str, ...], network: nn.Module, labels: tuple[str, ...]
+    trained: dict[str, Tensor], theirs: Named, network: nn.Module, ours: Named
 ) -> tuple[dict[str, Tensor], str]:
-    """Weights for `network`: taken by name where shapes agree, per label by label name, fresh elsewhere.
+    """Weights for `network`: taken by name where shapes agree, per label and modality by its name, fresh elsewhere.
 
-    `network.label_dims` maps a parameter to its dimension over labels. Fresh FiLM layers are zero, so that a stock
-    network starts as itself. Returns the weights and a report; raises SourceError where no backbone weight fits.
+    `network.label_dims` (`modality_dims`) maps a parameter to its dimension over labels (modalities). Fresh FiLM layers
+    are zero, so that a stock network starts as itself. Returns the weights and a report; raises SourceError where no
+    backbone weight fits.
     """
     label_dims = getattr(network, "label_dims", {})
-    common = [(labels.index(name), their_labels.index(name)) for name in labels if name in their_labels]
+    dims = {key: (dim, ours.labels, theirs.labels) for key, dim in label_dims.items()}
+    for key, dim in getattr(network, "modality_dims", {}).items():
+        dims[key] = (dim, ours.modalities, theirs.modalities)
     weights, taken, fresh = network.state_dict(), [], []
-    for key, ours in weights.items():
-        theirs = trained.get(key)
-        if theirs is not None and key in label_dims:
-            copy_labels(ours, theirs, label_dims[key], common)
-        elif theirs is not None and theirs.shape == ours.shape:
-            ours.copy_(theirs)
-        (taken if theirs is not None and (key in label_dims or theirs.shape == ours.shape) else fresh).append(key)
+    for key, mine in weights.items():
+        other = trained.get(key)
+        if other is not None and key in dims:
+            copy_named(mine, other, *dims[key])
+        elif other is not None and other.shape == mine.shape:
+            mine.copy_(other)
+        (taken if other is not None and (key in dims or other.shape == mine.shape) else fresh).append(key)
     backbone = [key for key in taken if key.startswith("encoder.") and ".film." not in key]
     if not backbone:
         raise SourceError("no backbone weight of the checkpoint fits this network: other architecture or plans.")
-    names = [labels[ours] for ours, _ in common] if set(taken) & set(label_dims) else []
+    names = [name for name in ours.labels if name in theirs.labels] if set(taken) & set(label_dims) else []
     report = f"{len(taken)} of {len(weights)} tensors taken, {len(fresh)} fresh; labels taken by name: " + (
         shorten(names) or "none"
     )
     return weights, report
 
 
-def copy_labels(ours: Tensor, theirs: Tensor, dim: int, common: list[tuple[int, int]]) -> None:
-    for mine, other in common:
-        ours.select(dim, mine).copy_(theirs.select(dim, other))
+def copy_named(mine: Tensor, other: Tensor, dim: int, ours: Sequence[str], theirs: Sequence[str]) -> None:
+    """Entries of a dimension by their names, and those after the named ones (of nothing, of an unknown modality)."""
+    for place, name in enumerate(ours):
+        if name in theirs:
+            mine.select(dim, place).copy_(other.select(dim, theirs.index(name)))
+    rest = mine.shape[dim] - len(ours)
+    if rest and rest == other.shape[dim] - len(theirs):
+        mine.narrow(dim, len(ours), rest).copy_(other.narrow(dim, len(theirs), rest))

@@ -12,24 +12,23 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from nnunetv2_conemos.datasets import write_aside
-
 TRAINING = "conemos_training"  # in a checkpoint, beside the averaged weights: what training goes on with
 
 
 class MovingAverage:
-    """Exponential, with a decay of min(1 - 1/n, `largest`) at the n-th update after the first, which is a copy."""
+    """Exponential, with a decay of min(1 - 1/n, `largest`) at the n-th update; the first is a copy."""
 
     def __init__(self, network: nn.Module, largest: float):
-        def update(average: Tensor, weight: Tensor, updates: Tensor | int) -> Tensor:
-            decay = min(1 - 1 / (int(updates) + 1), largest)
-            return average * decay + weight * (1 - decay)
-
-        self.trained = network
-        self.model = AveragedModel(network, avg_fn=update).eval()
+        self.trained, self.largest, self.updates = network, largest, 0
+        self.model = AveragedModel(network, multi_avg_fn=self._average).eval()
 
     def update(self) -> None:
+        self.updates += 1
         self.model.update_parameters(self.trained)
+
+    def _average(self, averages: Any, weights: Any, _: Tensor | int) -> None:
+        decay = min(1 - 1 / self.updates, self.largest)
+        torch._foreach_lerp_(averages, weights, 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -43,12 +42,13 @@ class MovingAverage:
 
     def add_training(self, file: Path) -> None:
         """Add to a checkpoint, saved `in_place`, what training goes on with."""
-        state = {"weights": self.trained.state_dict(), "updates": self.model.n_averaged.item()}
         saved = torch.load(file, map_location="cpu", weights_only=False)
-        write_aside(file, lambda aside: torch.save({**saved, TRAINING: state}, aside))
+        torch.save({**saved, TRAINING: {"weights": self.trained.state_dict(), "updates": self.updates}}, file)
 
     def resume(self, checkpoint: dict[str, Any]) -> None:
         """Go on from a checkpoint of `add_training`."""
+        state = checkpoint[TRAINING]
         self.model.module.load_state_dict(checkpoint["network_weights"])
-        self.model.n_averaged.fill_(checkpoint[TRAINING]["updates"])
-        self.trained.load_state_dict(checkpoint[TRAINING]["weights"])
+        self.trained.load_state_dict(state["weights"])
+        self.updates = state["updates"]
+        self.model.n_averaged.fill_(self.updates)

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from nnunetv2_conemos import datasets, env
 from nnunetv2_conemos.declare import named_or_path
+from nnunetv2_conemos.method import UNKNOWN
 from nnunetv2_conemos.models import ModelFolder, read_model
 from nnunetv2_conemos.predict import asked
 from nnunetv2_conemos.raw_writer import CaseJob, dataset_entries, input_files, jobs_of, write_seg
@@ -68,8 +69,10 @@ class Completion:
 
     def modality(self, case: str) -> str | None:
         """What the model is told of a case: the modality that its source declares, if the model knows it."""
+        if not self.model.modalities:
+            return None
         declared = self.table.sources[self.table.source_of(case)].modality
-        return declared if declared in self.model.modalities else None
+        return declared if declared in self.model.modalities else UNKNOWN
 
     def missing(self, case: str) -> tuple[str, ...]:
         return tuple(name for name in self.table.labels.names if name not in self.table.annotated(case))

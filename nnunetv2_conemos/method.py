@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from nnunetv2_conemos.sources import SourceTable
 
 LABELS_VARIABLE = "CONEMOS_LABELS"  # environment: comma-separated labels that prediction computes
 MODALITY_VARIABLE = "CONEMOS_MODALITY"  # environment: the modality of the images that are predicted
+UNKNOWN = "unknown"  # value of it for images of any other modality
 PLANS_KEY = "conemos"  # in the plans: what inference must know; in a configuration of the plans: options of the method
 
 Options = TypeVar("Options", bound=BaseModel)
@@ -46,18 +47,21 @@ class Method:
     averaging: float | None = None
 
 
-def facts_for_inference(table: SourceTable, modalities: Sequence[str] = ()) -> dict[str, object]:
+def facts_for_inference(table: SourceTable, method: Method | None = None) -> dict[str, object]:
     """What the plans must carry beside a checkpoint so that the network can be built again from them.
 
     `untaught` names the labels that no case is annotated for: nothing is known about them, so they are never predicted.
-    `groups` are the largest sets of labels annotated together, `modalities` those that the network is told.
+    `groups` are the largest sets of labels annotated together. A method that looks at the modality has `modalities`,
+    those that the network is told, and `only_modality`, if every annotated case has the same.
     """
+    told = method is not None and method.modalities
     return {
         "labels": list(table.labels.names),
         "has_regions": table.labels.has_regions,
         "untaught": table.untaught(),
         "groups": table.groups(),
-        "modalities": list(modalities),
+        "modalities": list(table.modalities) if told else [],
+        "only_modality": table.only_modality if told else None,
     }
 
 
@@ -99,16 +103,17 @@ def known_modalities(plans: PlansManager) -> list[str]:
 
 
 def chosen_modality(plans: PlansManager) -> int:
-    """The modality (1..) of the images to predict: CONEMOS_MODALITY, else the only one there is, else 0 (unknown).
+    """The modality (1..) of the images to predict: CONEMOS_MODALITY, else that of all training cases, else 0 (unknown).
 
     Raises ValueError for a name that the model was not told in training.
     """
     names, wanted = known_modalities(plans), os.environ.get(MODALITY_VARIABLE, "").strip()
-    if wanted and wanted not in names:
+    wanted = wanted or plans.plans.get(PLANS_KEY, {}).get("only_modality") or UNKNOWN
+    if wanted not in (*names, UNKNOWN):
         raise ValueError(
             f"{MODALITY_VARIABLE}: this model knows no modality '{wanted}'. It knows {', '.join(names) or 'none'}."
         )
-    return names.index(wanted) + 1 if wanted else int(len(names) == 1)
+    return names.index(wanted) + 1 if wanted in names else 0
 
 
 def method_options(configuration: ConfigurationManager, model: type[Options]) -> Options:

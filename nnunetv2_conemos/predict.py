@@ -18,7 +18,7 @@ from nnunetv2.inference.predict_from_raw_data import predict_entry_point, predic
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 
 from nnunetv2_conemos import env
-from nnunetv2_conemos.method import LABELS_VARIABLE, MODALITY_VARIABLE
+from nnunetv2_conemos.method import LABELS_VARIABLE, MODALITY_VARIABLE, UNKNOWN
 from nnunetv2_conemos.models import ModelFolder, read_model
 
 HANDS_ON = True  # arguments that are not ours are nnU-Net's
@@ -65,7 +65,7 @@ def refuse_unknown_labels(model: ModelFolder, labels: Sequence[str]) -> None:
 def refuse_unknown_modality(model: ModelFolder, modality: str) -> None:
     """Raises ValueError for a name that the model does not know, and for models that look at no modality."""
     known = model.modalities
-    if modality not in known:
+    if modality not in (*known, UNKNOWN) or not known:
         raise ValueError(f"--modality: this model knows {', '.join(known) or 'no modality'}, found '{modality}'.")
 
 

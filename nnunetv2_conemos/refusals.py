@@ -23,8 +23,8 @@ def preprocessed_table(plans: dict, configuration: str, dataset_json: dict) -> S
     return SourceTable.from_dataset_json(dataset_json, preprocessed_cases(folder))
 
 
-def refuse_choices_of_prediction() -> None:
-    for variable in (LABELS_VARIABLE, MODALITY_VARIABLE):
+def refuse_choices_of_prediction(method: Method) -> None:
+    for variable in (LABELS_VARIABLE, *((MODALITY_VARIABLE,) if method.modalities else ())):
         if os.environ.get(variable):
             raise ValueError(
                 f"{variable} is set ({os.environ[variable]}). It is for prediction: the final validation would follow "
@@ -55,18 +55,18 @@ def refuse_other_labels(plans: dict, configuration: str, trainer: str, dataset_j
         refuse_label_change(read_dataset_json(folder)["labels"], dataset_json["labels"], str(folder))
 
 
-def refuse_other_modalities(plans: dict, configuration: str, trainer: str) -> None:
-    """The folds of one model folder share its plans, which number the modalities; `plans` hold those of this fold."""
+def refuse_other_facts(plans: dict, configuration: str, trainer: str) -> None:
+    """The folds of one model folder share its plans, which say what to ask; `plans` hold what this fold would ask."""
     folder = model_folder(plans, configuration, trainer)
     if not (folder and (folder / "plans.json").is_file()):
         return
-    ours = plans[PLANS_KEY]["modalities"]
-    theirs = json.loads((folder / "plans.json").read_text()).get(PLANS_KEY, {}).get("modalities", ours)
-    if theirs != ours:
-        raise SourceError(
-            f"{folder} was trained for other modalities than `sources` declare.\n  trained: {', '.join(theirs)}\n"
-            f"  dataset: {', '.join(ours)}\nRestore `modality` of the sources, or move the model folder away."
-        )
+    theirs, ours = json.loads((folder / "plans.json").read_text()).get(PLANS_KEY, {}), plans[PLANS_KEY]
+    for name, meaning in (("modalities", "modalities"), ("groups", "sets of labels annotated together")):
+        if theirs.get(name, ours[name]) != ours[name]:
+            raise SourceError(
+                f"{folder} was trained for other {meaning} than `sources` declare.\n  trained: {theirs[name]}\n"
+                f"  dataset: {ours[name]}\nRestore `sources`, or move the model folder away."
+            )
 
 
 def model_folder(plans: dict, configuration: str, trainer: str) -> Path | None:

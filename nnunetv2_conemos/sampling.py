@@ -21,7 +21,7 @@ COPIES = 10  # length of every label's list in units of the longest: the finer, 
 
 
 class Drawn(NamedTuple):
-    """What an identifier stands for: a case, the labels asked (1..K) and those that a patch may be centred on."""
+    """What an identifier stands for: a case, the labels asked (1..K; 0 asks nothing), those to centre a patch on."""
 
     case: str
     asked: tuple[int, ...]
@@ -91,8 +91,9 @@ class Cases:
     """A dataset in proportion to a power of its number of cases, then a case.
 
     The power 0.5 is that of Ulrich et al. (MICCAI 2023), 0 draws every dataset equally often. Asked are the labels
-    annotated in the case, or every label (`every`), for losses that look at the others too. Sources that name the same
-    `dataset` are one; weights act within it.
+    annotated in the case, padded to the largest set that a case has, so that questions have one shape; or every label
+    (`every`), for losses that look at the others too. Sources that name the same `dataset` are one; a case of weight 2
+    is drawn twice as often as it would be.
     """
 
     every: bool = False
@@ -108,12 +109,13 @@ class Cases:
         shares = np.zeros(len(annotated))
         for dataset in np.unique(datasets):
             here = datasets == dataset
-            shares[here] = weights[here] / weights[here].sum() * here.sum() ** self.power
+            shares[here] = weights[here] * here.sum() ** (self.power - 1)
         return np.repeat(annotated, copies(shares.tolist(), COPIES * len(annotated)))
 
     def parse(self, identifier: str, table: SourceTable) -> Drawn:
         known = annotated_labels(identifier, table)
-        return Drawn(identifier, tuple(range(1, len(table.labels) + 1)) if self.every else known, known)
+        padded = known + (0,) * (table.largest_set - len(known))
+        return Drawn(identifier, tuple(range(1, len(table.labels) + 1)) if self.every else padded, known)
 
 
 def what_is_asked(ask: Ask, identifiers: Iterable[str], table: SourceTable) -> Asked:
@@ -124,7 +126,7 @@ def what_is_asked(ask: Ask, identifiers: Iterable[str], table: SourceTable) -> A
     known = np.zeros((len(drawn), width), dtype=bool)
     for row, (case, labels, _) in enumerate(drawn):
         rows[row, : len(labels)] = labels
-        known[row, : len(labels)] = table.known(case)[np.array(labels) - 1]
+        known[row] = np.append(False, table.known(case))[rows[row]]  # 0: not known
     modality = [table.modality_of(one.case) for one in drawn]
     return Asked(torch.from_numpy(rows), torch.from_numpy(known), torch.tensor(modality))
 

@@ -98,6 +98,7 @@ class SourceTable:
             for name, source in sources.items()
         }
         self._known = {name: np.isin(np.arange(len(labels)), cols) for name, cols in columns.items()}
+        self.largest_set = max(int(known.sum()) for known in self._known.values())
         if not any(known.any() for known in self._known.values()):
             raise SourceError(
                 "no source annotates any label: all `annotated` lists are empty. Name what was annotated."
@@ -138,6 +139,12 @@ class SourceTable:
     def modalities(self) -> tuple[str, ...]:
         """Names of the modalities that sources declare, sorted."""
         return tuple(sorted({source.modality for source in self.sources.values() if source.modality}))
+
+    @property
+    def only_modality(self) -> str | None:
+        """The modality that all annotated sources declare; None where they differ or one declares none."""
+        declared = {source.modality for source in self.sources.values() if source.annotated}
+        return declared.pop() if len(declared) == 1 else None
 
     def modality_of(self, case: str) -> int:
         """Number (1..) of the modality of a case in `modalities`; 0 where its source declares none."""

@@ -16,7 +16,7 @@ from torch import autocast, nn
 from torch import distributed as dist
 
 from nnunetv2_conemos.averaging import MovingAverage
-from nnunetv2_conemos.datasets import refuse_different_tables, write_json
+from nnunetv2_conemos.datasets import refuse_different_tables, write_aside, write_json
 from nnunetv2_conemos.losses.masked import hard_counts
 from nnunetv2_conemos.method import PLANS_KEY, Method, facts_for_inference
 from nnunetv2_conemos.records import Query, Truth, pose_truth
@@ -25,8 +25,8 @@ from nnunetv2_conemos.refusals import (
     refuse_cascade,
     refuse_choices_of_prediction,
     refuse_label_change,
+    refuse_other_facts,
     refuse_other_labels,
-    refuse_other_modalities,
     refuse_regions,
 )
 from nnunetv2_conemos.sampling import AskedDataset, what_is_asked
@@ -63,14 +63,15 @@ class PartialLabelTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net reads the signature)
     ):
         # nnU-Net's __init__ creates the results folder: whatever cannot work is refused before.
-        refuse_choices_of_prediction()
+        refuse_choices_of_prediction(self.method)
         refuse_cascade(plans, configuration, type(self).__name__)
         refuse_regions(self.method, dataset_json, type(self).__name__)
         refuse_different_tables(plans["dataset_name"])
         refuse_other_labels(plans, configuration, type(self).__name__, dataset_json)
         self.table = preprocessed_table(plans, configuration, dataset_json)
-        plans[PLANS_KEY] = facts_for_inference(self.table, self.table.modalities if self.method.modalities else ())
-        refuse_other_modalities(plans, configuration, type(self).__name__)
+        plans[PLANS_KEY] = facts_for_inference(self.table, self.method)
+        if self.method.modalities:
+            refuse_other_facts(plans, configuration, type(self).__name__)
         super().__init__(plans, configuration, fold, dataset_json, device)
         for name, value in self._all_settings().items():
             if not hasattr(self, name):
@@ -250,10 +251,16 @@ class PartialLabelTrainer(nnUNetTrainer):
 
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's, with averaged weights where the method has them, and those of the training beside them."""
-        with self.averaged_weights():
-            super().save_checkpoint(filename)
-        if self.average and self.local_rank == 0 and not self.disable_checkpointing:
-            self.average.add_training(Path(filename))
+        if not self.average or self.local_rank != 0 or self.disable_checkpointing:
+            return super().save_checkpoint(filename)
+        average, nnunets = self.average, super().save_checkpoint
+
+        def write(aside: Path) -> None:
+            with average.in_place():
+                nnunets(str(aside))
+            average.add_training(aside)
+
+        return write_aside(Path(filename), write)
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """Raises SourceError where the checkpoint was trained for other labels."""

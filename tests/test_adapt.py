@@ -11,7 +11,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from worlds import NAME, make_trainer, shapes, write_world
 
 from nnunetv2_conemos import adapt
-from nnunetv2_conemos.methods import ConditionalFiLMTrainer
+from nnunetv2_conemos.methods import ConditionalFiLMTrainer, HermesTrainer
 from nnunetv2_conemos.networks.film import FiLM
 from nnunetv2_conemos.records import Query
 from nnunetv2_conemos.sources import SourceError
@@ -113,3 +113,43 @@ def test_what_cannot_be_used_is_refused_and_nothing_is_written(nnunet_folders, t
     with pytest.raises(FileExistsError, match="--overwrite"):
         adapt.run(arguments(tmp_path))
     assert (tmp_path / "start.pth").read_text() == "precious"
+
+
+def told(base, labels, modalities):
+    """A dataset with a source for each modality, and plans deep enough to be fused in several places."""
+    rng = np.random.default_rng(0)
+    names = [name for name in labels if name != "background"]
+    sources = {m: {"cases": [f"{m}*"], "annotated": names, "modality": m} for m in modalities}
+    cases = {f"{m}{i}": shapes(rng, 32) for m in modalities for i in range(6)}
+    write_world(base, cases, labels, sources, batch_size=2)
+    file = base / "nnUNet_preprocessed" / NAME / "nnUNetPlans.json"
+    plans = json.loads(file.read_text())
+    arguments = plans["configurations"]["tiny"]["architecture"]["arch_kwargs"]
+    arguments |= {"n_stages": 4, "features_per_stage": [4, 8, 16, 32], "strides": [[1, 1]] + [[2, 2]] * 3}
+    arguments |= {"kernel_sizes": [[3, 3]] * 4, "n_conv_per_stage": [1] * 4, "n_conv_per_stage_decoder": [1] * 3}
+    file.write_text(json.dumps(plans))
+
+
+def test_priors_of_labels_and_modalities_keep_their_names(nnunet_folders, tmp_path, capsys):
+    told(nnunet_folders, OLD, ["CT", "MR"])
+    torch.manual_seed(1)
+    trainer = make_trainer(nnunet_folders, HermesTrainer)
+    trainer.initialize()
+    for parameter in trainer.average.model.module.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    trainer.save_checkpoint(str(tmp_path / "old.pth"))
+    (nnunet_folders / "nnUNet_results" / NAME).rename(tmp_path / "old_results")
+    told(nnunet_folders, NEW, ["MR", "PET"])
+    adapt.run(arguments(tmp_path, tr="HermesTrainer"))
+    assert "labels taken by name: spleen, liver" in capsys.readouterr().out
+    fresh = make_trainer(nnunet_folders, HermesTrainer)
+    fresh.initialize()
+    load_pretrained_weights(fresh.network, str(tmp_path / "start.pth"))
+    old, new = trainer.average.model.module, fresh.network
+    places = list(zip(old.places(), new.places(), strict=True))
+    assert len(places) == 3
+    for before, after in places:
+        assert torch.equal(after.labels[[0, 2, -1]], before.labels[[1, 0, -1]]), "spleen, liver, nothing"
+        assert torch.equal(after.modalities[[0, -1]], before.modalities[[1, -1]]), "MR, unknown"
+        assert not torch.equal(after.modalities[1], before.modalities[0]), "PET is not CT"
+    assert torch.equal(new.modality_head[2].weight[0], old.modality_head[2].weight[1])

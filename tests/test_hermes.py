@@ -465,8 +465,74 @@ def test_a_changed_set_of_modalities_is_refused(nnunet_folders):
     toy_world(nnunet_folders)
     save_model(nnunet_folders)
     toy_world(nnunet_folders, modality="CT only")
-    with pytest.raises(ValueError, match=r"(?s)modalities.*CT, T1.*CT"):
+    with pytest.raises(ValueError, match=r"(?s)other modalities than.*'CT', 'T1'.*'CT'"):
         make_trainer(nnunet_folders, HermesTrainer, fold=1)
+
+
+def test_changed_sets_of_labels_are_refused(nnunet_folders):
+    toy_world(nnunet_folders)
+    save_model(nnunet_folders)
+    file = nnunet_folders / "nnUNet_preprocessed" / NAME / "dataset.json"
+    content = json.loads(file.read_text())
+    content["sources"]["B"]["annotated"] = ["b"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"(?s)other sets of labels annotated together.*Restore `sources`"):
+        make_trainer(nnunet_folders, HermesTrainer, fold=1)
+    make_trainer(nnunet_folders, ConditionalFiLMTrainer, fold=1)  # asks one label at a time
+
+
+@pytest.mark.parametrize(
+    ("modalities", "expected"),
+    [(("CT", "CT"), 1), (("CT", "T1"), 0), (("CT", None), 0), ((None, None), 0)],
+)
+def test_prediction_takes_the_modality_of_all_training_cases_or_none(nnunet_folders, modalities, expected, monkeypatch):
+    toy_world(nnunet_folders, modality=False)
+    file = nnunet_folders / "nnUNet_preprocessed" / NAME / "dataset.json"
+    content = json.loads(file.read_text())
+    for source, modality in zip(content["sources"].values(), modalities, strict=True):
+        source |= {} if modality is None else {"modality": modality}
+    file.write_text(json.dumps(content))
+    trainer = make_trainer(nnunet_folders, HermesTrainer)
+    trainer.initialize()
+    assert trainer.network.modality == expected
+    monkeypatch.setenv("CONEMOS_MODALITY", "unknown")
+    assert build_again(trainer).modality == 0
+
+
+def build_again(trainer):
+    configuration = trainer.configuration_manager
+    return HermesTrainer.build_network_architecture(trainer.plans_manager, configuration, 1, 4, False)
+
+
+def test_asking_for_all_labels_leaves_out_those_that_nobody_annotated():
+    assert network(groups=[["a"], ["b"]], asked="all").groups == [[1, 2]]
+
+
+def test_an_interrupted_checkpoint_leaves_the_one_before(nnunet_folders, monkeypatch):
+    toy_world(nnunet_folders)
+    trainer = make_trainer(nnunet_folders, HermesTrainer)
+    trainer.initialize()
+    file = Path(f"{trainer.output_folder}/checkpoint_latest.pth")
+    trainer.save_checkpoint(str(file))
+    before = file.read_bytes()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MovingAverage, "add_training", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.save_checkpoint(str(file))
+    assert file.read_bytes() == before
+
+
+def test_questions_of_training_have_one_shape(nnunet_folders):
+    """However many labels its cases are annotated for, so that torch.compile makes one graph."""
+    toy_world(nnunet_folders)
+    trainer = make_trainer(nnunet_folders, HermesTrainer)
+    trainer.initialize()
+    loader, _ = trainer.get_dataloaders()
+    shapes_seen = {tuple(trainer.pose(next(loader))[0].labels.shape) for _ in range(20)}
+    assert shapes_seen == {(2, 2)}
 
 
 def test_a_perfect_answer_scores_one_on_what_is_annotated(nnunet_folders):

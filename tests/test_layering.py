@@ -46,6 +46,7 @@ LAYERS = [
     {"benchmark.recipe", "benchmark.measured", "benchmark.statistics", "benchmark.against_k"},
     {"benchmark.workplace", "benchmark.ledger"},
     {"benchmark.material"},
+    {"benchmark.networks"},
     {"benchmark.arms", "benchmark.results"},
     {"benchmark.figures"},
     {"benchmark.overlays", "benchmark.priors"},

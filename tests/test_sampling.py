@@ -108,7 +108,7 @@ def test_questions_are_mixed_equally_and_patches_still_centre_on_one_label():
 
 
 def test_datasets_are_drawn_by_the_root_of_their_size():
-    table = make_table(a=(90, ["one"]), b=(10, ["two"], 2.0), u=(5, []))
+    table = make_table(a=(90, ["one"]), b=(10, ["two"]), u=(5, []))
     identifiers = Cases().identifiers(table, table.cases)
     share = np.mean([i.startswith("a") for i in identifiers])
     assert share == pytest.approx(np.sqrt(90) / (np.sqrt(90) + np.sqrt(10)), abs=0.02)
@@ -116,6 +116,12 @@ def test_datasets_are_drawn_by_the_root_of_their_size():
     assert len(set(identifiers)) == 100
     with pytest.raises(ValueError, match="nothing to ask"):
         Cases().identifiers(table, ["u0"])
+
+
+def test_the_power_zero_draws_datasets_equally_often_but_for_their_weights():
+    table = make_table(a=(90, ["one"]), b=(10, ["two"], 2.0))
+    identifiers = Cases(power=0.0).identifiers(table, table.cases)
+    assert np.mean([i.startswith("a") for i in identifiers]) == pytest.approx(1 / 3, abs=0.02)
 
 
 def test_sources_of_one_dataset_are_drawn_as_one():
@@ -128,12 +134,15 @@ def test_sources_of_one_dataset_are_drawn_as_one():
     table = SourceTable.from_dataset_json({"labels": LABELS, "sources": entries}, cases)
     identifiers = Cases().identifiers(table, cases)
     share = {name: np.mean([i.startswith(name) for i in identifiers]) for name in "abc"}
-    assert share["c"] == pytest.approx(0.5, abs=0.02)
-    assert share["b"] == pytest.approx(0.5 * 3 / 18, abs=0.02), "weights act within the dataset"
+    assert share["c"] / share["a"] == pytest.approx(16 / 15, abs=0.02), "datasets of equal size"
+    assert share["b"] == pytest.approx(3 / (15 + 3 + 16), abs=0.02), "drawn three times as often as it would be"
 
 
 def test_cases_ask_what_is_annotated_or_everything():
     table = make_table(a=(1, ["one", "three"]))
     assert Cases().parse("a0", table) == ("a0", (1, 3), (1, 3))
+    uneven = make_table(a=(1, ["one", "three"]), b=(1, ["two"]))
+    assert Cases().parse("b0", uneven) == ("b0", (2, 0), (2,)), "padded, so that questions have one shape"
+    assert what_is_asked(Cases(), ["b0"], uneven).known.tolist() == [[True, False]]
     assert Cases(every=True).parse("a0", table) == ("a0", (1, 2, 3), (1, 3))
     assert what_is_asked(Cases(every=True), ["a0"], table).known.tolist() == [[True, False, True]]

@@ -209,6 +209,7 @@ def test_inference_facts_are_written_into_the_plans(world):
         "untaught": [],
         "groups": [["disc"], ["square"]],
         "modalities": [],
+        "only_modality": None,
     }
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_conemos.benchmark.recipe import Recipe, Run
+from nnunetv2_conemos.benchmark.networks import Costs, Model, train, train_and_predict
+from nnunetv2_conemos.benchmark.recipe import Run
 from nnunetv2_conemos.benchmark.workplace import (
     COMPLETED,
     PARTIAL,
@@ -19,33 +18,8 @@ from nnunetv2_conemos.benchmark.workplace import (
     complete_dataset,
     one_label_dataset,
 )
-from nnunetv2_conemos.datasets import new_folder, remove, write_json
+from nnunetv2_conemos.datasets import new_folder, write_json
 from nnunetv2_conemos.raw_writer import reader_of, write_seg
-from nnunetv2_conemos.variants import variant
-
-STEPS_PER_EPOCH = 250  # nnU-Net's
-Costs = dict[str, Any]
-
-
-class Model(NamedTuple):
-    """One network of a run: where its results and preprocessed cases are, and what trains it."""
-
-    run: Run
-    dataset: str
-    trainer: str
-    results: Path
-    preprocessed: Path
-    configuration: str
-
-    def variant(self, recipe: Recipe) -> str:
-        return variant(self.trainer, self.run.epochs, recipe.mirroring, recipe.optimiser == "AdamW")
-
-    def words(self, place: Workplace) -> tuple[str, ...]:
-        """-tr, -p and -device of nnU-Net's commands."""
-        return ("-tr", self.variant(place.recipe), "-p", place.recipe.plans, "-device", place.device)
-
-    def folder(self, recipe: Recipe) -> Path:
-        return self.results / self.dataset / f"{self.variant(recipe)}__{recipe.plans}__{self.configuration}"
 
 
 def perform(place: Workplace, run: Run, images: Path) -> Costs:
@@ -128,41 +102,6 @@ def model_of(place: Workplace, run: Run, dataset: str, preprocessed: Path | None
     results = place.run_folder(run) / "nnUNet_results"
     where = preprocessed or place.preprocessed
     return Model(run, dataset, run.arm.trainer, results, where, configuration(place, run))
-
-
-def train(place: Workplace, model: Model) -> Costs:
-    """Train, or go on with a training that was interrupted; returns what it cost."""
-    report = model.folder(place.recipe) / f"fold_{model.run.fold}_costs.json"
-    steps = model.run.epochs * STEPS_PER_EPOCH
-    if not report.is_file():
-        report.parent.mkdir(parents=True, exist_ok=True)
-        what = ("train", model.dataset, model.configuration, str(model.run.fold), *model.words(place))
-        measured(place, model, f"{model.run.folder}_{model.dataset}_train", report, what)
-    return {"networks": 1, "steps": steps, **json.loads(report.read_text())}
-
-
-def train_and_predict(place: Workplace, model: Model, images: Path, output: Path, probabilities: bool = False) -> Costs:
-    """Train a network and predict the test images into a folder; returns the costs of both."""
-    costs = train(place, model)
-    report = output.with_name(f"{output.name}.json")
-    if not report.is_file():
-        remove(output)
-        more = (
-            *(() if place.recipe.tta else ("--disable_tta",)),
-            *(("--save_probabilities",) if probabilities else ()),
-        )
-        which = ("-d", model.dataset, "-c", model.configuration, "-f", str(model.run.fold), *model.words(place))
-        few = ("-npp", "1", "-nps", "1", "--disable_progress_bar", *more)
-        what = ("predict", "-i", str(images), "-o", str(output), *which, *few)
-        measured(place, model, f"{model.run.folder}_{output.name}", report, what)
-    return costs | json.loads(report.read_text())
-
-
-def measured(place: Workplace, model: Model, log: str, report: Path, what: Sequence[str]) -> None:
-    """Run nnU-Net in a process that measures what it costs."""
-    words = (sys.executable, "-m", "nnunetv2_conemos.benchmark.measured", report, str(model.run.seed), *what)
-    where = {"nnUNet_results": str(model.results), "nnUNet_preprocessed": str(model.preprocessed)}
-    place.command(log, *words, variables=where)
 
 
 def join_labels(place: Workplace, folders: Sequence[Path], output: Path) -> None:

@@ -11,7 +11,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nnunetv2_conemos.benchmark.arms import STEPS_PER_EPOCH
+from nnunetv2_conemos.benchmark.networks import STEPS_PER_EPOCH
 from nnunetv2_conemos.benchmark.results import Results
 
 PANELS = {

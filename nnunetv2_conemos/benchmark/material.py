@@ -13,8 +13,8 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 
 from nnunetv2_conemos.benchmark.recipe import Recipe, TestSet
-from nnunetv2_conemos.benchmark.workplace import PARTIAL, Workplace, with_validation, write_referenced
-from nnunetv2_conemos.datasets import new_folder, raw_cases, read_raw_json
+from nnunetv2_conemos.benchmark.workplace import MODALITIES, PARTIAL, Workplace, with_validation, write_referenced
+from nnunetv2_conemos.datasets import new_folder, raw_cases, read_raw_json, write_json
 from nnunetv2_conemos.declare import complete_table, group_sources, read_annotated
 from nnunetv2_conemos.evaluation import occupied, read_map
 from nnunetv2_conemos.parallel import in_processes
@@ -161,6 +161,9 @@ def hold_out(place: Workplace, material: Material) -> TestSet:
         jobs = [
             job._replace(values=visible_values(labels, labels.names)) for job in jobs_of(material.dataset_json, files)
         ]
+        table = SourceTable.from_dataset_json(material.dataset_json, material.files)
+        modalities = {case: table.sources[table.source_of(case)].modality for case in material.held_out}
         with new_folder(folder) as aside:
             write_cases(jobs, aside, material.dataset_json["file_ending"], "link", place.processes, "Test cases")
+            write_json(aside / MODALITIES, modalities)
     return TestSet(images=folder / "imagesTr", labels=folder / "labelsTr")

@@ -23,6 +23,11 @@ ALL_ARMS = (
 FREE = ("arms", "seeds", "folds", "epochs", "notes")  # may grow while a benchmark goes on
 
 
+def slug(name: str) -> str:
+    """A name as part of a file's name."""
+    return re.sub(r"[^\w.-]+", "_", name)
+
+
 class Arm(BaseModel):
     """One way to get all labels; in a recipe most often a word.
 
@@ -128,8 +133,7 @@ class Run(NamedTuple):
 
     @property
     def folder(self) -> str:
-        arm = re.sub(r"[^\w.-]+", "_", self.arm.name)
-        return f"{arm}__{self.epochs}epochs__seed{self.seed}__fold{self.fold}"
+        return f"{slug(self.arm.name)}__{self.epochs}epochs__seed{self.seed}__fold{self.fold}"
 
 
 class Recipe(BaseModel):

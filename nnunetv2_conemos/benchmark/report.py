@@ -7,9 +7,10 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from nnunetv2_conemos.benchmark.arms import STEPS_PER_EPOCH, model_of
+from nnunetv2_conemos.benchmark.arms import model_of
 from nnunetv2_conemos.benchmark.figures import draw_against_k, draw_annotated, draw_costs, draw_dice, draw_steps
 from nnunetv2_conemos.benchmark.ledger import PACKAGES, Ledger, of_run
+from nnunetv2_conemos.benchmark.networks import STEPS_PER_EPOCH
 from nnunetv2_conemos.benchmark.overlays import draw_overlays
 from nnunetv2_conemos.benchmark.priors import draw_priors, prior_similarity
 from nnunetv2_conemos.benchmark.recipe import TestSet, recipe_text
@@ -125,16 +126,14 @@ def p_value(p: float) -> str:
 
 def similarities(place: Workplace, results: Results) -> dict[str, pd.DataFrame]:
     """Arm -> similarity of its label priors after its first training, for methods that have some."""
-    found: dict[str, pd.DataFrame] = {}
+    found: dict[str, pd.DataFrame | None] = {}
     for run in place.recipe.runs():
-        if run.arm.kind != "trainer" or run.arm.name in found or not len(of_run(results.runs, run)):
-            continue
         folder = model_of(place, run, PARTIAL).folder(place.recipe)
         checkpoint = folder / f"fold_{run.fold}" / "checkpoint_final.pth"
-        similarity = prior_similarity(read_model(folder), checkpoint) if checkpoint.is_file() else None
-        if similarity is not None:
-            found[run.arm.name] = similarity
-    return found
+        done = len(of_run(results.runs, run)) and checkpoint.is_file()
+        if run.arm.kind == "trainer" and run.arm.name not in found and done:
+            found[run.arm.name] = prior_similarity(read_model(folder), checkpoint)
+    return {arm: similarity for arm, similarity in found.items() if similarity is not None}
 
 
 def draw(place: Workplace, results: Results, ledger: Ledger, test: TestSet) -> dict[str, str]:

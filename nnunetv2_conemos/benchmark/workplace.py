@@ -31,6 +31,7 @@ from nnunetv2_conemos.splits import stratified_split
 
 PARTIAL, CEILING, COMPLETED = "Dataset900_Partial", "Dataset901_Complete", "Dataset902_Completed"
 FINGERPRINT = "dataset_fingerprint.json"
+MODALITIES = "modalities.json"  # beside the folder of held-out images: case -> modality that its source declares
 
 
 @dataclass
@@ -172,7 +173,9 @@ def complete_dataset(place: Workplace, fold: int) -> str:
             case: {"images": entry["images"], "label": str(maps / f"{case}{ending}")}
             for case, entry in raw_cases(place.raw / PARTIAL).items()
         }
-        content = {key: value for key, value in place.dataset_json.items() if key != "sources"}
+        every = list(place.labels.names)
+        sources = {name: {**source, "annotated": every} for name, source in place.dataset_json["sources"].items()}
+        content = {**place.dataset_json, "sources": sources}
         write_referenced(place.raw / CEILING, content, files)
     place.share_plans(CEILING, fold)
     return CEILING

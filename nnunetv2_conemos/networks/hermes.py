@@ -51,8 +51,8 @@ class HermesUNet(nn.Module):
     `forward(Query)` gives an `Answer`: logits of the labels asked [B,Q,*S] and of the modality; what a label is
     answered depends on the set it is asked in. `forward(Tensor)` gives nnU-Net's heads: each group of labels that were
     annotated together is asked, labels of several groups are averaged. There is no deep supervision.
-    `modality` (1.., 0 = unknown) is that of images that come without one. `label_dims`: parameters with a dimension
-    over labels.
+    `modality` (1.., 0 = unknown) is that of images that come without one. `label_dims` and `modality_dims`: parameters
+    with a dimension over labels (modalities), what is neither coming last.
     """
 
     encoder: Any
@@ -73,14 +73,14 @@ class HermesUNet(nn.Module):
         self.encoder, self.decoder = unet.encoder, unet.decoder
         self.num_labels, self.background_head, self.answered = num_labels, background_head, tuple(answered)
         self.num_modalities, self.modality, self.options = num_modalities, modality, options or HermesOptions()
-        every = [list(range(1, num_labels + 1))]
-        self.groups = [list(group) for group in (groups if self.options.asked == "groups" else every)]
-        self.widest = max(map(len, groups))
+        taught = sorted({label for group in groups for label in group})
+        self.groups = [list(group) for group in groups] if self.options.asked == "groups" else [taught]
         self.priors = Priors()
         self._fuse()
-        self.label_dims = {
-            f"{name}.labels": 0 for name, place in self.named_modules() if isinstance(place, PriorFusion)
-        }
+        places = [n for n, m in self.named_modules(remove_duplicate=False) if isinstance(m, PriorFusion)]
+        self.label_dims = {f"{name}.labels": 0 for name in places}
+        self.modality_dims = {f"{name}.modalities": 0 for name in places}
+        self.modality_dims |= {"modality_head.2.weight": 0, "modality_head.2.bias": 0}
         fused = sum(place.labels.shape[1] for place in self.places())
         width = self.encoder.output_channels[0]
         self.prototypes = prototype_head(fused, width)
@@ -149,10 +149,7 @@ class HermesUNet(nn.Module):
 
     def _ask(self, steps: list[Step], state: State, labels: Int[Tensor, "B Q"], modality: Int[Tensor, " B"]) -> Answer:
         asked = labels.shape[1]
-        masked = self.options.mask_padding
-        # One null token always; with masked padding, as many as make one shape of all questions.
-        nulls = max(1, self.widest + 1 - asked) if masked else 1
-        self.priors.ask(F.pad(labels, (0, nulls)), modality, masked)
+        self.priors.ask(F.pad(labels, (0, 1)), modality, self.options.mask_padding)  # one null token always
         features = walk(steps, state).logits[-1]
         tokens = torch.cat(self.priors.posteriors, dim=2)
         prototypes = self.prototypes(tokens[:, :asked])

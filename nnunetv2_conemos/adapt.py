@@ -77,6 +77,8 @@ def fresh_network(folder: Path, trainer: str, plans_name: str, configuration: st
     method = getattr(recursive_find_trainer_class_by_name(trainer), "method", None)
     plans[PLANS_KEY] = facts_for_inference(table, method)
     network = planned_network(trainer, manager, configuration, dataset_json)
+    if not hasattr(network, "encoder"):
+        raise NotImplementedError(f"{trainer} has no planned encoder that weights could be taken for. Train it anew.")
     return network, Named(table.labels.names, tuple(known_modalities(manager)))
 
 

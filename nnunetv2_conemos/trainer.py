@@ -17,7 +17,7 @@ from torch import distributed as dist
 
 from nnunetv2_conemos.averaging import MovingAverage
 from nnunetv2_conemos.datasets import refuse_different_tables, write_aside, write_json
-from nnunetv2_conemos.losses.masked import hard_counts
+from nnunetv2_conemos.losses.masked import hard_counts, likeliest_alone
 from nnunetv2_conemos.method import PLANS_KEY, Method, facts_for_inference
 from nnunetv2_conemos.records import Query, Truth, pose_truth
 from nnunetv2_conemos.refusals import (
@@ -42,9 +42,11 @@ class PartialLabelTrainer(nnUNetTrainer):
     """
 
     method: ClassVar[Method]
+    learns_from_unlabelled: ClassVar[bool] = False  # from cases that are not annotated for anything
     mirroring = True  # of training patches and at prediction; mirrored, left and right organs look alike
     network: Any
     loss: Any
+    optimizer: Any
     output_folder: str
     preprocessed_dataset_folder_base: str
     settings: ClassVar[dict[str, Any]] = {
@@ -173,7 +175,7 @@ class PartialLabelTrainer(nnUNetTrainer):
 
     def _log_left_out(self, cases: list[str]) -> None:
         unlabelled = [case for case in cases if not self.table.known(case).any()]
-        if unlabelled:
+        if unlabelled and not self.learns_from_unlabelled:
             self.print_to_log_file(f"Not annotated for anything, so never drawn: {shorten(unlabelled)}.")
         unknown = [case for case in cases if not self.table.modality_of(case)]
         if unknown and self.method.modalities:
@@ -216,6 +218,9 @@ class PartialLabelTrainer(nnUNetTrainer):
             loss = self.loss(output, truth)
         finest = truth if isinstance(truth, Truth) else truth[0]
         logits = output if isinstance(output, torch.Tensor) else output[0]  # the finest scale, or without the modality
+        if not self.method.regions:
+            untaught = [self.table.labels.names.index(name) + 1 for name in self.table.untaught()]
+            logits = likeliest_alone(logits, untaught)
         tp, fp, fn = hard_counts(logits, finest, len(self.table.labels)).cpu().numpy()
         return {"loss": loss.detach().cpu().numpy(), "tp_hard": tp, "fp_hard": fp, "fn_hard": fn}
 

@@ -12,8 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_conemos.losses.adaptive import AdaptiveTverskyBCE
 from nnunetv2_conemos.losses.masked import MaskedDiceBCE
+from nnunetv2_conemos.losses.target_adaptive import TargetAdaptiveLoss
 from nnunetv2_conemos.method import PLANS_KEY
-from nnunetv2_conemos.methods import ConditionalFiLMTrainer, HermesTrainer
+from nnunetv2_conemos.methods import ConditionalFiLMTrainer, HermesTrainer, UniMOSTrainer
+from nnunetv2_conemos.networks.scale_fusion import Perturb
 from nnunetv2_conemos.records import Query, Truth
 from nnunetv2_conemos.trainer import PartialLabelTrainer
 
@@ -53,7 +55,8 @@ def worker(rank, folder, port):
     value, found = gradients(model, MaskedDiceBCE(ddp=True), slice(2 * rank, 2 * rank + 2))
     counted = reduced_counts(rank)
     hermes = hermes_gradients(DistributedDataParallel(hermes_network()), rank)
-    torch.save((value, found, counted, hermes), f"{folder}/{rank}.pt")
+    unimos = unimos_gradients(DistributedDataParallel(unimos_network()), rank, ddp=True)
+    torch.save((value, found, counted, hermes, unimos), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -72,6 +75,28 @@ def hermes_gradients(model, rank):
     AdaptiveTverskyBCE(ddp=True)(answer, Truth(target, labels, labels > 0, None, modality)).backward()
     module = getattr(model, "module", model)
     return {name: p.grad.clone() for name, p in module.named_parameters()}
+
+
+def unimos_gradients(model, rank, ddp):
+    """Two terms, one after the other; the first without a word between the processes."""
+    image, target, _, _ = (part[2 * rank : 2 * rank + 2] for part in batch())
+    every = torch.arange(1, 4).expand(2, -1)
+    known = torch.tensor([[True, False, True], [True, True, rank == 0]])
+    truth = Truth(target, every, known, None, torch.zeros(2))
+    trainer = object.__new__(UniMOSTrainer)
+    trainer.network, trainer.is_ddp, trainer.device, trainer.grad_scaler = model, ddp, torch.device("cpu"), None
+    trainer.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    loss = TargetAdaptiveLoss()
+    trainer.backward_in_turn(
+        [lambda: 0.001 * loss(model(Query(image, every)), truth), lambda: 0.002 * loss(model(Perturb(image))[0], truth)]
+    )
+    module = getattr(model, "module", model)
+    return {name: p.grad.clone() for name, p in module.named_parameters()}
+
+
+def unimos_network():
+    torch.manual_seed(0)
+    return build(UniMOSTrainer, plans(2))
 
 
 def reduced_counts(rank):
@@ -104,7 +129,7 @@ def processes(tmp_path_factory):
 
 def test_two_processes_give_the_gradients_of_one(processes):
     _, whole = gradients(network(), MaskedDiceBCE(), slice(None))
-    for _, found, _, _ in processes:
+    for _, found, *_ in processes:
         taught = {name for name, gradient in whole.items() if gradient.abs().max() > 0}
         assert taught <= set(found)
         for name in taught:
@@ -112,7 +137,7 @@ def test_two_processes_give_the_gradients_of_one(processes):
 
 
 def test_validation_counts_are_summed_over_the_processes(processes):
-    for _, _, logged, _ in processes:
+    for _, _, logged, *_ in processes:
         assert logged["mean_fg_dice"] == pytest.approx(2 * 3 / (2 * 3 + 1 + 1))
 
 
@@ -121,6 +146,15 @@ def test_hermes_gives_every_parameter_the_mean_gradient_of_both_processes(proces
     alone = [hermes_gradients(hermes_network(), rank) for rank in range(WORLD)]
     for name in alone[0]:
         mean = (alone[0][name] + alone[1][name]) / WORLD
-        for _, _, _, found in processes:
+        for *_, found, _ in processes:
             assert torch.allclose(found[name], mean, atol=1e-5), name
     assert all(gradient.abs().sum() > 0 for name, gradient in alone[0].items() if name.startswith("modality_head"))
+
+
+def test_terms_in_turn_give_both_processes_the_mean_gradient_of_all_terms(processes):
+    alone = [unimos_gradients(unimos_network(), rank, ddp=False) for rank in range(WORLD)]
+    for name in alone[0]:
+        mean = (alone[0][name] + alone[1][name]) / WORLD
+        for *_, found in processes:
+            assert torch.allclose(found[name], mean, atol=1e-6), name
+    assert sum(gradient.abs().sum() for gradient in alone[0].values()) > 0

@@ -10,6 +10,7 @@ from architectures import LABELS, build, patch, plans
 from worlds import make_trainer, shapes, write_world
 
 from nnunetv2_conemos import methods
+from nnunetv2_conemos.losses.masked import likeliest_alone
 from nnunetv2_conemos.networks.dynamic_head import SIZES, dynamic_head
 from nnunetv2_conemos.networks.multihead import ABSENT, chosen_channels, nnunet_heads
 from nnunetv2_conemos.records import Query
@@ -128,3 +129,22 @@ def test_softmax_heads_give_nnunets_own_probabilities():
         stock = network.decoder(network.encoder(IMAGE))
         heads = network(IMAGE)
     assert torch.allclose(torch.softmax(heads, 1), torch.softmax(stock, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("trainer", [methods.MarginalLossTrainer, methods.UniMOSTrainer], ids=lambda t: t.__name__)
+def test_what_a_softmax_does_not_answer_competes_as_background(trainer, monkeypatch):
+    """Labels that nobody annotated were taught as background, and labels that are not asked still stand somewhere."""
+    every = ask(trained(trainer), 1, 2, 3)
+    monkeypatch.setenv("CONEMOS_LABELS", "a,c")
+    with torch.no_grad():
+        some = trained(trainer)(IMAGE)
+    p = torch.softmax(torch.cat((torch.zeros_like(every[:, :1]), every), 1), 1)
+    found = torch.softmax(some[:, [0, 1, 3]], 1)
+    assert torch.allclose(found, torch.stack((p[:, 0] + p[:, 2], p[:, 1], p[:, 3]), 1), atol=1e-4)
+    assert (some[:, 2] == ABSENT).all()
+
+
+def test_labels_of_a_softmax_are_counted_where_they_are_the_likeliest():
+    logits = torch.tensor([[2.0, 3.0, -1.0, 0.5], [1.0, 4.0, -2.0, 0.7], [9.0, 9.0, 9.0, 9.0]]).T.view(1, 4, 3)
+    alone = likeliest_alone(logits.transpose(1, 2).reshape(1, 3, 4), untaught=[3])
+    assert (alone > 0).tolist() == [[[True, False, False, False], [False, True, False, True], [False] * 4]]

@@ -5,6 +5,8 @@ Axis letters: **B** sample, **Q** labels asked, **N** = B x Q pairs (over all pr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -72,6 +74,13 @@ def pooled_dice(
         counts &= target > 0
     weight = counts / pairs_of_label  # every label weighs 1, however many pairs ask it
     return (dice * weight).sum() / weight.sum().clamp_min(1)
+
+
+def likeliest_alone(logits: Float[Tensor, "B K *S"], untaught: Sequence[int]) -> Float[Tensor, "B K *S"]:
+    """Logits of labels that exclude each other: at each voxel, only the likeliest that was taught can be positive."""
+    answers = logits.clone()
+    answers[:, [label - 1 for label in untaught]] = -torch.inf
+    return torch.where(answers == answers.amax(1, keepdim=True), answers, -torch.inf)
 
 
 @torch.no_grad()

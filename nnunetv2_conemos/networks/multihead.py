@@ -36,6 +36,19 @@ def nnunet_heads(
     return heads
 
 
+def against_the_rest(logits: Float[Tensor, "B K *S"], labels: Sequence[int]) -> Float[Tensor, "B A *S"]:
+    """Logits of some labels (1..K) against background and all other labels together, for labels of one softmax.
+
+    Given are the logits against background; what nobody annotated was taught as background, and shares its probability.
+    """
+    answered = torch.tensor(labels, device=logits.device) - 1
+    rest = [channel for channel in range(logits.shape[1]) if channel + 1 not in labels]
+    if not rest:
+        return logits[:, answered]
+    others = torch.cat((torch.zeros_like(logits[:, :1]), logits[:, rest]), 1).float()
+    return (logits[:, answered] - torch.logsumexp(others, 1, keepdim=True)).to(logits.dtype)
+
+
 def chosen_heads(weights: dict[str, Tensor], labels: Sequence[int]) -> dict[str, Tensor]:
     """The weights of a network with one output per label, reduced to the outputs of these labels (1..K)."""
     channels = [label - 1 for label in labels]
@@ -75,12 +88,18 @@ class MultiHeadUNet(nn.Module):
             return asked if self.decoder.deep_supervision else asked[0]
         logits = self._scales(query)[0]
         chosen = torch.tensor(self.answered, device=logits.device) - 1
-        return nnunet_heads(logits[:, chosen], self.answered, self.num_labels, self.background_head)
+        answers = against_the_rest(logits, self.answered) if self.softmax else logits[:, chosen]
+        return nnunet_heads(answers, self.answered, self.num_labels, self.background_head)
 
     def stock_weights(self, labels: Sequence[int]) -> dict[str, Tensor]:
-        """Weights of the stock network with one output, against background, for each of these labels."""
+        """Weights of the stock network with one output, against background, for each of these labels.
+
+        Raises NotImplementedError for some labels of a softmax: the others compete with them.
+        """
         weights = self.state_dict()
         if self.softmax:
+            if len(labels) < self.num_labels:
+                raise NotImplementedError("labels of a softmax are answered together: export all (without --label).")
             weights = {key: value[1:] - value[:1] if is_head(key) else value for key, value in weights.items()}
         return chosen_heads(weights, labels)
 

@@ -1,0 +1,167 @@
+"""The frame for methods that learn from cases without annotations too: a second loader, and steps on both batches."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from batchgeneratorsv2.transforms.base.basic_transform import ImageOnlyTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from nnunetv2.utilities.helpers import dummy_context
+from torch import Tensor, autocast
+from torch import distributed as dist
+
+from nnunetv2_conemos.curves import draw_curves
+from nnunetv2_conemos.trainer import PartialLabelTrainer
+
+LARGEST_NORM = 12  # of gradients, as nnU-Net's
+
+
+class Streams(Iterator[tuple[dict[str, Any], dict[str, Any]]]):
+    """Batches of a labelled and of an unlabelled loader, side by side."""
+
+    def __init__(self, labelled: Any, unlabelled: Any):
+        self.labelled, self.unlabelled = labelled, unlabelled
+
+    def __next__(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        return next(self.labelled), next(self.unlabelled)
+
+    def finish(self) -> None:
+        """End the processes of both loaders."""
+        for loader in (self.labelled, self.unlabelled):
+            if isinstance(loader, NonDetMultiThreadedAugmenter):
+                loader._finish()
+
+
+class SemiSupervisedTrainer(PartialLabelTrainer):
+    """`two_stream_step` replaces nnU-Net's training step where training cases are not annotated for anything.
+
+    It returns "loss" and the `extras`, further numbers that are logged and drawn over the epochs (streams.png).
+    """
+
+    learns_from_unlabelled = True
+    unlabelled_per_sample: ClassVar[int] = 1  # samples of the unlabelled batch for each of the labelled one
+    extras: ClassVar[tuple[str, ...]] = ()
+    training_cases: Sequence[str] = ()
+
+    @abstractmethod
+    def two_stream_step(self, labelled: dict, unlabelled: dict) -> dict: ...
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        labelled, validation = super().get_dataloaders()
+        self.training_cases = self.do_split()[0]
+        cases = [case for case in self.training_cases if not self.table.known(case).any()]
+        if not cases:
+            self.print_to_log_file("Every training case is annotated for something: supervised training.")
+            return labelled, validation
+        self.print_to_log_file(f"{len(cases)} training cases are not annotated for anything: the unlabelled stream.")
+        return Streams(labelled, self._unlabelled_loader(cases)), validation
+
+    def _unlabelled_loader(self, cases: list[str]) -> Any:
+        """Weak views: nnU-Net's augmentation of space, at random positions."""
+        assert self.dataset_class is not None
+        patch_size: Any = self.configuration_manager.patch_size
+        rotation, dummy_2d, initial, mirror = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        masks = self.configuration_manager.use_mask_for_norm
+        augmentation: Any = self.get_training_transforms(patch_size, rotation, None, mirror, dummy_2d, masks)
+        loader = nnUNetDataLoader(
+            self.dataset_class(str(self.preprocessed_dataset_folder), cases),
+            self.unlabelled_per_sample * self.batch_size,
+            initial,
+            patch_size,
+            self.label_manager,
+            oversample_foreground_percent=0.0,
+            transforms=without_intensity(augmentation),
+        )
+        return started(loader, self.device.type == "cuda")
+
+    def train_step(self, batch: Any) -> dict:
+        if isinstance(batch, dict):
+            return super().train_step(batch)
+        report = self.two_stream_step(*batch)
+        if self.average:
+            self.average.update()
+        return report
+
+    def backward_in_turn(self, terms: Sequence[Callable[[], Tensor]]) -> list[float]:
+        """A step on the sum of several losses, each differentiated before the next is computed: memory as of one."""
+        self.optimizer.zero_grad(set_to_none=True)
+        scaler, values = self.grad_scaler, []
+        for number, term in enumerate(terms, start=1):
+            with self.network.no_sync() if self.is_ddp and number < len(terms) else nullcontext():
+                with self.precision():
+                    loss = term()
+                (loss if scaler is None else scaler.scale(loss)).backward()
+            values.append(loss.item())
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), LARGEST_NORM)
+        if scaler is None:
+            self.optimizer.step()
+        else:
+            scaler.step(self.optimizer)
+            scaler.update()
+        return values
+
+    def precision(self) -> Any:
+        """nnU-Net's mixed precision on a GPU, else nothing."""
+        return autocast("cuda") if self.device.type == "cuda" else dummy_context()
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        super().on_train_epoch_end(train_outputs)
+        means = {name: np.mean([output.get(name, np.nan) for output in train_outputs]) for name in self.extras}
+        if self.is_ddp:
+            gathered: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, means)
+            means = {name: np.mean([part[name] for part in gathered]) for name in self.extras}
+        if self.local_rank == 0:
+            self._log({name: float(mean) for name, mean in means.items()})
+
+    def _log(self, means: dict[str, float]) -> None:
+        """Into nnU-Net's log, which checkpoints carry, and as a picture; NaN where nothing was unlabelled."""
+        curves = self.logger.local_logger.my_fantastic_logging
+        for name, mean in means.items():
+            curve = curves.setdefault(name, [])
+            curve += [np.nan] * (self.current_epoch - len(curve))
+            self.logger.log(name, mean, self.current_epoch)
+        if not all(map(np.isnan, means.values())):
+            self.print_to_log_file(", ".join(f"{name} {mean:.4f}" for name, mean in means.items()))
+            draw_curves({name: curves[name] for name in means}, Path(self.output_folder) / "streams.png")
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        if isinstance(self.dataloader_train, Streams):
+            self.dataloader_train.finish()
+
+
+def started(loader: nnUNetDataLoader, pin_memory: bool) -> Any:
+    """A loader in half as many processes as nnU-Net's own, its first batch drawn; in this one where none is allowed."""
+    processes = get_allowed_n_proc_DA()
+    if processes == 0:
+        augmenter: Any = SingleThreadedAugmenter(loader, None)
+    else:
+        augmenter = NonDetMultiThreadedAugmenter(
+            loader, None, max(1, processes // 2), max(3, processes // 4), None, pin_memory, wait_time=0.002
+        )
+    next(augmenter)
+    return augmenter
+
+
+def without_intensity(transforms: ComposeTransforms) -> ComposeTransforms:
+    """nnU-Net's augmentation without what changes intensities."""
+
+    def changes_intensity(transform: Any) -> bool:
+        inner = transform.transform if isinstance(transform, RandomTransform) else transform
+        return isinstance(inner, ImageOnlyTransform)
+
+    return ComposeTransforms([t for t in transforms.transforms if not changes_intensity(t)])

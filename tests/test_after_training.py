@@ -47,6 +47,7 @@ def make_model(
     plans["configurations"]["tiny"] = tiny
     dataset_json = json.loads((folder / "dataset.json").read_text())
     device = torch.device("cpu")
+    torch.manual_seed(0)  # of the initial weights: whatever ran before, the same network
     trainer = trainer_class(plans | {"continue_training": False}, "tiny", 0, dataset_json, device)
     trainer.initialize()
     if steps:
@@ -64,7 +65,7 @@ def _trained(_preprocessed_template, tmp_path_factory) -> Path:
     shutil.copytree(_preprocessed_template, base, dirs_exist_ok=True)
     with pytest.MonkeyPatch.context() as monkeypatch:
         set_folders(base, monkeypatch)
-        make_model(base, steps=200)
+        make_model(base, steps=300)
     return base / "nnUNet_results"
 
 

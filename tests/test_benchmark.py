@@ -111,6 +111,11 @@ def runs(stand_in: StandIn) -> pd.DataFrame:
     return pd.read_csv(stand_in.base / "bench/runs.csv").set_index(["arm", "seed"])
 
 
+def trained(stand_in: StandIn) -> list[str]:
+    """Datasets, in the order in which they were trained on."""
+    return [log.partition("foldall_")[2].removesuffix("_train") for log in stand_in.done if log.endswith("_train")]
+
+
 def test_every_arm_is_scored_and_reported(stand_in: StandIn):
     assert benchmark(stand_in, "--arms", *ARMS, "--seeds", "0") == 0
     table = runs(stand_in)["dice"]
@@ -125,6 +130,36 @@ def test_every_arm_is_scored_and_reported(stand_in: StandIn):
             assert arm in text
     for name in ("dice", "costs", "overlays", "against_k"):
         assert (stand_in.base / f"bench/figures/{name}.png").stat().st_size > 5_000
+
+
+def test_unlabelled_cases_are_left_out_where_only_annotated_ones_are_asked_for(stand_in: StandIn):
+    file = stand_in.base / "nnUNet_raw/Dataset901_Phantom/dataset.json"
+    content = json.loads(file.read_text())
+    content["sources"]["site_c"]["annotated"] = []
+    write_json(file, content)
+    arms = ("UniMOSTrainer", "annotated-only", "annotated-only:UniMOSTrainer")
+    assert benchmark(stand_in, "--arms", *arms, "--seeds", "0", "--folds", "all") == 0
+    datasets = [
+        (trainer.partition("_")[0], log) for (trainer, _), log in zip(stand_in.trained, trained(stand_in), strict=True)
+    ]
+    assert datasets == [
+        ("UniMOSTrainer", "Dataset900_Partial"),
+        ("nnUNetTrainer", "Dataset903_Annotated"),
+        ("UniMOSTrainer", "Dataset903_Annotated"),
+    ]
+    left = read_dataset_json(stand_in.base / "bench/nnUNet_raw/Dataset903_Annotated")
+    assert not any(case.startswith("site_c") for case in left["dataset"])
+    assert set(left["sources"]) == set(content["sources"]) - {"site_c"}
+    stand_in.done = []
+    assert benchmark(stand_in, "--arms", *arms, "--seeds", "0", "--folds", "all") == 0
+    assert not stand_in.done, "recognised as done"
+    assert benchmark(stand_in, "--arms", arms[0], "--seeds", "0", "--folds", "all", "0") == 0
+    assert list(runs(stand_in)["fold"]) == ["all"] * 3 + ["0"]
+
+
+def test_without_unlabelled_cases_there_is_nothing_to_leave_out(stand_in: StandIn):
+    assert benchmark(stand_in, "--arms", "vanilla", "annotated-only", "--seeds", "0") == 1
+    assert "every training case is annotated for something" in runs(stand_in)["status"]["annotated-only", 0]
 
 
 def test_labels_of_one_network_each_are_trained_on_their_own_cases(stand_in: StandIn):

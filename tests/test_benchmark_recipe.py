@@ -23,6 +23,8 @@ def write(folder: Path, text: str) -> Path:
         ("completed:MultiTalentTrainer", "completed", "nnUNetTrainer"),
         ("ceiling", "ceiling", "nnUNetTrainer"),
         ("ceiling:DoDNetTrainer", "ceiling", "DoDNetTrainer"),
+        ("annotated-only", "annotated-only", "nnUNetTrainer"),
+        ("annotated-only:UniMOSTrainer", "annotated-only", "UniMOSTrainer"),
         ("nnUNetTrainerOfMine", "trainer", "nnUNetTrainerOfMine"),
     ],
 )

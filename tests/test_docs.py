@@ -196,7 +196,7 @@ def test_the_recipe_of_a_benchmark_is_valid(tmp_path: Path):
 @pytest.mark.parametrize("file", sorted((ROOT / "docs" / "benchmarks").glob("*.yaml")), ids=lambda file: file.stem)
 def test_recipes_of_published_figures_are_valid(file: Path):
     recipe = read_benchmark(file, {})
-    assert "ConditionalFiLMTrainer" in {arm.name for arm in recipe.arms}
+    assert "ConditionalFiLMTrainer" in {arm.trainer for arm in recipe.arms}
     assert recipe.hold_out
 
 

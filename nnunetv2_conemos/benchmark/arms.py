@@ -10,11 +10,12 @@ import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_conemos.benchmark.networks import Costs, Model, train, train_and_predict
-from nnunetv2_conemos.benchmark.recipe import Run
+from nnunetv2_conemos.benchmark.recipe import Fold, Run
 from nnunetv2_conemos.benchmark.workplace import (
     COMPLETED,
     PARTIAL,
     Workplace,
+    annotated_dataset,
     complete_dataset,
     one_label_dataset,
 )
@@ -30,16 +31,13 @@ def perform(place: Workplace, run: Run, images: Path) -> Costs:
     """
     folder = place.run_folder(run)
     folder.mkdir(parents=True, exist_ok=True)
-    return ARMS[run.arm.kind](place, run, images, folder)
+    return ARMS.get(run.arm.kind, on_one_dataset)(place, run, images, folder)
 
 
-def on_partial(place: Workplace, run: Run, images: Path, folder: Path) -> Costs:
-    place.preprocess(PARTIAL, configuration(place, run))
-    return train_and_predict(place, model_of(place, run, PARTIAL), images, folder / "predictions")
-
-
-def on_complete(place: Workplace, run: Run, images: Path, folder: Path) -> Costs:
-    dataset = complete_dataset(place, run.fold)
+def on_one_dataset(place: Workplace, run: Run, images: Path, folder: Path) -> Costs:
+    """One network, on the partially labelled dataset or on what its kind makes of that."""
+    choose = DATASETS.get(run.arm.kind)
+    dataset = choose(place, run.fold) if choose else PARTIAL
     place.preprocess(dataset, configuration(place, run))
     return train_and_predict(place, model_of(place, run, dataset), images, folder / "predictions")
 
@@ -86,11 +84,12 @@ def per_label(place: Workplace, run: Run, images: Path, folder: Path) -> Costs:
 
 
 ARMS: Mapping[str, Callable[[Workplace, Run, Path, Path], Costs]] = {
-    "trainer": on_partial,
-    "vanilla": on_partial,
     "per-label": per_label,
     "completed": on_completed,
-    "ceiling": on_complete,
+}
+DATASETS: Mapping[str, Callable[[Workplace, Fold], str]] = {
+    "annotated-only": annotated_dataset,
+    "ceiling": complete_dataset,
 }
 
 

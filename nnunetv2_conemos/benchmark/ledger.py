@@ -22,7 +22,7 @@ from nnunetv2_conemos.scores import METRICS, summarise
 KEY = ["arm", "epochs", "seed", "fold"]
 DONE = "done"
 PACKAGES = ("nnunetv2-conemos", "nnunetv2", "torch")
-TEXTS = ("arm", "case", "label", "source", "status", "configuration", "plans_hash", "device", "date", *PACKAGES)
+TEXTS = ("arm", "fold", "case", "label", "source", "status", "configuration", "plans_hash", "device", "date", *PACKAGES)
 
 
 @dataclass(frozen=True)

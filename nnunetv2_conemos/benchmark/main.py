@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", dest="folder", type=Path, required=True, metavar="FOLDER", help="everything goes here")
     parser.add_argument("--arms", nargs="+", metavar="ARM", help=f"some of {', '.join(ALL_ARMS)} [all]")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="[0 1]")
-    parser.add_argument("--folds", nargs="+", type=int, metavar="N", help="[0]")
+    parser.add_argument("--folds", nargs="+", metavar="N", help="or `all` [0]")
     parser.add_argument("--epochs", nargs="+", type=int, metavar="N", help="of 250 steps [250]")
     parser.add_argument("-c", dest="configuration", help="plans configuration [3d_fullres]")
     parser.add_argument("-p", dest="plans", help="plans [nnUNetPlans]")

@@ -42,7 +42,8 @@ def train(arguments: list[str]) -> dict[str, Any]:
     else:
         torch.set_num_threads(multiprocessing.cpu_count())
     device = torch.device(args.device)
-    trainer = get_trainer_from_args(args.dataset, args.configuration, int(args.fold), args.tr, args.p, device=device)
+    fold: Any = args.fold if args.fold == "all" else int(args.fold)
+    trainer = get_trainer_from_args(args.dataset, args.configuration, fold, args.tr, args.p, device=device)
     remove_damaged(Path(str(trainer.output_folder)))
     maybe_load_checkpoint(trainer, True, False)
     idle = trainer.current_epoch >= trainer.num_epochs  # killed after its last epoch: no memory to be measured any more

@@ -5,19 +5,20 @@ from __future__ import annotations
 import re
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nnunetv2_conemos.variants import EPOCHS, STOCK
 
-Kind = Literal["trainer", "vanilla", "per-label", "completed", "ceiling"]
+Fold = int | Literal["all"]
+Kind = Literal["trainer", "vanilla", "annotated-only", "per-label", "completed", "ceiling"]
 CONDITIONAL = "ConditionalFiLMTrainer"
 OWN = (CONDITIONAL, "LabelSetFiLMTrainer")  # the package's own methods; other arms are published ones, or ceilings
 ALL_ARMS = (
     "vanilla", *OWN, "MultiTalentTrainer", "MarginalLossTrainer", "DoDNetTrainer", "MultiDecoderTrainer",
-    "HermesTrainer",
+    "HermesTrainer", "UniMOSTrainer",
     "per-label", "completed", "ceiling", f"ceiling:{CONDITIONAL}",
 )  # fmt: skip
 FREE = ("arms", "seeds", "folds", "epochs", "notes")  # may grow while a benchmark goes on
@@ -33,6 +34,7 @@ class Arm(BaseModel):
 
     - `TRAINER`: that trainer on the partially labelled cases.
     - `vanilla`: stock nnU-Net on the same cases; what is not annotated is taught as background.
+    - `annotated-only` or `annotated-only:TRAINER`: stock nnU-Net, or TRAINER, without the unlabelled cases.
     - `per-label`: one stock network per label, each on the cases annotated for it; the likeliest label wins.
     - `completed` or `completed:TRAINER`: TRAINER fills in what is missing, then stock nnU-Net trains on the result.
     - `ceiling` or `ceiling:TRAINER`: stock nnU-Net, or TRAINER, on complete labels.
@@ -53,7 +55,7 @@ class Arm(BaseModel):
 
     @model_validator(mode="after")
     def _complete(self) -> Arm:
-        if not re.fullmatch(r"vanilla|per-label|(completed|ceiling)(:\w+)?|\w*Trainer\w*", self.arm):
+        if not re.fullmatch(r"vanilla|per-label|(annotated-only|completed|ceiling)(:\w+)?|\w*Trainer\w*", self.arm):
             raise ValueError(f"'{self.arm}' is no arm: expected {', '.join(ALL_ARMS)} or the name of a trainer")
         object.__setattr__(self, "name", self.name or " ".join(filter(None, (self.arm, self.configuration))))
         return self
@@ -61,13 +63,13 @@ class Arm(BaseModel):
     @property
     def kind(self) -> Kind:
         head = self.arm.partition(":")[0]
-        return head if head in ("vanilla", "per-label", "completed", "ceiling") else "trainer"  # pyright: ignore
+        return head if head in get_args(Kind) else "trainer"  # pyright: ignore
 
     @property
     def trainer(self) -> str:
         """The trainer whose network predicts; of `completed`, see `teacher`."""
         given = self.arm.partition(":")[2]
-        return {"trainer": self.arm, "ceiling": given or STOCK}.get(self.kind, STOCK)
+        return {"trainer": self.arm, "completed": STOCK}.get(self.kind, given or STOCK)
 
     @property
     def is_own(self) -> bool:
@@ -124,12 +126,12 @@ class Run(NamedTuple):
     arm: Arm
     epochs: int
     seed: int
-    fold: int
+    fold: Fold
 
     @property
     def key(self) -> dict[str, Any]:
         """What tells this run from others in the tables."""
-        return {"arm": self.arm.name, "epochs": self.epochs, "seed": self.seed, "fold": self.fold}
+        return {"arm": self.arm.name, "epochs": self.epochs, "seed": self.seed, "fold": str(self.fold)}
 
     @property
     def folder(self) -> str:
@@ -143,6 +145,7 @@ class Recipe(BaseModel):
     or a complete one with `hide`. `test`: default imagesTs and labelsTs of the dataset; `hold_out` takes that many of
     its completely annotated cases instead, drawn by `hold_out_seed`. `configuration`: of the plans, for every arm, one
     of nnU-Net's or of `configurations`. `epochs`: nnU-Net's, of 250 steps; with several, Dice is shown against steps.
+    `folds`: numbers, or `all`, which trains on every case.
     `optimiser` of every arm: nnU-Net's SGD, or its AdamW with a learning rate of 0.001, which short trainings need.
     `mirroring: false` for labels that have a side. `tta`: mirror at prediction. `tolerance` of the NSD in mm.
     `notes` go into the report.
@@ -158,7 +161,7 @@ class Recipe(BaseModel):
     hold_out_seed: int = 0
     arms: tuple[Arm, ...] = Field(default=tuple(Arm(arm=arm) for arm in ALL_ARMS), min_length=1)
     seeds: tuple[int, ...] = Field(default=(0, 1), min_length=1)
-    folds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    folds: tuple[Fold, ...] = Field(default=(0,), min_length=1)
     epochs: tuple[int, ...] = Field(default=(250,), min_length=1)
     planner: str = "ExperimentPlanner"
     plans: str = "nnUNetPlans"

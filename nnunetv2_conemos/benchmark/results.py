@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from nnunetv2_conemos.benchmark.ledger import DONE, KEY, Ledger, of_run
-from nnunetv2_conemos.benchmark.recipe import Arm, Recipe
+from nnunetv2_conemos.benchmark.recipe import Arm, Fold, Recipe
 from nnunetv2_conemos.benchmark.statistics import Comparison, Interval, case_scores, compare, interval, mean_of
 from nnunetv2_conemos.scores import BOTH_EMPTY, METRICS, REFERENCE_EMPTY
 
@@ -90,7 +90,7 @@ class Results:
 
     def per_seed(self) -> pd.DataFrame:
         """Mean Dice of every run: a row per arm, a column per seed and fold."""
-        trainings: dict[tuple[int, int], dict[str, float]] = {}
+        trainings: dict[tuple[int, Fold], dict[str, float]] = {}
         for run in self.recipe.runs():
             rows = of_run(self.cases, run)
             if len(rows):

@@ -20,7 +20,7 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_conemos.benchmark.recipe import Recipe, Run
+from nnunetv2_conemos.benchmark.recipe import Fold, Recipe, Run
 from nnunetv2_conemos.commands import run_logged
 from nnunetv2_conemos.datasets import new_folder, raw_cases, read_dataset_json, write_json
 from nnunetv2_conemos.hide import COMPLETE
@@ -30,6 +30,7 @@ from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable
 from nnunetv2_conemos.splits import stratified_split
 
 PARTIAL, CEILING, COMPLETED = "Dataset900_Partial", "Dataset901_Complete", "Dataset902_Completed"
+ANNOTATED = "Dataset903_Annotated"
 FINGERPRINT = "dataset_fingerprint.json"
 MODALITIES = "modalities.json"  # beside the folder of held-out images: case -> modality that its source declares
 
@@ -102,14 +103,14 @@ class Workplace:
             self.command(f"preprocess_{name}_{configuration}", "nnUNetv2_preprocess", *words, variables=variables)
             finished.touch()
 
-    def share_plans(self, name: str, fold: int, raw: Path | None = None, preprocessed: Path | None = None) -> None:
+    def share_plans(self, name: str, fold: Fold, raw: Path | None = None, preprocessed: Path | None = None) -> None:
         """Plans and split of the partially labelled dataset for another one of its cases; raises SourceError."""
         folder = (preprocessed or self.preprocessed) / name
         folder.mkdir(parents=True, exist_ok=True)
         cases = set(raw_cases((raw or self.raw) / name))
         splits = json.loads((self.preprocessed / PARTIAL / "splits_final.json").read_text())
         own = [{part: [case for case in split[part] if case in cases] for part in ("train", "val")} for split in splits]
-        if not own[fold]["train"]:
+        if fold != "all" and not own[fold]["train"]:
             raise SourceError(f"{name}: fold {fold} has no training case.")
         write_json(folder / "splits_final.json", with_validation(own))
         write_json(folder / "dataset.json", read_dataset_json((raw or self.raw) / name))
@@ -130,7 +131,7 @@ def prepare(place: Workplace) -> None:
     if not (folder / "splits_final.json").is_file():
         write_json(folder / "splits_final.json", stratified_split(place.table))
     folds = len(json.loads((folder / "splits_final.json").read_text()))
-    if beyond := [fold for fold in recipe.folds if not 0 <= fold < folds]:
+    if beyond := [fold for fold in recipe.folds if fold != "all" and not 0 <= fold < folds]:
         raise ValueError(f"fold {beyond[0]}: expected one of the {folds} folds of splits_final.json, 0 to {folds - 1}.")
 
 
@@ -162,7 +163,7 @@ def with_validation(splits: list[dict[str, list[str]]]) -> list[dict[str, list[s
     return [{"train": fold["train"], "val": fold["val"] or fold["train"][:1]} for fold in splits]
 
 
-def complete_dataset(place: Workplace, fold: int) -> str:
+def complete_dataset(place: Workplace, fold: Fold) -> str:
     """The same cases with their complete label maps, which `conemos hide` keeps; raises FileNotFoundError."""
     maps = (place.raw / PARTIAL if place.recipe.hide else place.source) / COMPLETE
     if not maps.is_dir():
@@ -181,7 +182,21 @@ def complete_dataset(place: Workplace, fold: int) -> str:
     return CEILING
 
 
-def one_label_dataset(place: Workplace, k: int, fold: int) -> str:
+def annotated_dataset(place: Workplace, fold: Fold) -> str:
+    """The cases that are annotated for something; raises SourceError where all are."""
+    table, raw = place.table, place.raw / ANNOTATED
+    if not raw.is_dir():
+        files = raw_cases(place.raw / PARTIAL)
+        annotated = {case: entry for case, entry in files.items() if table.known(case).any()}
+        if len(annotated) == len(files):
+            raise SourceError("every training case is annotated for something: there are none to leave out.")
+        sources = {name: source for name, source in place.dataset_json["sources"].items() if source["annotated"]}
+        write_referenced(raw, {**place.dataset_json, "sources": sources}, annotated)
+    place.share_plans(ANNOTATED, fold)
+    return ANNOTATED
+
+
+def one_label_dataset(place: Workplace, k: int, fold: Fold) -> str:
     """The cases that are annotated for label k (from 1), with that label alone."""
     name = f"Dataset{100 + k}_Only_{k}"
     raw, table, labels = place.raw / name, place.table, place.labels

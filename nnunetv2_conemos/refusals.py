@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
@@ -45,6 +46,15 @@ def refuse_regions(method: Method, dataset_json: dict, trainer: str) -> None:
         raise NotImplementedError(
             f"{trainer} takes labels to exclude each other, so it does not train regions. Use ConditionalFiLMTrainer "
             "or MultiTalentTrainer, or labels that do not overlap."
+        )
+
+
+def refuse_all_annotated(table: SourceTable, cases: Iterable[str], trainer: str) -> None:
+    if all(table.known(case).any() for case in cases):
+        raise SourceError(
+            f"{trainer} learns from cases that are not annotated for anything, and none of the training cases is one. "
+            'Declare some (a source with "annotated": []), or use UniMOSTrainer or MarginalLossTrainer, which do not '
+            "need them."
         )
 
 

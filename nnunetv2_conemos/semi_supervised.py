@@ -22,9 +22,8 @@ from torch import Tensor, autocast
 from torch import distributed as dist
 
 from nnunetv2_conemos.curves import draw_curves
+from nnunetv2_conemos.refusals import refuse_all_annotated
 from nnunetv2_conemos.trainer import PartialLabelTrainer
-
-LARGEST_NORM = 12  # of gradients, as nnU-Net's
 
 
 class Streams(Iterator[tuple[dict[str, Any], dict[str, Any]]]):
@@ -51,8 +50,14 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
 
     learns_from_unlabelled = True
     unlabelled_per_sample: ClassVar[int] = 1  # samples of the unlabelled batch for each of the labelled one
+    weak_views: ClassVar[bool] = True  # of unlabelled images: without what changes intensities
     extras: ClassVar[tuple[str, ...]] = ()
     training_cases: Sequence[str] = ()
+
+    @property
+    def largest_norm(self) -> float:
+        """To which gradients are clipped, as nnU-Net does."""
+        return 12
 
     @abstractmethod
     def two_stream_step(self, labelled: dict, unlabelled: dict) -> dict: ...
@@ -61,6 +66,8 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
         labelled, validation = super().get_dataloaders()
         self.training_cases = self.do_split()[0]
         cases = [case for case in self.training_cases if not self.table.known(case).any()]
+        if self.needs_unlabelled:
+            refuse_all_annotated(self.table, self.training_cases, type(self).__name__)
         if not cases:
             self.print_to_log_file("Every training case is annotated for something: supervised training.")
             return labelled, validation
@@ -68,7 +75,7 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
         return Streams(labelled, self._unlabelled_loader(cases)), validation
 
     def _unlabelled_loader(self, cases: list[str]) -> Any:
-        """Weak views: nnU-Net's augmentation of space, at random positions."""
+        """At random positions, with nnU-Net's augmentation; of weak views, that of space alone."""
         assert self.dataset_class is not None
         patch_size: Any = self.configuration_manager.patch_size
         rotation, dummy_2d, initial, mirror = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
@@ -81,7 +88,7 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
             patch_size,
             self.label_manager,
             oversample_foreground_percent=0.0,
-            transforms=without_intensity(augmentation),
+            transforms=without_intensity(augmentation) if self.weak_views else augmentation,
         )
         return started(loader, self.device.type == "cuda")
 
@@ -105,7 +112,7 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
             values.append(loss.item())
         if scaler is not None:
             scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), LARGEST_NORM)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.largest_norm)
         if scaler is None:
             self.optimizer.step()
         else:

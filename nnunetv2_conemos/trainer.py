@@ -22,6 +22,7 @@ from nnunetv2_conemos.method import PLANS_KEY, Method, facts_for_inference
 from nnunetv2_conemos.records import Query, Truth, pose_truth
 from nnunetv2_conemos.refusals import (
     preprocessed_table,
+    refuse_all_annotated,
     refuse_cascade,
     refuse_choices_of_prediction,
     refuse_label_change,
@@ -43,6 +44,7 @@ class PartialLabelTrainer(nnUNetTrainer):
 
     method: ClassVar[Method]
     learns_from_unlabelled: ClassVar[bool] = False  # from cases that are not annotated for anything
+    needs_unlabelled: ClassVar[bool] = False
     mirroring = True  # of training patches and at prediction; mirrored, left and right organs look alike
     network: Any
     loss: Any
@@ -71,6 +73,8 @@ class PartialLabelTrainer(nnUNetTrainer):
         refuse_different_tables(plans["dataset_name"])
         refuse_other_labels(plans, configuration, type(self).__name__, dataset_json)
         self.table = preprocessed_table(plans, configuration, dataset_json)
+        if self.needs_unlabelled:
+            refuse_all_annotated(self.table, self.table.cases, type(self).__name__)
         plans[PLANS_KEY] = facts_for_inference(self.table, self.method)
         if self.method.modalities:
             refuse_other_facts(plans, configuration, type(self).__name__)
@@ -105,7 +109,7 @@ class PartialLabelTrainer(nnUNetTrainer):
             self.average = MovingAverage(self.bare_network, self.method.averaging)
 
     @property
-    def bare_network(self) -> nn.Module:
+    def bare_network(self) -> Any:
         """The network without the wrappers of DDP and torch.compile."""
         network = self.network.module if self.is_ddp else self.network
         return getattr(network, "_orig_mod", network)

@@ -143,17 +143,19 @@ def test_state_dict_round_trip(trainer):
         assert torch.equal(network(image), fresh(image))
 
 
-def world(base, labels, dim, kind, ignore=False):
+def world(base, labels, dim, kind, ignore=False, unlabelled=False):
     rng = np.random.default_rng(0)
     cases = {}
-    for i in range(10):
+    for i in range(12 if unlabelled else 10):
         image, target = shapes(rng, 16, 16 if dim == 3 else 4)
         if ignore:
             target[:, :4] = 4
-        cases[f"{'ab'[i % 2]}{i}"] = image, target
+        cases[f"{'u' if i >= 10 else 'ab'[i % 2]}{i}"] = image, target
     labels = labels | ({"ignore": 4} if ignore else {})
     names = [n for n in labels if n not in ("background", "ignore")]
     sources = {"A": {"cases": ["a*"], "annotated": names[:2]}, "B": {"cases": ["b*"], "annotated": names}}
+    if unlabelled:
+        sources["U"] = {"cases": ["u*"], "annotated": []}
     write_world(base, cases, labels, sources, dim, kind, batch_size=2)
 
 
@@ -161,7 +163,7 @@ def world(base, labels, dim, kind, ignore=False):
 @ARCHITECTURES
 @pytest.mark.parametrize("ignore", [False, True], ids=["", "ignore"])
 def test_a_step_reaches_every_parameter_and_ten_lower_the_loss(trainer, dim, kind, labels, ignore, nnunet_folders):
-    world(nnunet_folders, labels, dim, kind, ignore)
+    world(nnunet_folders, labels, dim, kind, ignore, unlabelled=trainer.learns_from_unlabelled)
     torch.manual_seed(0)
     np.random.seed(0)
     made = make_trainer(nnunet_folders, trainer)

@@ -11,11 +11,14 @@ from architectures import build, plans
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_conemos.losses.adaptive import AdaptiveTverskyBCE
+from nnunetv2_conemos.losses.class_weighted import ClassWeightedDiceCE
 from nnunetv2_conemos.losses.masked import MaskedDiceBCE
 from nnunetv2_conemos.losses.target_adaptive import TargetAdaptiveLoss
 from nnunetv2_conemos.method import PLANS_KEY
-from nnunetv2_conemos.methods import ConditionalFiLMTrainer, HermesTrainer, UniMOSTrainer
+from nnunetv2_conemos.methods import ConditionalFiLMTrainer, GenericSSLTrainer, HermesTrainer, UniMOSTrainer
+from nnunetv2_conemos.networks.aggregate_decouple import Noisy, Streams, heads
 from nnunetv2_conemos.networks.scale_fusion import Perturb
+from nnunetv2_conemos.pseudo_maps import class_counts
 from nnunetv2_conemos.records import Query, Truth
 from nnunetv2_conemos.trainer import PartialLabelTrainer
 
@@ -56,7 +59,8 @@ def worker(rank, folder, port):
     counted = reduced_counts(rank)
     hermes = hermes_gradients(DistributedDataParallel(hermes_network()), rank)
     unimos = unimos_gradients(DistributedDataParallel(unimos_network()), rank, ddp=True)
-    torch.save((value, found, counted, hermes, unimos), f"{folder}/{rank}.pt")
+    generic = generic_gradients(DistributedDataParallel(generic_network()), slice(2 * rank, 2 * rank + 2), ddp=True)
+    torch.save((value, found, counted, hermes, unimos, generic), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -97,6 +101,27 @@ def unimos_gradients(model, rank, ddp):
 def unimos_network():
     torch.manual_seed(0)
     return build(UniMOSTrainer, plans(2))
+
+
+def generic_network():
+    torch.manual_seed(0)
+    return build(GenericSSLTrainer, plans(2)).eval()  # without dropout
+
+
+def generic_gradients(model, rows, ddp):
+    """Of the three losses in one step, and the difficulty that the counts of the batch leave."""
+    image, target, _, _ = (part[rows] for part in batch())
+    every = torch.arange(1, 4).expand(len(image), -1)
+    truth = Truth(target, every, torch.ones(len(image), 3, dtype=torch.bool), None)
+    maps = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(5))[rows]
+    answers = model(Streams(Noisy(image, maps, torch.tensor([0, 400, 700, 999])[rows]), image.flip(2)))
+    trainer = object.__new__(GenericSSLTrainer)
+    trainer.is_ddp = ddp
+    module = getattr(model, "module", model)
+    weights = module.difficulty.update(trainer._summed(class_counts(heads(answers[0]), truth)))
+    loss = ClassWeightedDiceCE(ddp)
+    sum(loss(heads(answer), truth) for answer in answers).backward()
+    return weights, {name: p.grad.clone() for name, p in module.named_parameters()}
 
 
 def reduced_counts(rank):
@@ -146,7 +171,7 @@ def test_hermes_gives_every_parameter_the_mean_gradient_of_both_processes(proces
     alone = [hermes_gradients(hermes_network(), rank) for rank in range(WORLD)]
     for name in alone[0]:
         mean = (alone[0][name] + alone[1][name]) / WORLD
-        for *_, found, _ in processes:
+        for *_, found, _, _ in processes:
             assert torch.allclose(found[name], mean, atol=1e-5), name
     assert all(gradient.abs().sum() > 0 for name, gradient in alone[0].items() if name.startswith("modality_head"))
 
@@ -155,6 +180,14 @@ def test_terms_in_turn_give_both_processes_the_mean_gradient_of_all_terms(proces
     alone = [unimos_gradients(unimos_network(), rank, ddp=False) for rank in range(WORLD)]
     for name in alone[0]:
         mean = (alone[0][name] + alone[1][name]) / WORLD
-        for *_, found in processes:
+        for *_, found, _ in processes:
             assert torch.allclose(found[name], mean, atol=1e-6), name
     assert sum(gradient.abs().sum() for gradient in alone[0].values()) > 0
+
+
+def test_three_decoders_get_the_gradients_and_the_difficulty_of_the_whole_batch(processes):
+    difficulty, whole = generic_gradients(generic_network(), slice(None), ddp=False)
+    for *_, (weights, found) in processes:
+        assert torch.allclose(weights, difficulty, rtol=1e-4)
+        for name, gradient in whole.items():
+            assert torch.allclose(found[name], gradient, atol=1e-5), name

@@ -19,7 +19,8 @@ from torch import nn
 from worlds import NAME, make_trainer, shapes, train, write_world
 
 from nnunetv2_conemos import views
-from nnunetv2_conemos.losses.target_adaptive import TargetAdaptiveLoss, merged_log_probabilities, weighted_nll
+from nnunetv2_conemos.losses.merged import merged_log_probabilities
+from nnunetv2_conemos.losses.target_adaptive import TargetAdaptiveLoss, weighted_nll
 from nnunetv2_conemos.method import PLANS_KEY
 from nnunetv2_conemos.methods import UniMOSTrainer, UniMOSTrainer_NoMirroring, unimos
 from nnunetv2_conemos.networks.pyramid import Pyramid, ResidualBlock

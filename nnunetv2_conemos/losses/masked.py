@@ -40,16 +40,8 @@ class MaskedDiceBCE(nn.Module):
         return (per_voxel * counted).sum() / counted.sum().clamp_min(1)
 
     def _dice(self, logits: Tensor, target: Tensor, counted: Tensor, truth: Truth) -> Tensor:
-        space = tuple(range(2, logits.ndim))
-        probability = torch.sigmoid(logits) * counted
-        target = target * counted
-        sums = torch.stack(
-            [(probability * target).sum(space), probability.sum(space), target.sum(space)], dim=-1
-        )  # [B,Q,3]
-        labels = truth.labels * truth.known  # 0: asks nothing
-        if self.ddp:
-            sums, labels = AllGatherGrad.apply(sums).flatten(0, 1), AllGatherGrad.apply(labels).flatten(0, 1)
-        return -pooled_dice(sums.flatten(0, 1), labels.flatten(), self.smooth)
+        sums, labels = pair_sums(torch.sigmoid(logits) * counted, target * counted, truth, self.ddp)
+        return -pooled_dice(sums, labels, self.smooth)
 
 
 def counted_voxels(truth: Truth) -> Bool[Tensor, "B Q *S"]:
@@ -58,12 +50,28 @@ def counted_voxels(truth: Truth) -> Bool[Tensor, "B Q *S"]:
     return known if truth.valid is None else known & truth.valid
 
 
+def pair_sums(
+    probability: Float[Tensor, "B Q *S"], target: Float[Tensor, "B Q *S"], truth: Truth, ddp: bool
+) -> tuple[Float[Tensor, "N 3"], Int[Tensor, " N"]]:
+    """Intersection, predicted and target mass of each pair of the batch, and its label (0 where it is not known)."""
+    sums = torch.stack([part.flatten(2).sum(2) for part in (probability * target, probability, target)], dim=-1)
+    labels = truth.labels * truth.known
+    if ddp:
+        sums, labels = AllGatherGrad.apply(sums).flatten(0, 1), AllGatherGrad.apply(labels).flatten(0, 1)
+    return sums.flatten(0, 1), labels.flatten()
+
+
 def pooled_dice(
-    sums: Float[Tensor, "N 3"], labels: Int[Tensor, " N"], smooth: float, skip_empty: bool = True
+    sums: Float[Tensor, "N 3"],
+    labels: Int[Tensor, " N"],
+    smooth: float,
+    skip_empty: bool = True,
+    weight_of: Float[Tensor, " labels"] | None = None,
 ) -> Float[Tensor, ""]:
     """Mean soft Dice over the distinct labels > 0 whose pooled target is not empty; 0 where there is none.
 
-    `sums` holds intersection, predicted and target mass of each pair. Without `skip_empty`, empty targets count too.
+    `sums` are those of `pair_sums`. Without `skip_empty`, empty targets count too. `weight_of` (index: label, from 0)
+    scales the Dice of each label; the mean still counts labels.
     """
     same = (labels[:, None] == labels[None]) & (labels > 0)
     intersection, predicted, target = (same.to(sums) @ sums).unbind(-1)
@@ -73,6 +81,8 @@ def pooled_dice(
     if skip_empty:
         counts &= target > 0
     weight = counts / pairs_of_label  # every label weighs 1, however many pairs ask it
+    if weight_of is not None:
+        dice = dice * weight_of[labels]
     return (dice * weight).sum() / weight.sum().clamp_min(1)
 
 

@@ -12,7 +12,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from nnunetv2_conemos.losses.target_adaptive import TargetAdaptiveLoss, merged_log_probabilities, weighted_nll
+from nnunetv2_conemos.losses.merged import merged_log_probabilities
+from nnunetv2_conemos.losses.target_adaptive import TargetAdaptiveLoss, weighted_nll
 from nnunetv2_conemos.method import Method, Optimiser, Parameters, answered_labels, method_options
 from nnunetv2_conemos.networks.planned import planned_unet
 from nnunetv2_conemos.networks.pyramid import PlannedScales, Pyramid

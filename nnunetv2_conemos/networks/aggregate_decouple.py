@@ -1,0 +1,85 @@
+"""One encoder for images and for noisy label maps, and three decoders (A&D: Wang & Li, NeurIPS 2023).
+
+Axis letters: **B** sample, **M** input channel, **K** labels, **C** = K + 1 classes, background first, ***S** space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nnunetv2_conemos.networks.difficulty import ClassDifficulty
+from nnunetv2_conemos.networks.multihead import against_the_rest, chosen_channels, nnunet_heads
+from nnunetv2_conemos.networks.vnet import Decoder, Encoder, Shape, TimeEmbedding
+from nnunetv2_conemos.records import Query
+
+
+class Noisy(NamedTuple):
+    """Images [B,M,*S], noisy maps of their classes [B,C,*S], and after which step of the diffusion [B] they are so."""
+
+    image: Tensor
+    maps: Tensor
+    step: Tensor
+
+
+class Streams(NamedTuple):
+    """All that a training step asks with a gradient: annotated images with noisy maps, unlabelled images [B,M,*S]."""
+
+    annotated: Noisy
+    unlabelled: Tensor
+
+
+class AggregateDecouple(nn.Module):
+    """The encoder serves all decoders: `denoiser` and `reweighted` learn from annotations, `decoder` from
+    pseudo-labels, and only `decoder` predicts.
+
+    `forward(Query)` answers the labels asked [B,Q,*S] against background, `forward(Tensor)` nnU-Net's heads, and
+    `forward(Streams)` the logits [B,C,*S] of the three decoders.
+    """
+
+    def __init__(self, shape: Shape, channels: int, classes: int, answered: Sequence[int]):
+        super().__init__()
+        self.classes, self.answered = classes, tuple(answered)
+        self.image_stem = shape.unit(channels, 0, timed=False)
+        self.diffusion_stem = shape.unit(channels + classes, 0, timed=False)
+        self.time = TimeEmbedding()
+        self.encoder = Encoder(shape)
+        self.denoiser = Decoder(shape, classes, timed=True)
+        self.reweighted, self.decoder = Decoder(shape, classes), Decoder(shape, classes)
+        self.difficulty = ClassDifficulty(classes)
+
+    def forward(self, query: Query | Streams | Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        if isinstance(query, Streams):
+            annotated, unlabelled = query
+            return self.denoise(annotated), self.reweight(annotated.image), self.decoder(self.encode(unlabelled))
+        if isinstance(query, Query):
+            return chosen_channels(heads(self.decoder(self.encode(query.image))), query.labels)
+        logits = heads(self.decoder(self.encode(query)))
+        return nnunet_heads(against_the_rest(logits, self.answered), self.answered, self.classes - 1, True)
+
+    def encode(self, image: Float[Tensor, "B M *S"]) -> list[Tensor]:
+        return self.encoder(self.image_stem(image))
+
+    def denoise(self, noisy: Noisy) -> Float[Tensor, "B C *S"]:
+        """What the maps were before noise was added, as logits."""
+        time = self.time(noisy.step)
+        return self.denoiser(self.encoder(self.diffusion_stem(torch.cat((noisy.image, noisy.maps), 1)), time), time)
+
+    def reweight(self, image: Float[Tensor, "B M *S"]) -> Float[Tensor, "B C *S"]:
+        return self.reweighted(self.encode(image))
+
+    @torch.no_grad()
+    def pull(self, kept: float) -> None:
+        """Move the decoder that predicts towards the mean of the two others."""
+        denoising, weighted = (dict(decoder.named_parameters()) for decoder in (self.denoiser, self.reweighted))
+        for name, own in self.decoder.named_parameters():
+            own.mul_(kept).add_(denoising[name] + weighted[name], alpha=(1 - kept) / 2)
+
+
+def heads(logits: Float[Tensor, "B C *S"]) -> Float[Tensor, "B K *S"]:
+    """Logits of the labels against background."""
+    return logits[:, 1:] - logits[:, :1]

@@ -1,0 +1,58 @@
+"""How hard each class is to learn, as a weight (A&D: Wang & Li, NeurIPS 2023).
+
+Axis letters: **C** classes, background first.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+MEMORY = 50  # updates that the moving averages look back
+EXPONENT = 1 / 5
+TINY = 1e-8
+
+
+class ClassDifficulty(nn.Module):
+    """State in buffers, so that checkpoints carry it. A class weighs more, the lower its Dice is and the more of what
+    was learnt of it is forgotten again.
+    """
+
+    last: Tensor
+    learnt: Tensor
+    forgotten: Tensor
+    lacking: Tensor
+
+    def __init__(self, classes: int):
+        super().__init__()
+        self.register_buffer("last", torch.full((classes,), TINY))
+        self.register_buffer("learnt", torch.zeros(classes))
+        self.register_buffer("forgotten", torch.zeros(classes))
+        self.register_buffer("lacking", torch.ones(classes))
+
+    @torch.no_grad()
+    def update(self, counts: Float[Tensor, "3 C"]) -> Float[Tensor, " C"]:
+        """The weights after a batch with these true positives, false positives and false negatives.
+
+        A class that was neither there nor predicted says nothing: its state stays (the released code takes its Dice as
+        one half).
+        """
+        true, false, missed = counts.float()
+        dice = (2 * true + TINY) / (2 * true + false + missed + 2 * TINY)
+        change = dice - self.last
+        amount = change * torch.log(dice / self.last)
+        seen = true + false + missed > 0
+        self._average(self.learnt, torch.where(change > 0, amount, 0), seen)
+        self._average(self.forgotten, torch.where(change > 0, 0, amount), seen)
+        self._average(self.lacking, 1 - dice, seen)
+        self.last.copy_(torch.where(seen, dice, self.last))
+        return self.weights()
+
+    def weights(self) -> Float[Tensor, " C"]:
+        """Not normalised: about 1.03 C for a class that is never found."""
+        return len(self.last) * ((self.forgotten + TINY) / (self.learnt + TINY)) ** EXPONENT * self.lacking
+
+    @staticmethod
+    def _average(state: Tensor, value: Tensor, seen: Tensor) -> None:
+        state.copy_(torch.where(seen, state + (value - state) / MEMORY, state))

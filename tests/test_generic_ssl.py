@@ -1,0 +1,543 @@
+"""A&D: three decoders on one encoder, diffusion, difficulty weights, pseudo-labels, and where gradients go."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from architectures import build, plans
+from conftest import PHANTOM
+from nnunetv2.inference.predict_from_raw_data import predict_entry_point
+from raw_worlds import read_nifti
+from test_after_training import HOW, MODEL, make_model
+from test_unimos import two_stream_world
+from torch import nn
+from worlds import NAME, make_trainer
+
+from nnunetv2_conemos import diffusion, pseudo_maps
+from nnunetv2_conemos.losses.class_weighted import ClassWeightedDiceCE
+from nnunetv2_conemos.methods import GenericSSLTrainer, generic_ssl
+from nnunetv2_conemos.networks.aggregate_decouple import AggregateDecouple, Noisy, Streams, heads
+from nnunetv2_conemos.networks.difficulty import ClassDifficulty
+from nnunetv2_conemos.networks.vnet import Shape
+from nnunetv2_conemos.records import Query, Truth
+from nnunetv2_conemos.sources import SourceError
+
+WIDTHS = (32, 64, 128, 256, 512)
+
+
+def published(classes=2, norm="batch"):
+    shape = Shape(nn.Conv3d, WIDTHS, [[3] * 3] * 5, [[1] * 3] + [[2] * 3] * 4, norm)
+    return AggregateDecouple(shape, 1, classes, range(1, classes))
+
+
+def parameters(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def truth(target, known=None, valid=None):
+    target = torch.as_tensor(target)
+    every = torch.arange(1, 4).expand(len(target), -1)
+    return Truth(target, every, torch.ones(len(target), 3, dtype=torch.bool) if known is None else known, valid)
+
+
+# ---- network
+
+
+@pytest.mark.parametrize(("classes", "whole"), [(2, 57_891_910), (14, 57_903_466)])
+def test_the_published_network_has_the_published_size(classes, whole):
+    """But for layers that never get a gradient: the time of the last units, and an embedding of no time."""
+    made = published(classes)
+    time_of = {"encoder": sum(WIDTHS[1:]), "denoiser": sum(WIDTHS[:-1]), "stems": 2 * WIDTHS[0]}
+    idle = {part: 513 * width for part, width in time_of.items()}
+    embedding = 128 * 512 + 512 + 512 * 512 + 512
+    assert sum(idle.values()) + embedding == 1_100_256
+    assert parameters(made) == whole - 1_100_256
+    if classes == 2:
+        assert parameters(made.encoder) == 31_431_424 - idle["encoder"]
+        assert parameters(made.denoiser) == 9_201_730 - idle["denoiser"]
+        assert parameters(made.decoder) == parameters(made.reweighted) == 8_282_434
+    of_decoder = dict(made.decoder.named_parameters())
+    assert len(of_decoder) == 54
+    for other in (made.denoiser, made.reweighted):
+        found = dict(other.named_parameters())
+        assert all(found[name].shape == parameter.shape for name, parameter in of_decoder.items())
+
+
+def test_features_of_the_published_network_halve_and_double():
+    made = published(norm="instance").eval()
+    with torch.no_grad():
+        features = made.encode(torch.randn(1, 1, 32, 32, 32))
+    assert [tuple(x.shape[1:]) for x in features] == [(w, *[32 // 2**i] * 3) for i, w in enumerate(WIDTHS)]
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_one_pass_gives_all_three_and_each_by_itself(dim, norm):
+    made = network(dim, norm=norm).eval()
+    image, other = torch.randn(2, 1, *[16] * dim), torch.randn(2, 1, *[16] * dim)
+    noisy = Noisy(image, torch.randn(2, 4, *[16] * dim), torch.tensor([3, 900]))
+    with torch.no_grad():
+        denoised, reweighted, answered = made(Streams(noisy, other))
+        assert denoised.shape == reweighted.shape == answered.shape == (2, 4, *[16] * dim)
+        assert torch.equal(denoised, made.denoise(noisy))
+        assert torch.equal(reweighted, made.reweight(image))
+        asked = made(Query(other, torch.arange(1, 4).expand(2, -1)))
+        assert torch.allclose(heads(answered), asked)
+        later = made.denoise(noisy._replace(step=torch.tensor([500, 900])))
+    assert not torch.allclose(later[0], denoised[0]), "the step is told"
+    assert torch.allclose(later[1], denoised[1], atol=1e-5), "to each sample its own"
+
+
+def network(dim=2, **options):
+    torch.manual_seed(0)
+    return build(GenericSSLTrainer, plans(dim, **options))
+
+
+def test_only_the_decoder_of_unlabelled_images_and_the_encoder_predict():
+    made, image = network().eval(), torch.randn(1, 1, 16, 16)
+    with torch.no_grad():
+        before = made(image)
+        for part in (made.denoiser, made.reweighted, made.diffusion_stem, made.time):
+            for parameter in part.parameters():
+                parameter.add_(1)
+        assert torch.equal(made(image), before)
+        next(made.encoder.parameters()).add_(1)
+        assert not torch.equal(made(image), before)
+
+
+# ---- diffusion
+
+
+def test_shares_of_the_map_are_the_published_ones():
+    expected = {0: 0.9999, 111: 0.8736, 222: 0.5968, 333: 0.3186, 444: 0.1329, 555: 0.0433, 666: 0.0110, 777: 0.00218}
+    for step, kept in (expected | {888: 3.36e-4, 999: 4.0e-5}).items():
+        assert diffusion.KEPT[step].item() == pytest.approx(kept, rel=0.01)
+
+
+def test_noise_has_the_right_mean_and_variance_and_each_sample_its_own_step():
+    torch.manual_seed(0)
+    step = torch.tensor([0, 500, 999])
+    clean = torch.tensor([1.0, -1.0]).view(1, 2, 1, 1).expand(3, -1, 200, 200)
+    noisy = diffusion.noised(clean, step, torch.randn(3, 2, 200, 200))
+    kept = diffusion.KEPT[step].float()
+    for sign, channel in ((1, 0), (-1, 1)):
+        assert torch.allclose(noisy[:, channel].mean((1, 2)), sign * kept.sqrt(), atol=0.02)
+        assert torch.allclose(noisy[:, channel].var((1, 2)), 1 - kept, atol=0.02)
+
+
+def test_sampling_asks_ten_steps_and_an_oracle_gives_the_map():
+    torch.manual_seed(0)
+    clean, asked = torch.randint(0, 2, (2, 3, 8, 8)).float() * 2 - 1, []
+
+    def oracle(noisy, step):
+        asked.append(step.tolist())
+        return 3 * clean  # beyond what a map can be
+
+    assert torch.equal(diffusion.sampled(oracle, torch.randn(2, 3, 8, 8)), clean)
+    assert asked == [[t, t] for t in (999, 888, 777, 666, 555, 444, 333, 222, 111, 0)]
+
+
+def test_sampling_walks_the_noise_that_the_prediction_implies():
+    """With a constant prediction the noise stays what it was: x_t = sqrt(kept) clean + sqrt(1 - kept) noise."""
+    torch.manual_seed(0)
+    noise, clean, seen = torch.randn(1, 1, 4, 4), torch.full((1, 1, 4, 4), 0.3), {}
+
+    def constant(noisy, step):
+        seen[step.item()] = noisy
+        return clean
+
+    diffusion.sampled(constant, noise)
+    implied = (noise - math.sqrt(diffusion.KEPT[999]) * clean) / math.sqrt(1 - diffusion.KEPT[999])
+    for step in (888, 444, 0):
+        kept = diffusion.KEPT[step]
+        assert torch.allclose(seen[step], kept.sqrt() * clean + (1 - kept).sqrt() * implied, atol=1e-4), step
+
+
+# ---- losses, difficulty, pseudo-labels
+
+
+def random_batch(samples=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(samples, 4, 6, 5, generator=generator)
+    return logits, torch.randint(0, 4, (samples, 1, 6, 5), generator=generator)
+
+
+def formula(logits, target, weight):
+    """Written anew from the publication's text."""
+    entropy = F.cross_entropy(logits, target[:, 0], weight)
+    p, y = torch.softmax(logits, 1), F.one_hot(target[:, 0], 4).movedim(-1, 1).float()
+    true, false, missed = ((a * b).sum((0, 2, 3)) for a, b in ((p, y), (p, 1 - y), (1 - p, y)))
+    dice = (2 * true + 1) / (2 * true + false + missed + 1)
+    return entropy, -(weight * dice)[1:].mean()
+
+
+@pytest.mark.parametrize("weight", [(1, 1, 1, 1), (0.5, 2, 0.1, 1.3)])
+def test_the_loss_is_cross_entropy_and_weighted_dice(weight):
+    logits, target = random_batch()
+    weight = torch.tensor(weight, dtype=torch.float32)
+    entropy, dice = formula(logits, target, weight)
+    found = ClassWeightedDiceCE()(heads(logits), truth(target), weight)
+    assert found.item() == pytest.approx((entropy + dice).item(), abs=1e-5)
+    scaled = ClassWeightedDiceCE()(heads(logits), truth(target), 3 * weight)
+    assert scaled.item() == pytest.approx((entropy + 3 * dice).item(), abs=1e-5), "the scale acts on the Dice alone"
+    if weight.unique().numel() == 1:
+        assert ClassWeightedDiceCE()(heads(logits), truth(target)).item() == pytest.approx(found.item())
+
+
+def test_what_is_not_annotated_is_background_and_teaches_no_dice():
+    logits, target = random_batch(2)
+    known = torch.tensor([[True, False, True], [True, False, False]])
+    stray = truth(target, known)
+    shown = torch.where((target == 2) | ((target == 3) & torch.tensor([False, True]).view(2, 1, 1, 1)), 0, target)
+    loss, leaf = ClassWeightedDiceCE(), logits.clone().requires_grad_()
+    value = loss(heads(leaf), truth(shown, known))
+    value.backward()
+    assert value.item() == pytest.approx(loss(heads(logits), stray).item(), abs=1e-6)
+    merged = torch.softmax(logits, 1)
+    two, three = merged[:, 2].clone(), merged[1, 3].clone()
+    merged[:, 0] += two
+    merged[1, 0] += three
+    right = merged.gather(1, shown)[:, 0].log()
+    p, y = merged[:, 1:], F.one_hot(shown[:, 0], 4).movedim(-1, 1)[:, 1:]
+    dice = [
+        (2 * (p[s, k] * y[s, k]).sum() + 1) / (p[s, k].sum() + y[s, k].sum() + 1) for k, s in ((0, [0, 1]), (2, [0]))
+    ]
+    assert value.item() == pytest.approx((-right.mean() - sum(dice) / 2).item(), abs=1e-5)
+    swapped = loss(heads(logits[:, [2, 1, 0, 3]]), truth(shown, known))
+    assert swapped.item() == pytest.approx(value.item(), abs=1e-5), "background and what is unknown enter together"
+
+
+def test_ignored_voxels_and_unlabelled_samples_do_not_count():
+    logits, target = random_batch()
+    valid, known = torch.rand(target.shape) < 0.5, torch.tensor([[True] * 3, [False] * 3, [True, True, False]])
+    other = torch.where(valid, logits, torch.randn_like(logits))
+    other[1] = torch.randn_like(other[1])
+    plain, changed = (ClassWeightedDiceCE()(heads(z), truth(target, known, valid)).item() for z in (logits, other))
+    assert plain == pytest.approx(changed, abs=1e-6)
+    nothing = ClassWeightedDiceCE()(heads(logits), truth(target, torch.zeros(3, 3, dtype=torch.bool)))
+    assert nothing.item() == 0
+
+
+def test_maps_are_signed_and_zero_where_nothing_is_known():
+    target = torch.tensor([[[[0, 1, 2]]]] * 2)
+    known = torch.tensor([[True] * 3, [True, False, True]])
+    maps = pseudo_maps.clean_maps(truth(target, known))
+    assert maps[0, :, 0].T.tolist() == [[1, -1, -1, -1], [-1, 1, -1, -1], [-1, -1, 1, -1]]
+    assert maps[1, :, 0].T.tolist() == [[0, -1, 0, -1], [-1, 1, 0, -1], [0, -1, 0, -1]]
+    valid = torch.tensor([[[[True, False, True]]]] * 2)
+    assert pseudo_maps.clean_maps(truth(target, known, valid))[:, :, 0, 1].abs().max() == 0
+
+
+def test_counts_are_those_of_annotated_classes():
+    target = torch.tensor([[[[0, 1, 2, 3]]], [[[1, 1, 0, 0]]]])
+    found = torch.tensor([[0, 1, 1, 3], [1, 0, 2, 0]])
+    logits = 20.0 * F.one_hot(found, 4).movedim(-1, 1).float()[:, :, None]
+    whole = pseudo_maps.class_counts(heads(logits), truth(target))
+    assert whole.tolist() == [[2, 2, 0, 1], [1, 1, 1, 0], [1, 1, 1, 0]]
+    partly = pseudo_maps.class_counts(heads(logits), truth(target, torch.tensor([[True] * 3, [True, False, True]])))
+    assert partly.tolist() == [[3, 2, 0, 1], [1, 1, 0, 0], [0, 1, 1, 0]], "label 2 of the second is background"
+    valid = torch.tensor([[[[True, True, False, True]]]] * 2)
+    assert pseudo_maps.class_counts(heads(logits), truth(target, None, valid)).sum(1).tolist() == [5, 1, 1]
+
+
+def test_difficulty_by_hand_over_three_steps():
+    made = ClassDifficulty(2)
+    last, learnt, forgotten, lacking = 1e-8, 0.0, 0.0, 1.0
+    for true, false, missed in ((0, 0, 10), (8, 2, 2), (4, 0, 6)):
+        dice = (2 * true + 1e-8) / (2 * true + false + missed + 2e-8)
+        change = dice - last
+        amount = change * math.log(dice / last)
+        learnt = 0.98 * learnt + 0.02 * (amount if change > 0 else 0)
+        forgotten = 0.98 * forgotten + 0.02 * (0 if change > 0 else amount)
+        lacking, last = 0.98 * lacking + 0.02 * (1 - dice), dice
+        expected = 2 * ((forgotten + 1e-8) / (learnt + 1e-8)) ** 0.2 * lacking
+        found = made.update(torch.tensor([[50.0, true], [0, false], [0, missed]]))
+        assert found[1].item() == pytest.approx(expected, rel=1e-3)
+    before = {name: state.clone() for name, state in made.named_buffers()}
+    made.update(torch.tensor([[50.0, 0], [1, 0], [1, 0]]))
+    for name, state in made.named_buffers():
+        assert state[1] == before[name][1], "a class that is not there says nothing"
+        assert state[0] != before[name][0]
+
+
+def test_a_class_that_is_never_found_weighs_as_many_as_there_are_classes_and_one_just_learnt_little():
+    made = ClassDifficulty(4)
+    for _ in range(30):
+        weights = made.update(torch.tensor([[90.0, 0, 80, 80], [0, 0, 5, 5], [0, 20, 5, 5]]))
+    assert weights[1].item() == pytest.approx(1.03 * 4, rel=0.05)
+    fresh = ClassDifficulty(4).update(torch.tensor([[90.0, 0, 80, 80], [0, 0, 5, 5], [0, 20, 5, 5]]))
+    assert fresh[2].item() == pytest.approx(0.03 * 4, rel=0.3)
+
+
+def test_weights_of_the_unlabelled_loss_are_the_published_ones():
+    for epoch, weight in ((0, 0.067), (50, 0.31), (100, 1.08), (150, 2.87), (200, 5.74), (250, 8.70), (300, 10)):
+        assert generic_ssl.ramp_up(epoch / 300, 10, 1.0) == pytest.approx(weight, rel=0.02)
+    assert generic_ssl.ramp_up(0.5, 10, 1 / 3) == 10
+
+
+def test_smoothing_is_the_published_filter():
+    point = torch.zeros(1, 2, 5, 5, 5)
+    point[0, 1, 2, 2, 2] = 1
+    found = pseudo_maps.smoothed(point)
+    assert found[0, 0].abs().max() == 0, "each channel by itself"
+    assert found.sum().item() == pytest.approx(1)
+    for offset, weight in (((0, 0, 0), 0.0923), ((1, 0, 0), 0.0560), ((1, 1, 0), 0.0339), ((1, 1, 1), 0.0206)):
+        assert found[0, 1, 2 + offset[0], 2 + offset[1], 2 + offset[2]].item() == pytest.approx(weight, abs=1e-4)
+    assert pseudo_maps.smoothed(torch.ones(1, 1, 5, 5))[0, 0, 0, 0] < 0.8, "zero outside"
+
+
+def test_a_sure_classifier_wins_and_an_unsure_one_leaves_it_to_the_diffusion():
+    torch.manual_seed(0)
+    taught, sure, flat = torch.ones(3, dtype=torch.bool), torch.zeros(1, 4, 30, 30), torch.zeros(1, 4, 30, 30)
+    sure[:, 2] = 20
+    maps = -torch.ones(1, 4, 30, 30)
+    maps[:, 1] = 1
+    assert (pseudo_maps.pseudo_labels(maps, sure, taught) == 2).all()
+    share = (pseudo_maps.pseudo_labels(maps, flat, taught) == 1).float().mean()
+    assert share > 0.9, "Gumbel noise, smoothed, rarely beats a whole map"
+    assert not (pseudo_maps.pseudo_labels(maps, flat, torch.tensor([False, True, True])) == 1).any()
+    torch.manual_seed(1)
+    first = pseudo_maps.pseudo_labels(maps, flat, taught)
+    torch.manual_seed(1)
+    assert torch.equal(first, pseudo_maps.pseudo_labels(maps, flat, taught))
+
+
+@pytest.mark.parametrize(("classes", "vote"), [(2, 0.881), (4, 0.711), (5, 0.649), (14, 0.362)])
+def test_the_bound_of_a_vote(classes, vote):
+    assert pseudo_maps.largest_vote(classes) == pytest.approx(vote, abs=1e-3)
+
+
+# ---- steps
+
+
+def ready(base, **options):
+    two_stream_world(base, **options)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    trainer = make_trainer(base, GenericSSLTrainer)
+    trainer.initialize()
+    loader, validation = trainer.get_dataloaders()
+    trainer.network.train()
+    return trainer, loader, validation
+
+
+PARTS = ("image_stem", "diffusion_stem", "time", "encoder", "denoiser", "reweighted", "decoder")
+REACHED = {
+    "denoising": {"diffusion_stem", "time", "encoder", "denoiser"},
+    "reweighted": {"image_stem", "encoder", "reweighted"},
+    "unlabelled": {"image_stem", "encoder", "decoder"},
+}
+
+
+@pytest.mark.parametrize("term", REACHED)
+def test_each_loss_reaches_its_own_parts(nnunet_folders, term, monkeypatch):
+    trainer, loader, _ = ready(nnunet_folders)
+    labelled, unlabelled = next(loader)
+    losses, loss = [], trainer.loss
+
+    class Recorded(nn.Module):
+        def forward(self, *given):
+            losses.append(loss(*given))
+            return losses[-1]
+
+    trainer.loss = Recorded()
+    monkeypatch.setattr(trainer, "backward_in_turn", lambda terms: [terms[0]().item()])
+    trainer.two_stream_step(labelled, unlabelled)
+    assert len(losses) == 3
+    trainer.network.zero_grad()
+    losses[list(REACHED).index(term)].backward()
+    for part in PARTS:
+        gradients = [p.grad for p in getattr(trainer.network, part).parameters()]
+        if part in REACHED[term]:
+            assert any(g is not None and g.abs().sum() > 0 for g in gradients), part
+        else:
+            assert all(g is None or g.abs().sum() == 0 for g in gradients), part
+
+
+def test_a_step_is_the_sum_of_its_losses_and_only_one_is_reweighted(nnunet_folders, monkeypatch):
+    trainer, loader, _ = ready(nnunet_folders)
+    weights, loss = [], trainer.loss
+
+    class Recorded(nn.Module):
+        def forward(self, logits, truth, weight=None):
+            weights.append(weight)
+            return loss(logits, truth, weight)
+
+    trainer.loss, trainer.current_epoch = Recorded(), 500
+    report = trainer.train_step(next(loader))
+    assert [weight is None for weight in weights] == [True, False, True]
+    assert torch.allclose(weights[1], trainer.network.difficulty.weights())
+    parts = [report[name] for name in generic_ssl.GenericSSLTrainer.extras]
+    assert parts[3] == pytest.approx(generic_ssl.ramp_up(0.5, 10, 1))
+    assert report["loss"] == pytest.approx(parts[0] + parts[1] + parts[3] * parts[2], rel=1e-4)
+
+
+def test_the_decoder_is_pulled_before_each_step_and_the_state_is_resumed(nnunet_folders, tmp_path):
+    trainer, loader, _ = ready(nnunet_folders)
+    trainer.train_step(next(loader))
+    network = trainer.network
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    statistics = {name: b.clone() for name, b in network.decoder.named_buffers()}
+    network.pull(0.99)
+    for name, parameter in network.decoder.named_parameters():
+        pulled = 0.99 * before[f"decoder.{name}"] + 0.005 * (before[f"denoiser.{name}"] + before[f"reweighted.{name}"])
+        assert torch.allclose(parameter, pulled, atol=1e-7), name
+    assert all(torch.equal(statistics[name], b) for name, b in network.decoder.named_buffers())
+    for name, parameter in network.named_parameters():
+        if not name.startswith("decoder."):
+            assert torch.equal(parameter, before[name])
+    trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+    fresh = make_trainer(nnunet_folders, GenericSSLTrainer)
+    fresh.initialize()
+    fresh.load_checkpoint(str(tmp_path / "checkpoint.pth"))
+    assert torch.equal(fresh.network.difficulty.last, network.difficulty.last)
+    assert not torch.equal(fresh.network.difficulty.last, ClassDifficulty(3).last)
+
+
+def test_a_step_pulls_first(nnunet_folders, monkeypatch):
+    trainer, loader, _ = ready(nnunet_folders)
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = 0.0
+    before = {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
+    trainer.train_step(next(loader))
+    for name, parameter in trainer.network.decoder.named_parameters():
+        others = before[f"denoiser.{name}"] + before[f"reweighted.{name}"]
+        assert torch.allclose(parameter, 0.99 * before[f"decoder.{name}"] + 0.005 * others, atol=1e-7)
+
+
+def test_streams_are_annotated_and_unlabelled_and_both_are_augmented_alike(nnunet_folders):
+    _, loader, _ = ready(nnunet_folders)
+    for _ in range(10):
+        labelled, unlabelled = next(loader)
+        assert {str(key)[0] for key in labelled["keys"]} <= {"a", "b"}
+        assert {str(key)[0] for key in unlabelled["keys"]} == {"u"}
+        assert len(labelled["keys"]) == len(unlabelled["keys"]) == 2
+    transforms = [
+        [type(getattr(t, "transform", t)).__name__ for t in stream.data_loader.transforms.transforms]
+        for stream in (loader.labelled, loader.unlabelled)
+    ]
+    assert transforms[0] == transforms[1]
+
+
+def test_maps_of_unlabelled_cases_cannot_leak(nnunet_folders):
+    trainer, loader, _ = ready(nnunet_folders)
+    labelled, unlabelled = next(loader)
+    state = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    losses = []
+    for poison in (0, 1, 2):
+        trainer.network.load_state_dict(state)
+        trainer.optimizer.state.clear()
+        torch.manual_seed(7)
+        poisoned = unlabelled | {"target": torch.full_like(torch.as_tensor(unlabelled["target"]), poison)}
+        losses.append(float(trainer.train_step((labelled, poisoned))["loss"]))
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_pseudo_labels_are_made_without_a_gradient_of_what_is_taught(nnunet_folders):
+    trainer, loader, _ = ready(nnunet_folders)
+    images = next(loader)[1]["data"]
+    believed = trainer._believed(images)
+    assert not believed.target.requires_grad
+    assert believed.target.shape == (2, 1, 16, 16)
+    assert believed.known.all()
+    assert set(believed.target.unique().tolist()) <= {0, 1, 2}
+    trainer.training_cases = [case for case in trainer.training_cases if not case.startswith("b")]
+    narrowed = trainer._believed(images)
+    assert narrowed.known.tolist() == [[True, False]] * 2
+    assert set(narrowed.target.unique().tolist()) <= {0, 1}, "nobody annotates the disc in this fold"
+
+
+@pytest.mark.parametrize("teacher", ["train", "eval"])
+def test_the_teacher_drops_channels_or_not(nnunet_folders, teacher, monkeypatch):
+    trainer, loader, _ = ready(nnunet_folders, teacher=teacher)
+    modes = []
+    trainer.network.denoiser.dropout.register_forward_hook(lambda module, *_: modes.append(module.training))
+    trainer.train_step(next(loader))
+    assert modes == [teacher == "train"] * 10 + [True]
+
+
+def test_gradients_are_clipped_only_if_asked(nnunet_folders):
+    assert ready(nnunet_folders)[0].largest_norm == math.inf
+    assert ready(nnunet_folders, clip=True)[0].largest_norm == 12
+
+
+def test_without_unlabelled_cases_it_is_refused_before_anything_is_made(nnunet_folders):
+    two_stream_world(nnunet_folders, unlabelled=0)
+    with pytest.raises(
+        SourceError, match=r"GenericSSLTrainer learns from cases that are not annotated.*use UniMOSTrainer"
+    ):
+        make_trainer(nnunet_folders, GenericSSLTrainer)
+    assert not list((nnunet_folders / "nnUNet_results").iterdir())
+
+
+def test_a_fold_without_unlabelled_cases_is_refused(nnunet_folders):
+    two_stream_world(nnunet_folders)
+    trainer = make_trainer(nnunet_folders, GenericSSLTrainer)
+    fold = {"train": ["a0", "a1", "b0", "b1"], "val": ["a2", "b2"]}
+    (nnunet_folders / "nnUNet_preprocessed" / NAME / "splits_final.json").write_text(json.dumps([fold]))
+    trainer.initialize()
+    with pytest.raises(SourceError, match="none of the training cases is one"):
+        trainer.get_dataloaders()
+
+
+def test_more_classes_than_the_diffusion_can_inform_are_said(nnunet_folders, capsys):
+    trainer, *_ = ready(nnunet_folders)
+    assert "of its vote" not in capsys.readouterr().out
+    trainer.network.classes = 14
+    trainer.get_dataloaders()
+    assert "14 classes: the diffusion gives no class more than 0.36 of its vote" in capsys.readouterr().out
+
+
+def test_the_published_optimiser_or_nnunets(nnunet_folders):
+    trainer, *_ = ready(nnunet_folders)
+    group = trainer.optimizer.param_groups[0]
+    assert (group["lr"], group["momentum"], group["nesterov"], group["weight_decay"]) == (1e-2, 0.9, True, 3e-5)
+    assert len(list(trainer.network.parameters())) == len(group["params"])
+    assert ready(nnunet_folders, optimiser="nnU-Net")[0].optimizer.param_groups[0]["momentum"] == 0.99
+
+
+# ---- end to end
+
+
+def test_the_commands_of_nnunet_train_resume_and_predict(preprocessed_phantom, tmp_path, monkeypatch):
+    """On 3D volumes, two sources annotated for some labels and one for none; all in this process."""
+    for part in ("nnUNet_raw", "nnUNet_preprocessed"):
+        file = preprocessed_phantom / part / PHANTOM / "dataset.json"
+        content = json.loads(file.read_text())
+        content["sources"]["site_c"]["annotated"] = []
+        file.write_text(json.dumps(content))
+    monkeypatch.setenv("nnUNet_extTrainer", str(Path(__file__).parent.parent / "trainers"))
+    model = make_model(preprocessed_phantom, trainer_class=GenericSSLTrainer)
+    trainer = from_model(model)
+    trainer.num_iterations_per_epoch = trainer.num_val_iterations_per_epoch = trainer.num_epochs = 2
+    trainer.run_training()
+    resumed = from_model(model)
+    resumed.initialize()
+    resumed.load_checkpoint(str(model / "fold_0" / "checkpoint_final.pth"))
+    assert resumed.current_epoch == 2
+    logged = resumed.logger.local_logger.my_fantastic_logging
+    assert all(len(logged[name]) == 2 for name in GenericSSLTrainer.extras)
+    assert (model / "fold_0" / "streams.png").is_file()
+    images = preprocessed_phantom / "nnUNet_raw" / PHANTOM / "imagesTs"
+    words = ["-i", str(images), "-o", str(tmp_path / "out"), *MODEL[:5], "GenericSSLTrainer", *MODEL[6:], *HOW]
+    monkeypatch.setattr(sys, "argv", ["nnUNetv2_predict", *words])
+    threads = torch.get_num_threads()
+    predict_entry_point()
+    torch.set_num_threads(threads)  # which prediction on a CPU raises
+    files = sorted((tmp_path / "out").glob("*.nii.gz"))
+    assert files
+    for file in files:
+        predicted = read_nifti(file)
+        assert predicted.shape == read_nifti(images / f"{file.name[:-7]}_0000.nii.gz").shape
+        assert set(np.unique(predicted)) <= {0, 1, 2, 4}, "nobody annotates label 3"
+
+
+def from_model(model):
+    saved = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=False)["init_args"]
+    arguments = {**saved, "plans": saved["plans"] | {"continue_training": False}, "device": torch.device("cpu")}
+    return GenericSSLTrainer(**arguments)

@@ -23,6 +23,7 @@ def test_methods_cost_what_their_design_says(preprocessed_phantom: Path, monkeyp
         "LabelSetFiLMTrainer",
         "DoDNetTrainer",
         "MultiDecoderTrainer",
+        "GenericSSLTrainer",
     ]
     plans = json.loads(file.read_text())
     plans["configurations"]["small"] = small_configuration(plans, "2d", features=8, batch=2)
@@ -30,6 +31,7 @@ def test_methods_cost_what_their_design_says(preprocessed_phantom: Path, monkeyp
     table = costs.set_index(["trainer", "labels"])
     assert ("MultiDecoderTrainer", 20) not in table.index, "it refuses so many labels"
     assert len(table) == 2 * len(trainers) - 1
+    assert (table["step_s"].isna() == [name == "GenericSSLTrainer" for name, _ in table.index]).all()
     growth = table["predict_s"].unstack().pipe(lambda t: t[20] / t[2])
     assert growth["ConditionalFiLMTrainer"] > 3, "a pass per label"
     assert growth["LabelSetFiLMTrainer"] < 3, "one pass for all"

@@ -45,7 +45,10 @@ class Batch(NamedTuple):
 def costs_against_k(
     plans: dict[str, Any], configuration: str, channels: int, device: str, trainers: Sequence[str]
 ) -> pd.DataFrame:
-    """Columns trainer, labels, step_s, predict_s (one patch); a method that refuses a number of labels has no row."""
+    """Columns trainer, labels, step_s, predict_s (one patch); a method that refuses a number of labels has no row.
+
+    Trainers that learn from unlabelled cases too have no `step_s`: random patches are no such step.
+    """
     manager = PlansManager({key: value for key, value in plans.items() if key != PLANS_KEY})
     chosen = manager.get_configuration(configuration)
     torch.manual_seed(0)
@@ -78,7 +81,7 @@ def costs(trainer: type[nnUNetTrainer], network: nn.Module, batch: Batch) -> dic
         with torch.no_grad(), torch.autocast(device, enabled=device == "cuda"):
             network(batch.image[:1])
 
-    trained = seconds(step, device)
+    trained = float("nan") if getattr(trainer, "learns_from_unlabelled", False) else seconds(step, device)
     network.eval()
     return {"step_s": trained, "predict_s": seconds(predict, device)}
 

@@ -14,12 +14,14 @@ from conftest import PHANTOM
 from nnunetv2.inference.predict_from_raw_data import predict_entry_point
 from raw_worlds import read_nifti
 from test_after_training import HOW, MODEL, make_model
+from test_learning import FEATURES, SQUARE_DISC, argmax
 from test_unimos import two_stream_world
 from torch import nn
-from worlds import NAME, make_trainer
+from worlds import NAME, dice, make_trainer, shapes, train, write_world
 
 from nnunetv2_conemos import diffusion, pseudo_maps
 from nnunetv2_conemos.losses.class_weighted import ClassWeightedDiceCE
+from nnunetv2_conemos.method import PLANS_KEY
 from nnunetv2_conemos.methods import GenericSSLTrainer, generic_ssl
 from nnunetv2_conemos.networks.aggregate_decouple import AggregateDecouple, Noisy, Streams, heads
 from nnunetv2_conemos.networks.difficulty import ClassDifficulty
@@ -541,3 +543,58 @@ def from_model(model):
     saved = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=False)["init_args"]
     arguments = {**saved, "plans": saved["plans"] | {"continue_training": False}, "device": torch.device("cpu")}
     return GenericSSLTrainer(**arguments)
+
+
+def of_domain(rng, shifted, size=32):
+    """In the domain without annotations images are darker on one side, from a random direction."""
+    image, target = shapes(rng, size)
+    if shifted:
+        (y, x), angle = np.mgrid[:size, :size] / size, rng.uniform(0, 2 * np.pi)
+        image = 0.7 * image + 1.2 * (np.cos(angle) * x + np.sin(angle) * y)
+    return image.astype(np.float32), target
+
+
+def domain_world(base, seed, **options):
+    rng = np.random.default_rng(seed)
+    cases = {f"a{i}": of_domain(rng, False) for i in range(4)}
+    cases |= {f"u{i:02d}": (of_domain(rng, True)[0], np.zeros((1, 32, 32), np.int8)) for i in range(16)}
+    annotated = {"S": {"cases": ["a*"], "annotated": ["square", "disc"]}, "T": {"cases": ["u*"], "annotated": []}}
+    made = write_world(base, cases, SQUARE_DISC, annotated, features=FEATURES)
+    made["configurations"]["tiny"][PLANS_KEY] = options
+    folder = base / "nnUNet_preprocessed" / NAME
+    (folder / "nnUNetPlans.json").write_text(json.dumps(made))
+    (folder / "splits_final.json").write_text(json.dumps([{"train": sorted(cases), "val": ["a0"]}]))
+
+
+def dice_of_the_other_domain(base, seed, steps=160, shuffled=False, **options):
+    """Mean over both labels of new images of the domain that nobody annotated."""
+    domain_world(base, seed, **options)
+    trainer = make_trainer(base, GenericSSLTrainer, num_epochs=steps)
+    plain_step, believed = trainer.train_step, trainer._believed
+
+    def step(batch):
+        report = plain_step(batch)
+        trainer.current_epoch += 1  # the weight of the unlabelled loss follows the epochs
+        return report
+
+    trainer.train_step = step
+    if shuffled:
+        trainer._believed = lambda images: (t := believed(images))._replace(target=t.target.roll(1, 0))
+    network, rng, found = train(trainer, steps, seed), np.random.default_rng(1000 + seed), []
+    for _ in range(12):
+        image, target = of_domain(rng, True)
+        with torch.no_grad():
+            predicted = argmax(network(torch.from_numpy(image)[None]))
+        found += [dice(predicted == label, target[0] == label) for label in (1, 2)]
+    return float(np.mean(found))
+
+
+@pytest.mark.slow
+def test_unlabelled_cases_of_another_domain_help_and_their_pseudo_labels_are_why(nnunet_folders):
+    """Three trainings each; the same network, steps and cases with annotations alone, and with labels of others."""
+    ours = [dice_of_the_other_domain(nnunet_folders, seed) for seed in range(3)]
+    alone = [dice_of_the_other_domain(nnunet_folders, seed, unlabelled_weight=0) for seed in range(3)]
+    shuffled = [dice_of_the_other_domain(nnunet_folders, seed, shuffled=True) for seed in range(3)]
+    print(f"with unlabelled cases {ours}, annotations alone {alone}, shuffled pseudo-labels {shuffled}")
+    assert np.mean(ours) > np.mean(alone), (ours, alone)
+    assert np.mean(shuffled) < np.mean(alone), (shuffled, alone)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nnunetv2_conemos.losses.masked import pair_sums, pooled_dice
+from nnunetv2_conemos.losses.masked import batch_dice
 from nnunetv2_conemos.losses.merged import counted_here, known_classes, merged_log_probabilities
 from nnunetv2_conemos.records import Truth
 
@@ -42,6 +42,5 @@ class ClassWeightedDiceCE(nn.Module):
         return -(right * of_voxel).sum() / of_voxel.sum().clamp_min(1e-8)
 
     def _dice(self, log_p: Tensor, truth: Truth, counted: Tensor, weight: Tensor) -> Tensor:
-        target = (truth.onehot() & counted).float()
-        sums, labels = pair_sums(log_p[:, 1:].exp() * counted, target, truth, self.ddp)
-        return -pooled_dice(sums, labels, self.smooth, skip_empty=False, weight_of=weight)
+        p, target = log_p[:, 1:].exp() * counted, (truth.onehot() & counted).float()
+        return -batch_dice(p, target, truth, self.smooth, self.ddp, skip_empty=False, weight_of=weight)

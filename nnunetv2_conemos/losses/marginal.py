@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nnunetv2_conemos.losses.masked import pair_sums, pooled_dice
+from nnunetv2_conemos.losses.masked import batch_dice
 from nnunetv2_conemos.losses.merged import (
     class_log_probabilities,
     counted_here,
@@ -48,8 +48,8 @@ class MarginalExclusionLoss(nn.Module):
         return -(right * counted).sum() / counted.sum().clamp_min(1)
 
     def _dice(self, log_p: Tensor, target: Tensor, counted: Tensor, truth: Truth) -> Tensor:
-        sums, labels = pair_sums(log_p[:, 1:].exp() * counted, target * counted, truth, self.ddp)
-        return -pooled_dice(sums, labels, self.smooth, skip_empty=False)
+        p = log_p[:, 1:].exp() * counted
+        return -batch_dice(p, target * counted, truth, self.smooth, self.ddp, skip_empty=False)
 
     def _excluded(self, p: Tensor, unknown: Tensor, target: Tensor, counted: Tensor) -> Tensor:
         """Overlap of each label that is not annotated with the annotated foreground: Dice, and log(1 + p)."""

@@ -40,8 +40,7 @@ class MaskedDiceBCE(nn.Module):
         return (per_voxel * counted).sum() / counted.sum().clamp_min(1)
 
     def _dice(self, logits: Tensor, target: Tensor, counted: Tensor, truth: Truth) -> Tensor:
-        sums, labels = pair_sums(torch.sigmoid(logits) * counted, target * counted, truth, self.ddp)
-        return -pooled_dice(sums, labels, self.smooth)
+        return -batch_dice(torch.sigmoid(logits) * counted, target * counted, truth, self.smooth, self.ddp)
 
 
 def counted_voxels(truth: Truth) -> Bool[Tensor, "B Q *S"]:
@@ -50,15 +49,22 @@ def counted_voxels(truth: Truth) -> Bool[Tensor, "B Q *S"]:
     return known if truth.valid is None else known & truth.valid
 
 
-def pair_sums(
-    probability: Float[Tensor, "B Q *S"], target: Float[Tensor, "B Q *S"], truth: Truth, ddp: bool
-) -> tuple[Float[Tensor, "N 3"], Int[Tensor, " N"]]:
-    """Intersection, predicted and target mass of each pair of the batch, and its label (0 where it is not known)."""
-    sums = torch.stack([part.flatten(2).sum(2) for part in (probability * target, probability, target)], dim=-1)
-    labels = truth.labels * truth.known
+def batch_dice(
+    probability: Float[Tensor, "B Q *S"],
+    target: Float[Tensor, "B Q *S"],
+    truth: Truth,
+    smooth: float,
+    ddp: bool,
+    skip_empty: bool = True,
+    weight_of: Float[Tensor, " labels"] | None = None,
+) -> Float[Tensor, ""]:
+    """`pooled_dice` of the known pairs of a batch, with `ddp` of all processes; both maps are 0 where none counts."""
+    masses = (probability * target, probability, target)
+    sums = torch.stack([mass.flatten(2).sum(2) for mass in masses], dim=-1)  # [B,Q,3]
+    labels = truth.labels * truth.known  # 0: asks nothing
     if ddp:
         sums, labels = AllGatherGrad.apply(sums).flatten(0, 1), AllGatherGrad.apply(labels).flatten(0, 1)
-    return sums.flatten(0, 1), labels.flatten()
+    return pooled_dice(sums.flatten(0, 1), labels.flatten(), smooth, skip_empty, weight_of)
 
 
 def pooled_dice(
@@ -70,8 +76,8 @@ def pooled_dice(
 ) -> Float[Tensor, ""]:
     """Mean soft Dice over the distinct labels > 0 whose pooled target is not empty; 0 where there is none.
 
-    `sums` are those of `pair_sums`. Without `skip_empty`, empty targets count too. `weight_of` (index: label, from 0)
-    scales the Dice of each label; the mean still counts labels.
+    `sums` holds intersection, predicted and target mass of each pair. Without `skip_empty`, empty targets count too.
+    `weight_of` (index: label, from 0) scales the Dice of each label; the mean still counts labels.
     """
     same = (labels[:, None] == labels[None]) & (labels > 0)
     intersection, predicted, target = (same.to(sums) @ sums).unbind(-1)

@@ -16,6 +16,7 @@ COMMANDS = {
     "check": ("check", "is the environment sound, does every case match one source, do the maps fit?"),
     "merge": ("merge", "several raw datasets with different labels become one with `sources`"),
     "hide": ("hide", "a partially labelled copy of a complete dataset, for experiments"),
+    "split": ("split", "folds of a dataset for semi-supervised learning, domain adaptation or generalisation"),
     "declare": ("declare", "write `sources` into dataset.json from a table case -> annotated labels"),
     "predict": ("predict", "nnUNetv2_predict, for some of the labels"),
     "complete": ("complete", "fill in the labels that are missing, for a dataset that stock nnU-Net can train on"),

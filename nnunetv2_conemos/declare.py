@@ -225,19 +225,23 @@ def source_table(table: SourceTable, occurs: np.ndarray | None = None) -> Table:
     `occurs` [sources, K] adds in how many of these cases the label was found (see `cell_texts`).
     """
     labels = [escape(name) for name in table.labels.names]
+    numbers = [str(number) for number in range(1, len(labels) + 1)]
     sources = [f"{escape(source)} ({len(table.cases_of(source))})" for source in table.sources] + ["all"]
     counts, found = (np.vstack([n, n.sum(0)]) for n in (table.counts(), table.counts() if occurs is None else occurs))
     cells = cell_texts(counts, found)
     view = Table(title="Cases annotated for each label", caption_justify="left")
     view.caption = "source (its cases); -: not annotated; m/n: annotated in n cases, found in m"
-    if len(sources) > len(labels) + 1:
-        rows, columns = sources, range(1, len(labels) + 1)
-        view.caption += "\nlabels: " + ", ".join(f"{number} {name}" for number, name in enumerate(labels, start=1))
-    else:
-        rows, columns, cells = labels, sources, cells.T
+    many = len(sources) > len(labels) + 1
+    if many:
+        view.caption += "\nlabels: " + ", ".join(map(" ".join, zip(numbers, labels, strict=True)))
+    if table.domains:
+        labels, numbers = (["[italic]domain", *heads] for heads in (labels, numbers))
+        domains = [escape(source.domain or "-") for source in table.sources.values()]
+        cells = np.column_stack([[*domains, ""], cells])
+    rows, columns, cells = (sources, numbers, cells) if many else (labels, sources, cells.T)
     view.add_column()
     for column in columns:
-        view.add_column(str(column), justify="right", no_wrap=rows is sources)
+        view.add_column(column, justify="right", no_wrap=many)
     for row, texts in zip(rows, cells, strict=True):
         view.add_row(row, *texts)
     return view

@@ -7,24 +7,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
 
 import numpy as np
 from rich.console import Console
 
-from nnunetv2_conemos import datasets
-from nnunetv2_conemos.declare import Annotated, group_sources, named_or_path, source_table
-from nnunetv2_conemos.raw_writer import Images, dataset_entries, input_files, jobs_of, write_cases
-from nnunetv2_conemos.relabel import visible_values
-from nnunetv2_conemos.sources import EVERYTHING, LabelSpace, SourceError, SourceTable, shorten
+from nnunetv2_conemos.datasets import new_dataset_folder
+from nnunetv2_conemos.declare import Annotated, named_or_path, source_table
+from nnunetv2_conemos.hidden import COMPLETE, add_copy_arguments, hidden_copy, read_original, written
+from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable, shorten
 from nnunetv2_conemos.splits import write_split
-
-COMPLETE = "labelsTr_complete"
-KEPT = ("modality", "dataset", "weight")  # what a source says beside cases and labels
 
 
 def dealt_labels(cases: Sequence[str], labels: LabelSpace, per_case: int, rng: np.random.Generator) -> Annotated:
@@ -93,64 +86,27 @@ def scheme(args: argparse.Namespace, cases: Sequence[str], labels: LabelSpace) -
 
 def hide(raw: Path, target: Path, args: argparse.Namespace) -> tuple[SourceTable, list[str]]:
     """Write the partially labelled copy, whole or not at all; returns who keeps what, and notes."""
-    dataset_json = datasets.read_raw_json(raw)
-    files, ending = datasets.raw_cases(raw), dataset_json["file_ending"]
-    before = SourceTable.from_dataset_json(dataset_json, files)
-    if not before.is_complete:
+    original = read_original(raw)
+    if not original.table.is_complete:
         raise SourceError(f"{raw} is partially labelled already, by its `sources`. Hide labels of a complete dataset.")
-    labels = before.labels
-    annotated = scheme(args, list(files), labels)
-    jobs = [job._replace(values=kept_values(labels, annotated[job.case])) for job in jobs_of(dataset_json, files)]
-    datasets.refuse_own_files(target, input_files(jobs))
-    result = {**dataset_json, "sources": hidden_sources(before, annotated, raw.name)}
-    if args.images == "reference":
-        result["dataset"] = dataset_entries(jobs, ending)
-    else:
-        result.pop("dataset", None)
-    table = SourceTable.from_dataset_json(result, files)
-    with datasets.new_folder(target, args.overwrite) as folder:
-        write_cases(jobs, folder, ending, args.images, args.processes, "Hiding labels")
-        (folder / COMPLETE).mkdir()
-        for case, entry in files.items():
-            shutil.copyfile(entry["label"], folder / COMPLETE / f"{case}{ending}")
-        notes = write_split(table, folder)
-        datasets.write_json(folder / "dataset.json", result)
-    return table, notes
-
-
-def hidden_sources(before: SourceTable, annotated: Annotated, dataset: str) -> dict[str, dict[str, Any]]:
-    """`sources` of the result; those of a complete dataset that declares some keep what else they say."""
-    sources = {}
-    for name, source in before.sources.items():
-        own = {key: value for key, value in source.model_dump(exclude_defaults=True).items() if key in KEPT}
-        cases = {case: annotated[case] for case in before.cases_of(name)}
-        for group, entry in group_sources(cases, before.labels, dataset if name == EVERYTHING else name).items():
-            sources[group if name == EVERYTHING else f"{name}: {group}"] = entry | own
-    return sources
-
-
-def kept_values(labels: LabelSpace, annotated: list[str]) -> dict[int, int]:
-    """New values of a case; of an unlabelled one all are 0, the ignore label too (nnU-Net takes it for foreground)."""
-    values = visible_values(labels, annotated)
-    return values if annotated else dict.fromkeys(values, 0)
+    copy = hidden_copy(original, scheme(args, list(original.files), original.table.labels))
+    with written(copy, target, args.images, args.processes, args.overwrite) as folder:
+        notes = write_split(copy.table, folder)
+    return copy.table, notes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", metavar="DATASET", help="completely labelled raw dataset: id, name or path")
-    parser.add_argument("-o", dest="output", required=True, metavar="DATASET", help="new dataset: Dataset100_Name")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--per-case", type=int, metavar="N", help="each case keeps N labels, each label equally often")
     how.add_argument("--groups", type=Path, metavar="FILE", help='JSON {"group": ["label", ...]}; cases dealt evenly')
     how.add_argument("--fraction", type=float, metavar="P", help="each label stays in this fraction of the cases")
     parser.add_argument("--unlabelled", type=float, metavar="P", help="this fraction of the cases keeps no label")
-    parser.add_argument("--seed", type=int, default=0, help="[%(default)s]")
-    parser.add_argument("--images", choices=get_args(Images), default="reference", help="[%(default)s]")
-    parser.add_argument("-np", dest="processes", type=int, default=os.cpu_count() or 1, help="[%(default)s]")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset of that name")
+    add_copy_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    target = datasets.new_dataset_folder(args.output)
+    target = new_dataset_folder(args.output)
     table, notes = hide(named_or_path(args.dataset), target, args)
     Console(soft_wrap=True).print(source_table(table))
     print(f"Written: {target}, with the complete maps in {target / COMPLETE}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
@@ -28,13 +28,24 @@ class Files:
     label: Path | None
 
 
+class Facts(NamedTuple):
+    """What the source of a case says beside its labels; the modality is that of its channels, unless somebody said."""
+
+    modality: str
+    domain: str | None = None
+    weight: float = 1.0
+
+    def entry(self) -> dict[str, Any]:
+        """Keys of a source, without what is left at its default."""
+        return {key: value for key, value in self._asdict().items() if value != self._field_defaults.get(key)}
+
+
 @dataclass(frozen=True)
 class Part:
     """One dataset of a merge under merged names.
 
     `space`: value of its label maps -> labels; `annotated`: case -> labels somebody looked for; `renamed`: own name ->
-    merged name, None where it was dropped; `facts`: case -> modality (its channel names, unless somebody said
-    another) and weight.
+    merged name, None where it was dropped; `facts` of every case.
     """
 
     name: str
@@ -46,7 +57,7 @@ class Part:
     annotated: dict[str, frozenset[str]]
     renamed: dict[str, str | None]
     channels: tuple[str, ...]
-    facts: dict[str, tuple[str, float]]
+    facts: dict[str, Facts]
     ignore: int | None
     overwrite_reader: str | None
 
@@ -115,7 +126,7 @@ def load_labelled(ingredient: Ingredient, folder: Path, name: str, recipe: Recip
         known = set(source.annotated)
         annotated[case] = frozenset(new for new, owns in parts.items() if known.issuperset(owns))
         modality = ingredient.modality or source.modality or "+".join(channels)
-        facts[case] = (modality, ingredient.weight * source.weight)
+        facts[case] = Facts(modality, ingredient.domain or source.domain, ingredient.weight * source.weight)
     values = [[v for own in owns for v in labels.values[labels.names.index(own)]] for owns in parts.values()]
     every = {value: NOTHING for its_values in labels.values for value in its_values}
     files = {
@@ -214,7 +225,7 @@ def load_images(ingredient: Ingredient, folder: Path, name: str, like: Part) -> 
     facts = {"file_ending": present[0], "overwrite_image_reader_writer": override or "None"}
     reader = reader_of(facts, next(iter(files.values())).images[0])
     annotated = dict.fromkeys(files, frozenset[str]())
-    modality = ingredient.modality or next(iter(like.facts.values()))[0]
+    modality = ingredient.modality or next(iter(like.facts.values())).modality
     return Part(
         name,
         ingredient,
@@ -225,7 +236,7 @@ def load_images(ingredient: Ingredient, folder: Path, name: str, like: Part) -> 
         annotated,
         {},
         like.channels,
-        dict.fromkeys(files, (modality, ingredient.weight)),
+        dict.fromkeys(files, Facts(modality, ingredient.domain, ingredient.weight)),
         None,
         override,
     )

@@ -20,7 +20,7 @@ from nnunetv2_conemos.check import count_occurrences
 from nnunetv2_conemos.contents import CaseContent
 from nnunetv2_conemos.datasets import new_dataset_folder, new_folder, raw_folder, refuse_own_files, write_json
 from nnunetv2_conemos.declare import group_sources
-from nnunetv2_conemos.ingredients import Part, case_id, case_jobs, load_parts
+from nnunetv2_conemos.ingredients import Facts, Part, case_id, case_jobs, load_parts
 from nnunetv2_conemos.merge_report import MergeReport, print_report, write_report
 from nnunetv2_conemos.raw_writer import CaseJob, Images, common_ending, dataset_entries, input_files, write_cases
 from nnunetv2_conemos.recipe import Recipe, read_recipe, recipe_of, recipe_text
@@ -91,15 +91,15 @@ def refuse_repeated(jobs: Sequence[CaseJob]) -> None:
 
 
 def merged_sources(parts: Sequence[Part], labels: LabelSpace, cases: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`sources` of the result: one per dataset, or several where its cases differ in labels, modality or weight."""
+    """`sources` of the result: one per dataset, or several where its cases differ in labels or facts."""
     sources: dict[str, dict[str, Any]] = {}
     for part in parts:
-        alike: dict[tuple[str, float], dict[str, list[str]]] = {}
+        alike: dict[Facts, dict[str, list[str]]] = {}
         for case, known in part.annotated.items():
             alike.setdefault(part.facts[case], {})[case_id(part, case)] = sorted(known)
         groups = [
-            (f"{part.name}: {name}", {**group, "modality": modality} | ({"weight": weight} if weight != 1 else {}))
-            for (modality, weight), annotated in alike.items()
+            (f"{part.name}: {name}", {**group, **facts.entry()})
+            for facts, annotated in alike.items()
             for name, group in group_sources(annotated, narrowed(labels, part.labels), part.name).items()
         ]
         if len(groups) == 1:
@@ -107,7 +107,8 @@ def merged_sources(parts: Sequence[Part], labels: LabelSpace, cases: Sequence[st
             globs = [f"{glob.escape(part.name)}_*"] if len(everyone) == len(part.files) else groups[0][1]["cases"]
             groups = [(part.name, groups[0][1] | {"cases": globs})]
         for name, group in groups:
-            sources[name if name not in sources else f"{name} ({group['modality']}, {len(sources)})"] = group
+            told = group.get("domain") or group["modality"]
+            sources[name if name not in sources else f"{name} ({told}, {len(sources)})"] = group
     return sources
 
 

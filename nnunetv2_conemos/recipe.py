@@ -21,7 +21,7 @@ class Ingredient(BaseModel):
     `dataset`: id, name or path of a raw dataset; `images`: folder of CASE_0000.ENDING files instead. `name` starts the
     case ids. `annotated`: table case -> labels where the cases are annotated for different labels. `rename` and `drop`
     speak of the dataset's own labels, and so do the parts of `regions` (region -> labels that make it up). `channels`:
-    own channel name -> merged one. `modality` and `weight` become those of the source.
+    own channel name -> merged one. `modality`, `domain` and `weight` become those of the source.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,6 +35,7 @@ class Ingredient(BaseModel):
     regions: dict[Name, tuple[str, ...]] = {}
     channels: dict[str, str] = {}
     modality: str | None = None
+    domain: Name | None = None
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")

@@ -28,7 +28,8 @@ class Source(BaseModel):
     `cases` are globs over case identifiers, `annotated` names labels (or regions) of `labels`; an empty list means
     unlabelled. `modality` names the kind of image (CT, T1, ...), for methods that are told it. `weight` scales how
     often the cases of this source are drawn within a label (1 = as often as others). `dataset` tells which sources are
-    parts of one dataset, for methods that draw datasets (a source is its own).
+    parts of one dataset, for methods that draw datasets (a source is its own). `domain` names the scanner, centre or
+    sequence that the cases come from: splits and tables look at it, methods do not.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,6 +38,7 @@ class Source(BaseModel):
     annotated: tuple[str, ...]
     modality: str | None = None
     dataset: str | None = None
+    domain: str | None = Field(default=None, min_length=1)
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
 
@@ -77,9 +79,10 @@ class LabelSpace:
         """Column of a label name; `where` starts the error message of an unknown name."""
         if name in self.names:
             return self.names.index(name)
-        nearest = difflib.get_close_matches(name, self.names, n=1, cutoff=0)
-        hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
-        raise SourceError(f"{where}: '{name}' is no label or region of this dataset ({', '.join(self.names)}).{hint}")
+        raise SourceError(
+            f"{where}: '{name}' is no label or region of this dataset ({', '.join(self.names)})."
+            f"{did_you_mean(name, self.names)}"
+        )
 
 
 class SourceTable:
@@ -162,6 +165,15 @@ class SourceTable:
         source = self.source_of(case)
         return self.sources[source].dataset or source
 
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the domains that sources declare, sorted."""
+        return tuple(sorted({source.domain for source in self.sources.values() if source.domain}))
+
+    def domain_of(self, case: str) -> str | None:
+        """Name of the domain that a case comes from; None where its source declares none."""
+        return self.sources[self.source_of(case)].domain
+
     def annotated(self, case: str) -> tuple[str, ...]:
         return tuple(name for name, known in zip(self.labels.names, self.known(case), strict=True) if known)
 
@@ -233,6 +245,12 @@ def match_cases(sources: Mapping[str, Source], cases: Iterable[str]) -> dict[str
     if problems:
         raise SourceError(" ".join(problems))
     return {case: names[0] for case, names in hits.items()}
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name."""
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
+    return f" Did you mean '{nearest[0]}'?" if nearest else ""
 
 
 def shorten(items: Iterable[str], limit: int = 8) -> str:

@@ -1,7 +1,8 @@
-"""Cross-validation splits in which every label is annotated in every fold, as far as its cases go."""
+"""Cross-validation splits and draws in which every label is annotated, as far as its cases go."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,35 +10,62 @@ import numpy as np
 from nnunetv2_conemos.datasets import write_json
 from nnunetv2_conemos.sources import SourceTable
 
+Fold = dict[str, list[str]]  # of nnU-Net's splits_final.json: "train" and "val"
 
-def stratified_split(table: SourceTable, folds: int = 5, seed: int = 12345) -> list[dict[str, list[str]]]:
-    """Iterative stratification (Sechidis et al., ECML PKDD 2011) by annotated labels; nnU-Net's splits_final format.
 
-    The rarest label is dealt out first, each of its cases to the fold that is furthest below its share. Unlabelled
-    cases train in every fold. Raises ValueError when fewer annotated cases than folds exist.
+def stratified_split(
+    table: SourceTable, folds: int = 5, seed: int = 12345, cases: Collection[str] | None = None
+) -> list[Fold]:
+    """Iterative stratification (Sechidis et al., ECML PKDD 2011) by annotated labels and domains, of `cases` (all).
+
+    The rarest label or domain is dealt out first, each of its cases to the fold that is furthest below its share.
+    Unlabelled cases train in every fold. Raises ValueError when fewer annotated cases than folds exist.
     """
-    annotated = [case for case in table.cases if table.known(case).any()]
-    unlabelled = [case for case in table.cases if not table.known(case).any()]
+    cases = table.cases if cases is None else sorted(cases)
+    annotated = [case for case in cases if table.known(case).any()]
+    unlabelled = [case for case in cases if not table.known(case).any()]
     if len(annotated) < folds:
         raise ValueError(
             f"{len(annotated)} annotated cases cannot be split into {folds} folds. Write splits_final.json by hand."
         )
     rng = np.random.default_rng(seed)
-    known = {annotated[i]: table.known(annotated[i]) for i in rng.permutation(len(annotated))}
-    wanted = np.tile(sum(k.astype(float) for k in known.values()) / folds, (folds, 1))  # [folds, K]
+    traits = {annotated[i]: traits_of(table, annotated[i]) for i in rng.permutation(len(annotated))}
+    wanted = np.tile(sum(t.astype(float) for t in traits.values()) / folds, (folds, 1))  # [folds, K + domains]
     room = np.full(folds, len(annotated) / folds)
     validation: list[list[str]] = [[] for _ in range(folds)]
-    while known:
-        left = sum(k.astype(int) for k in known.values())
-        label = int(np.where(left > 0, left, np.iinfo(int).max).argmin())
-        for case in [case for case, k in known.items() if k[label]]:
-            fold = max(range(folds), key=lambda f: (wanted[f, label], room[f], -f))
+    while traits:
+        left = sum(t.astype(int) for t in traits.values())
+        rarest = int(np.where(left > 0, left, np.iinfo(int).max).argmin())
+        for case in [case for case, t in traits.items() if t[rarest]]:
+            fold = max(range(folds), key=lambda f: (wanted[f, rarest], room[f], -f))
             validation[fold].append(case)
-            wanted[fold] -= known.pop(case)
+            wanted[fold] -= traits.pop(case)
             room[fold] -= 1
     return [
-        {"train": sorted((set(annotated) - set(cases)) | set(unlabelled)), "val": sorted(cases)} for cases in validation
+        {"train": sorted((set(annotated) - set(held)) | set(unlabelled)), "val": sorted(held)} for held in validation
     ]
+
+
+def traits_of(table: SourceTable, case: str) -> np.ndarray:
+    """Boolean [K + domains]: the labels annotated in a case, and the domain it comes from."""
+    return np.append(table.known(case), [table.domain_of(case) == domain for domain in table.domains]).astype(bool)
+
+
+def stratified_draw(table: SourceTable, cases: Sequence[str], number: int, rng: np.random.Generator) -> list[str]:
+    """So many of these annotated cases (all, if there are fewer), each label in as even a number of them as possible.
+
+    The label that has the fewest so far, of several the rarest, gets the next at random: one of the cases that are
+    annotated for it and for the most labels that have none yet.
+    """
+    shuffled = rng.permutation(sorted(cases)).tolist()
+    known = np.array([table.known(case) for case in shuffled]).reshape(-1, len(table.labels))  # [cases, K]
+    free = np.ones(len(shuffled), dtype=bool)
+    for _ in range(number):
+        drawn, left = known[~free].sum(0), known[free].sum(0)
+        label = np.lexsort((left, np.where(left > 0, drawn, len(cases))))[0]
+        gain = known[:, drawn == 0].sum(1)
+        free[np.where(free & known[:, label], gain, -1).argmax()] = False
+    return sorted(case for case, is_left in zip(shuffled, free, strict=True) if not is_left)
 
 
 def write_split(table: SourceTable, folder: Path) -> list[str]:

@@ -139,9 +139,14 @@ def test_the_command_writes_both_copies_and_prints_the_table(
     assert "no label map" not in printed
 
 
-def printed_table(annotated: dict[str, list[str]], occurs: np.ndarray | None = None) -> str:
+def printed_table(
+    annotated: dict[str, list[str]], occurs: np.ndarray | None = None, domains: dict[str, str] | None = None
+) -> str:
     labels = {"background": 0} | {name: i for i, name in enumerate(LABELS.names, start=1)}
-    table = SourceTable.from_dataset_json({"labels": labels, "sources": group_sources(annotated, LABELS)}, annotated)
+    sources = group_sources(annotated, LABELS)
+    for source, domain in (domains or {}).items():
+        sources[source]["domain"] = domain
+    table = SourceTable.from_dataset_json({"labels": labels, "sources": sources}, annotated)
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(source_table(table, occurs))
     return console.export_text()
@@ -160,6 +165,23 @@ def test_many_sources_become_rows_and_labels_numbers():
     printed = printed_table({str(case): names for case, names in enumerate(sets)})
     assert "│ all but pancreas (1) │ 1 │ 1 │ - │" in printed
     assert "│ all                  │ 2 │ 2 │ 1 │" in printed
+    assert "labels: 1 liver, 2 spleen, 3 pancreas" in " ".join(printed.split())
+
+
+def test_domains_are_shown_where_there_are_some():
+    annotated = {"a": ["liver"], "b": ["spleen"]}
+    assert "domain" not in printed_table(annotated)
+    printed = printed_table(annotated, domains={"liver": "[Lyon]"})
+    assert "│ domain   │    [Lyon] │          - │     │" in printed
+    assert "│ liver    │         1 │          - │   1 │" in printed
+
+
+def test_domains_of_many_sources_are_a_column():
+    sets = [["liver"], ["spleen"], ["pancreas"], ["liver", "spleen"], []]
+    annotated = {str(case): names for case, names in enumerate(sets)}
+    printed = printed_table(annotated, domains={"all but pancreas": "Lyon"})
+    assert "│ all but pancreas (1) │   Lyon │ 1 │ 1 │ - │" in printed
+    assert "│ all                  │        │ 2 │ 2 │ 1 │" in printed
     assert "labels: 1 liver, 2 spleen, 3 pancreas" in " ".join(printed.split())
 
 

@@ -135,7 +135,8 @@ def test_lines_are_short(page: Path):
 
 
 SOURCES_PAGE = ROOT / "docs" / "partial_labels.md"
-EXAMPLES = [json.loads(block) for block in blocks(SOURCES_PAGE, "json")]
+SPLIT_PAGE = ROOT / "docs" / "semi_supervised.md"
+EXAMPLES = [json.loads(block) for page in (SOURCES_PAGE, SPLIT_PAGE) for block in blocks(page, "json")]
 
 
 @pytest.mark.parametrize("example", [e for e in EXAMPLES if "labels" in e], ids=lambda e: next(iter(e["sources"])))
@@ -183,6 +184,7 @@ def test_the_recipe_is_valid(tmp_path: Path):
     recipe = read_recipe(tmp_path / "recipe.yaml")
     assert recipe.datasets[0].regions == {"liver": ("liver", "tumour")}
     assert recipe.datasets[1].annotated == tmp_path / "who_annotated_what.csv"
+    assert recipe.datasets[1].domain == "Lyon"
     assert recipe.datasets[2].images == tmp_path / "more_images"
 
 
@@ -197,12 +199,13 @@ def test_the_recipe_of_a_benchmark_is_valid(tmp_path: Path):
 def test_recipes_of_published_figures_are_valid(file: Path):
     recipe = read_benchmark(file, {})
     assert "ConditionalFiLMTrainer" in {arm.trainer for arm in recipe.arms}
-    assert recipe.hold_out
+    assert recipe.hold_out or recipe.test
 
 
-def test_the_merge_of_a_published_figure_is_valid():
-    recipe = read_recipe(ROOT / "docs" / "benchmarks" / "merges" / "heart.yaml")
-    assert [part.modality for part in recipe.datasets] == ["cine MR", "bSSFP MR"]
+@pytest.mark.parametrize(("file", "key"), [("heart.yaml", "modality"), ("heart_uda.yaml", "domain")])
+def test_the_merges_of_published_figures_are_valid(file: str, key: str):
+    recipe = read_recipe(ROOT / "docs" / "benchmarks" / "merges" / file)
+    assert [getattr(part, key) for part in recipe.datasets] == ["cine MR", "bSSFP MR"]
 
 
 def test_the_walk_through_quotes_the_example():

@@ -118,7 +118,7 @@ def test_a_complete_dataset_keeps_what_its_sources_say(raw):
     every = ["liver", "spleen", "kidney"]
     sources = {
         "scanner": {"cases": ["c[0-5]"], "annotated": every, "modality": "CT", "weight": 2, "dataset": "ours"},
-        "theirs": {"cases": ["c[6-8]"], "annotated": every, "modality": "MR"},
+        "theirs": {"cases": ["c[6-8]"], "annotated": every, "modality": "MR", "domain": "Lyon"},
     }
     file.write_text(json.dumps(json.loads(file.read_text()) | {"sources": sources}))
     assert run("3", "--per-case", "1") == 0
@@ -127,6 +127,6 @@ def test_a_complete_dataset_keeps_what_its_sources_say(raw):
     for case in hidden.cases:
         ours = case < "c6"
         source = hidden.sources[hidden.source_of(case)]
-        assert (source.modality, source.weight) == (("CT", 2) if ours else ("MR", 1))
+        assert (source.modality, source.weight, source.domain) == (("CT", 2, None) if ours else ("MR", 1, "Lyon"))
         assert hidden.dataset_of(case) == ("ours" if ours else "theirs")
         assert hidden.source_of(case).startswith("scanner: " if ours else "theirs: ")

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "nnunetv2_conemos"
 LAYERS = [
     {"sources"},
-    {"records", "datasets", "splits", "summary", "relabel", "parallel", "variants", "small_plans"},
+    {"records", "datasets", "splits", "roles", "summary", "relabel", "parallel", "variants", "small_plans"},
     {
         "sampling",
         "losses",
@@ -42,11 +42,11 @@ LAYERS = [
     {"scores", "phantom", "env", "models", "stock"},
     {"figures", "environment", "commands"},
     {"declare", "raw_writer"},
-    {"contents"},
+    {"contents", "hidden"},
     {"check", "evaluation", "best", "adapt"},
     {"predict", "export"},
     {"complete"},
-    {"recipe", "hide"},
+    {"recipe", "hide", "split"},
     {"ingredients"},
     {"merge_report"},
     {"merge"},

@@ -402,6 +402,20 @@ def test_weights_and_modalities_of_sources_survive_a_merge(raw):
     assert mr.dataset == ct.dataset == "Two"
 
 
+def test_domains_of_sources_survive_a_merge_and_a_recipe_names_others(raw, tmp_path):
+    sources = {name: {"cases": [f"{name}*"], "annotated": ["spleen"], "domain": name.upper()} for name in "ab"}
+    write_raw(raw / "Dataset020_Two", SPLEEN, {"a": stripes(1), "b": stripes(1)}, sources=sources)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("datasets:\n- dataset: '20'\n- {dataset: '3', domain: Lyon}\n- dataset: '9'\n")
+    assert run("--recipe", str(recipe), "-o", "Dataset100_Abdomen") == 0
+    known = table(raw)
+    domains = {known.domain_of(case) for case in known.cases if case.startswith("Liver")}
+    assert [known.domain_of(case) for case in ("Two_a", "Two_b", "Spleen_a")] == ["A", "B", None]
+    assert domains == {"Lyon"}
+    repeated = (raw / "Dataset100_Abdomen" / "merge_recipe.yaml").read_text()
+    assert "domain: Lyon" in repeated
+
+
 def test_images_that_are_links_into_a_store_stay_links(raw):
     image = raw / "Dataset009_Spleen" / "imagesTr" / "a_0000.nii.gz"
     image.rename(raw / "blob")

@@ -99,6 +99,31 @@ def test_split_spreads_every_label_over_the_folds_and_never_validates_on_unlabel
         assert set(fold["train"]) == set(cases) - set(fold["val"])
 
 
+def test_domains_are_names_or_nothing():
+    known = table({**SOURCES, "LiTS": {**SOURCES["LiTS"], "domain": "Lyon"}})
+    assert known.domains == ("Lyon",)
+    assert [known.domain_of(case) for case in ("liver_1", "spleen_1")] == ["Lyon", None]
+    assert table().domains == ()
+    with pytest.raises(SourceError, match=r"source 'LiTS': domain: String should have at least 1 character"):
+        table({**SOURCES, "LiTS": {**SOURCES["LiTS"], "domain": ""}})
+
+
+def test_every_fold_validates_on_every_domain_and_label():
+    sources = {
+        f"{domain}{label}": {"cases": [f"{domain}{label}*"], "annotated": [label], "domain": domain}
+        for domain in "AB"
+        for label in ("liver", "spleen")
+    }
+    cases = [f"{name}_{i}" for name in sources for i in range(5 if name.startswith("A") else 10)]
+    known = table(sources, cases=cases)
+    for fold in stratified_split(known):
+        assert "".join(sorted(case[0] for case in fold["val"])) == "AABBBB"
+        assert "".join(sorted(case[1] for case in fold["val"])) == "lllsss"
+    part = stratified_split(known, 2, cases=[case for case in cases if case.startswith("A")])
+    assert sorted(len(fold["val"]) for fold in part) == [5, 5]
+    assert not [case for fold in part for case in fold["train"] if case.startswith("B")]
+
+
 def test_split_needs_an_annotated_case_per_fold():
     with pytest.raises(ValueError, match="3 annotated cases cannot be split into 5 folds"):
         stratified_split(table())

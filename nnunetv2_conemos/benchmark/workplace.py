@@ -23,7 +23,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2_conemos.benchmark.recipe import Fold, Recipe, Run
 from nnunetv2_conemos.commands import run_logged
 from nnunetv2_conemos.datasets import new_folder, raw_cases, read_dataset_json, write_json
-from nnunetv2_conemos.hide import COMPLETE
+from nnunetv2_conemos.hidden import COMPLETE
 from nnunetv2_conemos.raw_writer import dataset_entries, jobs_of, write_cases
 from nnunetv2_conemos.small_plans import small_configuration
 from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable

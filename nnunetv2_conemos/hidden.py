@@ -1,0 +1,106 @@
+"""A copy of a raw dataset in which less is annotated; the maps as they were stay beside it, in `labelsTr_complete`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from nnunetv2_conemos import datasets
+from nnunetv2_conemos.declare import Annotated, group_sources
+from nnunetv2_conemos.raw_writer import CaseJob, Images, dataset_entries, jobs_of, write_cases
+from nnunetv2_conemos.relabel import visible_values
+from nnunetv2_conemos.sources import EVERYTHING, LabelSpace, SourceTable
+
+COMPLETE = "labelsTr_complete"
+KEPT = ("modality", "dataset", "domain", "weight")  # what a source says beside cases and labels
+
+
+@dataclass(frozen=True)
+class Original:
+    """A raw dataset as it is found: `files` case -> {'images': [files], 'label': file}."""
+
+    folder: Path
+    dataset_json: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+    table: SourceTable
+
+
+@dataclass(frozen=True)
+class HiddenCopy:
+    """A copy before anything is written: its dataset.json, what is annotated in it, and what to do for each case."""
+
+    original: Original
+    dataset_json: dict[str, Any]
+    table: SourceTable
+    jobs: list[CaseJob]
+
+
+def read_original(raw: Path) -> Original:
+    """Raises SourceError, ValueError or OSError that names what is wrong."""
+    dataset_json = datasets.read_raw_json(raw)
+    files = datasets.raw_cases(raw)
+    return Original(raw, dataset_json, files, SourceTable.from_dataset_json(dataset_json, files))
+
+
+def hidden_copy(original: Original, annotated: Annotated) -> HiddenCopy:
+    """A copy in which each case has only these of its annotated labels; other cases are left out."""
+    jobs = hidden_jobs(original, annotated)
+    result = {key: value for key, value in original.dataset_json.items() if key != "dataset"}
+    result |= {"numTraining": len(jobs), "sources": hidden_sources(original, annotated)}
+    return HiddenCopy(original, result, SourceTable.from_dataset_json(result, [job.case for job in jobs]), jobs)
+
+
+def hidden_jobs(original: Original, annotated: Annotated) -> list[CaseJob]:
+    """Cases of a dataset whose maps are to show nothing but these labels."""
+    files = {case: entry for case, entry in original.files.items() if case in annotated}
+    jobs = jobs_of(original.dataset_json, files)
+    return [job._replace(values=kept_values(original.table.labels, annotated[job.case])) for job in jobs]
+
+
+def hidden_sources(original: Original, annotated: Annotated) -> dict[str, dict[str, Any]]:
+    """`sources` of the copy; those of a dataset that declares some keep what else they say."""
+    sources, before = {}, original.table
+    for name, source in before.sources.items():
+        own = {key: value for key, value in source.model_dump(exclude_defaults=True).items() if key in KEPT}
+        cases = {case: annotated[case] for case in before.cases_of(name) if case in annotated}
+        dataset = original.folder.name if name == EVERYTHING else name
+        for group, entry in group_sources(cases, before.labels, dataset).items():
+            sources[group if name == EVERYTHING else f"{name}: {group}"] = entry | own
+    return sources
+
+
+def kept_values(labels: LabelSpace, annotated: list[str]) -> dict[int, int]:
+    """New values of a case; of an unlabelled one all are 0, the ignore label too (nnU-Net takes it for foreground)."""
+    values = visible_values(labels, annotated)
+    return values if annotated else dict.fromkeys(values, 0)
+
+
+@contextmanager
+def written(copy: HiddenCopy, target: Path, images: Images, processes: int, overwrite: bool) -> Iterator[Path]:
+    """Write a copy whole or not at all; within the block, its folder stands aside and takes further files."""
+    original, ending = copy.original, copy.dataset_json["file_ending"]
+    files = [Path(file) for entry in original.files.values() for file in (*entry["images"], entry["label"])]
+    datasets.refuse_own_files(target, files)
+    entries = {"dataset": dataset_entries(copy.jobs, ending)} if images == "reference" else {}
+    with datasets.new_folder(target, overwrite) as folder:
+        write_cases(copy.jobs, folder, ending, images, processes, "Hiding labels")
+        (folder / COMPLETE).mkdir()
+        for job in copy.jobs:
+            shutil.copyfile(original.files[job.case]["label"], folder / COMPLETE / f"{job.case}{ending}")
+        yield folder
+        datasets.write_json(folder / "dataset.json", copy.dataset_json | entries)
+
+
+def add_copy_arguments(parser: argparse.ArgumentParser) -> None:
+    """What commands that write a copy have in common."""
+    parser.add_argument("-o", dest="output", required=True, metavar="DATASET", help="new dataset: Dataset100_Name")
+    parser.add_argument("--seed", type=int, default=0, help="[%(default)s]")
+    parser.add_argument("--images", choices=get_args(Images), default="reference", help="[%(default)s]")
+    parser.add_argument("-np", dest="processes", type=int, default=os.cpu_count() or 1, help="[%(default)s]")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset of that name")

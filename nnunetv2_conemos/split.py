@@ -1,0 +1,195 @@
+"""`conemos split`: a copy of a dataset with the folds of a semi-supervised setting.
+
+Which cases are labelled is said by `sources`, and the label maps of all others are empty; which take part in a fold is
+said by `splits_final.json`, which planning copies. Annotated cases of a held-out domain are test cases beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.paths import nnUNet_preprocessed
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from nnunetv2_conemos import datasets
+from nnunetv2_conemos.declare import named_or_path
+from nnunetv2_conemos.hidden import (
+    HiddenCopy,
+    Original,
+    add_copy_arguments,
+    hidden_copy,
+    hidden_jobs,
+    read_original,
+    written,
+)
+from nnunetv2_conemos.raw_writer import Images, write_cases
+from nnunetv2_conemos.roles import Amounts, Roles, folds_of, refuse_unfit, semidg, ssl, uda
+from nnunetv2_conemos.sources import SourceTable, shorten
+from nnunetv2_conemos.splits import Fold
+
+SPLITS = "splits_final.json"
+DOMAINS = {"source_domain": "uda", "target_domain": "uda", "test_domain": "semidg"}  # option -> setting that has it
+
+
+def roles_of(args: argparse.Namespace, table: SourceTable) -> Roles:
+    """The roles of the cases that the command line asks for; raises ValueError for options of another setting."""
+    for option, setting in DOMAINS.items():
+        if getattr(args, option) and setting != args.setting:
+            raise ValueError(f"--{option.replace('_', '-')} belongs to --setting {setting}, not to {args.setting}.")
+    if args.labelled is None and args.setting != "uda":
+        raise ValueError(f"--setting {args.setting}: say how many cases stay --labelled.")
+    if args.folds and args.validation:
+        raise ValueError("--folds deals labelled cases to folds, --validation draws others to validate: say one.")
+    amounts = Amounts(share("labelled", args.labelled), share("validation", args.validation))
+    rng = np.random.default_rng(args.seed)
+    if args.setting == "uda":
+        roles = uda(table, args.source_domain, args.target_domain, amounts, rng)
+    elif args.setting == "semidg":
+        roles = semidg(table, args.test_domain, amounts, rng)
+    else:
+        roles = ssl(table, amounts, rng)
+    refuse_unfit(table, roles)
+    return roles
+
+
+def share(option: str, text: str | None) -> Fraction | None:
+    """A number of cases, or a fraction of them below 1, without the rounding of floating point."""
+    if text is None:
+        return None
+    with suppress(ValueError, ZeroDivisionError):
+        number = Fraction(text)
+        if 0 < number < 1 or number >= 1 == number.denominator:
+            return number
+    raise ValueError(f"--{option} {text}: expected a number of cases (4), or a fraction of them below 1 (0.05).")
+
+
+def split(raw: Path, target: Path, args: argparse.Namespace) -> tuple[Original, Roles, HiddenCopy, list[Fold]]:
+    """Write the copy with its folds, whole or not at all."""
+    datasets.refuse_existing(target, args.overwrite)
+    original = read_original(raw)
+    roles = roles_of(args, original.table)
+    kept = roles.labelled | roles.validation
+    annotated = {case: list(original.table.annotated(case)) if case in kept else [] for case in sorted(roles.cases)}
+    copy = hidden_copy(original, annotated)
+    folds = folds_of(copy.table, roles, args.folds, args.seed)
+    preprocessed = preprocessed_split(target.name, copy.dataset_json, folds, args.overwrite)
+    with written(copy, target, args.images, args.processes, args.overwrite) as folder:
+        datasets.write_json(folder / SPLITS, folds)
+        for fold, domain in enumerate(roles.held_out):
+            write_unseen(original, domain, folder, fold, args)
+    if preprocessed is not None:
+        datasets.write_json(preprocessed, folds)
+    return original, roles, copy, folds
+
+
+def preprocessed_split(name: str, dataset_json: dict[str, Any], folds: list[Fold], overwrite: bool) -> Path | None:
+    """The second file to write: nnU-Net plans only where the preprocessed folds are those of the raw dataset.
+
+    None where the dataset is not preprocessed. Raises FileExistsError where it is, with other folds (unless they are
+    to be replaced) or from label maps in which other cases are annotated.
+    """
+    folder = Path(nnUNet_preprocessed) / name if nnUNet_preprocessed.is_set() else None
+    if folder is None or not folder.is_dir():
+        return None
+    if (folder / "dataset.json").is_file():
+        theirs = datasets.read_dataset_json(folder)
+        if any(theirs.get(key) != dataset_json.get(key) for key in datasets.SHARED_KEYS):
+            raise FileExistsError(
+                f"{folder} was preprocessed from label maps in which other cases are annotated. Delete it, or choose "
+                "another name."
+            )
+    file = folder / SPLITS
+    if file.is_file() and json.loads(file.read_text()) != folds and not overwrite:
+        raise FileExistsError(f"{file} holds other folds. Say --overwrite to replace them, or choose another name.")
+    return file
+
+
+def write_unseen(original: Original, domain: str, folder: Path, fold: int, args: argparse.Namespace) -> None:
+    """The annotated cases of a domain that a fold does not see, as images and label maps to test on."""
+    table, aside = original.table, folder / ".unseen"
+    cases = {c: list(table.annotated(c)) for c in table.cases if table.domain_of(c) == domain and table.known(c).any()}
+    aside.mkdir()
+    images: Images = "copy" if args.images == "copy" else "link"
+    ending = original.dataset_json["file_ending"]
+    write_cases(hidden_jobs(original, cases), aside, ending, images, args.processes, f"Test cases: {domain}")
+    for part in ("images", "labels"):
+        (aside / f"{part}Tr").rename(folder / f"{part}Ts_fold_{fold}")
+    aside.rmdir()
+
+
+def role_table(table: SourceTable, roles: Roles) -> Table:
+    """Domain x role: how many cases."""
+    parts = {"labelled": roles.labelled, "validate only": roles.validation, "unlabelled": roles.unlabelled}
+    parts["left out"] = frozenset(table.cases) - roles.cases
+    shown = {name: cases for name, cases in parts.items() if cases}
+    view = Table(title="Cases")
+    view.add_column("domain")
+    for name in shown:
+        view.add_column(name, justify="right")
+    for domain in (*table.domains, None) if table.domains else ():
+        numbers = [sum(table.domain_of(case) == domain for case in cases) for cases in shown.values()]
+        if any(numbers):
+            view.add_row(escape(domain or "-"), *map(str, numbers))
+    view.add_row("all", *(str(len(cases)) for cases in shown.values()))
+    return view
+
+
+def fold_table(table: SourceTable, roles: Roles, folds: Sequence[Fold]) -> Table:
+    """What each fold trains and validates on, and the domain it does not see."""
+    view = Table(title="Folds")
+    for name in ("fold", *(["held out"] if roles.held_out else []), "labelled", "unlabelled", "validation"):
+        view.add_column(name, justify="left" if name == "held out" else "right")
+    for number, fold in enumerate(folds):
+        labelled = sum(bool(table.known(case).any()) for case in fold["train"])
+        unseen = [escape(roles.held_out[number])] if roles.held_out else []
+        unlabelled = len(fold["train"]) - labelled
+        view.add_row(str(number), *unseen, str(labelled), str(unlabelled), str(len(fold["val"])))
+    return view
+
+
+def notes(args: argparse.Namespace, table: SourceTable, folds: Sequence[Fold]) -> Iterator[str]:
+    for number, fold in enumerate(folds):
+        if untaught := set(table.untaught(fold["train"])) - set(table.untaught()):
+            yield f"Fold {number} does not teach {shorten(sorted(untaught))}: its only annotated cases validate."
+    if args.setting == "uda" and args.validation:
+        yield "Validation, and with it the best checkpoint, looks at annotations of the target domain."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", metavar="DATASET", help="raw dataset: id, name or path")
+    settings = "ssl: few labels; uda: labels of other domains; semidg: few labels in several domains, another is tested"
+    parser.add_argument("--setting", required=True, choices=("ssl", "uda", "semidg"), help=settings)
+    labelled = "annotated cases that stay so, of each domain for semidg: a number, or a fraction below 1 [uda: all]"
+    parser.add_argument("--labelled", metavar="N", help=labelled)
+    validation = "so many further annotated cases (uda: of the target domain) only validate [labelled ones do, in turn]"
+    parser.add_argument("--validation", metavar="N", help=validation)
+    parser.add_argument("--source-domain", nargs="+", default=[], metavar="NAME", help="uda [all that are no target]")
+    parser.add_argument("--target-domain", nargs="+", default=[], metavar="NAME", help="uda: trains unlabelled")
+    parser.add_argument(
+        "--test-domain", nargs="+", default=[], metavar="NAME", help="semidg: unseen, a fold each [all]"
+    )
+    folds = (
+        "labelled cases are dealt to so many folds [5, or as many as cases]; semidg: one of them for each test domain"
+    )
+    parser.add_argument("--folds", type=int, metavar="N", help=folds)
+    add_copy_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    target = datasets.new_dataset_folder(args.output)
+    original, roles, copy, folds = split(named_or_path(args.dataset), target, args)
+    console = Console(soft_wrap=True)
+    console.print(role_table(original.table, roles))
+    console.print(fold_table(copy.table, roles, folds))
+    for note in notes(args, copy.table, folds):
+        print(note)
+    print(f"Written: {target}\nNext: nnUNetv2_plan_and_preprocess -d {target.name}")

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_conemos.losses.adaptive import AdaptiveTverskyBCE
 from nnunetv2_conemos.losses.class_weighted import ClassWeightedDiceCE
-from nnunetv2_conemos.losses.masked import MaskedDiceBCE
+from nnunetv2_conemos.losses.masked import MaskedDiceBCE, batch_dice
 from nnunetv2_conemos.losses.target_adaptive import TargetAdaptiveLoss
 from nnunetv2_conemos.method import PLANS_KEY
 from nnunetv2_conemos.methods import ConditionalFiLMTrainer, GenericSSLTrainer, HermesTrainer, UniMOSTrainer
@@ -60,8 +60,32 @@ def worker(rank, folder, port):
     hermes = hermes_gradients(DistributedDataParallel(hermes_network()), rank)
     unimos = unimos_gradients(DistributedDataParallel(unimos_network()), rank, ddp=True)
     generic = generic_gradients(DistributedDataParallel(generic_network()), slice(2 * rank, 2 * rank + 2), ddp=True)
-    torch.save((value, found, counted, hermes, unimos, generic), f"{folder}/{rank}.pt")
+    dice = dice_gradients(model, TargetAdaptiveLoss(ddp=True, dice_weight=1.0), slice(2 * rank, 2 * rank + 2))
+    unequal = unequal_dice((slice(0, 2), slice(2, 5))[rank], ddp=True)
+    torch.save((value, found, counted, dice, unequal, hermes, unimos, generic), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+def dice_gradients(model, loss, rows):
+    """Of the Dice alone; the samples of the second process do not annotate label 1."""
+    image, target, *_ = (part[rows] for part in batch())
+    every = torch.arange(1, 4).expand(len(image), -1)
+    known = torch.tensor([[True, True, False]] * 2 + [[False, True, True]] * 2)[rows]
+    truth, answer = Truth(target, every, known, None), model(Query(image, every))[0]
+    model.zero_grad()
+    (loss(answer, truth) - TargetAdaptiveLoss()(answer, truth)).backward()
+    return {n: p.grad.clone() for n, p in getattr(model, "module", model).named_parameters() if p.grad is not None}
+
+
+def unequal_dice(rows, ddp):
+    """Its value and gradient [N,5]: of the five pairs asked, the first process has two and the second has three."""
+    generator = torch.Generator().manual_seed(1)
+    p, target = torch.rand(5, 1, 4, 4, generator=generator), torch.rand(5, 1, 4, 4, generator=generator).round()
+    labels, leaf = torch.tensor([[1], [2], [1], [3], [1]])[rows], p[rows].requires_grad_()
+    truth = Truth(target[rows], labels, torch.ones_like(labels, dtype=torch.bool), None)
+    value = batch_dice(leaf, target[rows], truth, 1e-5, ddp)
+    value.backward()
+    return value.item(), leaf.grad
 
 
 def hermes_network():
@@ -159,6 +183,22 @@ def test_two_processes_give_the_gradients_of_one(processes):
         assert taught <= set(found)
         for name in taught:
             assert torch.allclose(found[name], whole[name], atol=1e-5), name
+
+
+def test_the_dice_of_the_target_adaptive_loss_is_pooled_over_the_processes(processes):
+    whole = dice_gradients(network(), TargetAdaptiveLoss(dice_weight=1.0), slice(None))
+    apart = [dice_gradients(network(), TargetAdaptiveLoss(dice_weight=1.0), slice(2 * r, 2 * r + 2)) for r in range(2)]
+    assert any((sum(part[name] for part in apart) / WORLD - whole[name]).abs().max() > 1e-4 for name in whole)
+    for _, _, _, found, *_ in processes:
+        for name, gradient in whole.items():
+            assert torch.allclose(found[name], gradient, atol=1e-5), name
+
+
+def test_processes_that_ask_unequally_many_pairs_pool_them_too(processes):
+    value, whole = unequal_dice(slice(None), ddp=False)
+    for rows, (*_, (found, gradient), _, _, _) in zip((slice(0, 2), slice(2, 5)), processes, strict=True):
+        assert found == pytest.approx(value, abs=1e-6)
+        assert torch.allclose(gradient / WORLD, whole[rows], atol=1e-6)
 
 
 def test_validation_counts_are_summed_over_the_processes(processes):

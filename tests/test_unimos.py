@@ -130,6 +130,49 @@ def test_ignored_voxels_and_unlabelled_samples_do_not_count():
     assert plain == pytest.approx(other, abs=1e-6)
 
 
+def dice_part(logits, known):
+    return (TargetAdaptiveLoss(dice_weight=1.0)(logits, known) - TargetAdaptiveLoss()(logits, known)).item()
+
+
+def test_the_dice_is_of_annotated_labels_pooled_over_samples():
+    """Label 1 is annotated in two samples; label 2 in one, where it is absent; label 3 in the other."""
+    logits, target = random_batch(samples=2)
+    target[1][target[1] == 2] = 0
+    known = truth(target, [[True, False, True], [True, True, False]])
+    p = torch.softmax(logits, 1)
+    overlap, mass = ((p[:, 1] * (target[:, 0] == 1)).sum(), p[:, 1].sum() + (target == 1).sum())
+    first = (2 * overlap / mass).item()
+    third = (2 * (p[0, 3] * (target[0, 0] == 3)).sum() / (p[0, 3].sum() + (target[0] == 3).sum())).item()
+    assert dice_part(heads(logits), known) == pytest.approx(-(first + third) / 2, abs=1e-5)
+    weighted = TargetAdaptiveLoss(dice_weight=0.3)(heads(logits), known) - TargetAdaptiveLoss()(heads(logits), known)
+    assert weighted.item() == pytest.approx(-0.3 * (first + third) / 2, abs=1e-5)
+    nothing = truth(target, [[False] * 3] * 2)
+    assert TargetAdaptiveLoss(dice_weight=1.0)(heads(logits), nothing).item() == 0
+
+
+def test_the_dice_does_not_see_ignored_voxels_nor_what_is_not_annotated():
+    logits, target = random_batch()
+    valid = torch.rand(target.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    known = [[True, True, False], [False] * 3, [True, False, False]]
+    other_logits, other_target = torch.where(valid, logits, 5.0), torch.where(valid, target, 1)
+    other_logits[1], other_target[1] = -other_logits[1], 2
+    stray = torch.where((target == 3) | ((target == 2) & (torch.arange(3) == 2).view(3, 1, 1, 1)), 0, other_target)
+    other_logits[:, [0, 3]] = other_logits[:, [3, 0]]  # background and a label that nobody annotates
+    plain = dice_part(heads(logits), truth(target, known, valid))
+    assert dice_part(heads(other_logits), truth(stray, known, valid)) == pytest.approx(plain, abs=1e-6)
+    assert dice_part(heads(logits), truth(target, known)) != pytest.approx(plain, abs=1e-3)
+
+
+def test_the_dice_weight_is_an_option_of_the_plans(nnunet_folders):
+    for options, weight in (({}, 0.0), ({"dice_weight": 0.5}, 0.5)):
+        two_stream_world(nnunet_folders, **options)
+        trainer = make_trainer(nnunet_folders, UniMOSTrainer)
+        trainer.initialize()
+        assert trainer.loss.dice_weight == weight
+    with pytest.raises(ValueError, match="dice_weight: Input should be greater than or equal to 0"):
+        build(UniMOSTrainer, plans(2, dice_weight=-1.0))
+
+
 # ---- views
 
 
@@ -379,14 +422,17 @@ def test_perturbed_answers_differ_and_plain_ones_do_not(options, dim):
 # ---- two streams
 
 
-def two_stream_world(base, unlabelled=6, labelled=4, batch_size=2, features=(4, 6, 8), size=16, **options):
-    rng = np.random.default_rng(0)
+def two_stream_world(
+    base, unlabelled=6, labelled=4, batch_size=2, features=(4, 6, 8), size=16, seed=0, draw=None, **options
+):
+    """Cases a* annotate squares, b* discs, u* nothing; `draw(rng, group)` draws an image and its labels."""
+    rng, draw = np.random.default_rng(seed), draw or (lambda rng, group: shapes(rng, size))
     cases = {}
     for group, label in (("a", 1), ("b", 2)):
         for i in range(labelled):
-            image, target = shapes(rng, size)
+            image, target = draw(rng, group)
             cases[f"{group}{i}"] = image, np.where(target == label, target, 0).astype(np.int8)
-    cases |= {f"u{i:02d}": (shapes(rng, size)[0], np.zeros((1, size, size), np.int8)) for i in range(unlabelled)}
+    cases |= {f"u{i:02d}": (draw(rng, "u")[0], np.zeros((1, size, size), np.int8)) for i in range(unlabelled)}
     sources = {
         "A": {"cases": ["a*"], "annotated": ["square"]},
         "B": {"cases": ["b*"], "annotated": ["disc"]},
@@ -568,3 +614,50 @@ def test_two_groups_and_unlabelled_cases_are_learnt(nnunet_folders):
     stock = train(make_trainer(nnunet_folders, nnUNetTrainer), 250)
     taught_absent = scores(stock, np.random.default_rng(1), argmax)
     assert min(taught_absent.values()) < min(found.values()) - 0.3, taught_absent
+
+
+SIZES = {"a": (5.5, 6.5), "b": (3.0, 4.0), "u": (3.0, 6.5)}  # half the side of a square, in voxels, by group
+
+
+def sized_shapes(rng, group="u"):
+    """An image with a square and a disc of about its area, equally bright, and its label map; both [1,32,32]."""
+    radius, (y, x) = rng.uniform(*SIZES[group]), np.mgrid[:32, :32]
+    corners = rng.permutation([(0, 0), (0, 16), (16, 0), (16, 16)])[:2]
+    (a, b), (c, d) = corners + 8 + rng.integers(-1, 2, (2, 2))
+    target = np.zeros((1, 32, 32), np.int8)
+    target[:, (abs(y - a) <= radius) & (abs(x - b) <= radius)] = 1
+    target[:, np.hypot(y - c, x - d) <= 1.13 * radius] = 2
+    return ((target > 0) + rng.normal(0, 0.25, target.shape)).astype(np.float32), target
+
+
+def dice_of_sizes(base, seed, unlabelled, steps=400):
+    """Mean Dice on fresh images of every size, after a whole training in which each step is an epoch."""
+    world = {"labelled": 3, "batch_size": 4, "features": FEATURES, "size": 32, "seed": seed, "draw": sized_shapes}
+    two_stream_world(base, unlabelled, **world, network="planned", optimiser="RMSprop")
+    trainer = make_trainer(base, UniMOSTrainer, "all", num_epochs=steps)
+    step = trainer.train_step
+
+    def counted(batch):
+        report = step(batch)
+        trainer.current_epoch += 1
+        return report
+
+    trainer.train_step = counted
+    network = train(trainer, steps, seed)
+    found = scores(network, np.random.default_rng(1000 + seed), argmax, number=60, draw=sized_shapes)
+    return round(float(np.mean(list(found.values()))), 3)
+
+
+def others(pseudo_labels):
+    """What is believed of the next image of the batch."""
+    return lambda *given: unimos.PseudoLabels(*(part.roll(1, 0) for part in pseudo_labels(*given)))
+
+
+@pytest.mark.slow
+def test_unlabelled_cases_teach_sizes_that_no_annotation_shows(nnunet_folders, monkeypatch):
+    """Squares are annotated in large, discs in small; new images are of every size, as the unlabelled ones are."""
+    supervised, together = ([dice_of_sizes(nnunet_folders, seed, cases) for seed in range(3)] for cases in (0, 24))
+    assert np.mean(together) >= np.mean(supervised), f"supervised {supervised}, with unlabelled cases {together}"
+    monkeypatch.setattr(unimos, "pseudo_labels", others(unimos.pseudo_labels))
+    mistaught = dice_of_sizes(nnunet_folders, 0, 24)
+    assert mistaught < supervised[0], f"pseudo-labels of other images {mistaught}, supervised {supervised[0]}"

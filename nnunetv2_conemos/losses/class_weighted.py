@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nnunetv2_conemos.losses.masked import batch_dice
-from nnunetv2_conemos.losses.merged import counted_here, known_classes, merged_log_probabilities
+from nnunetv2_conemos.losses.merged import counted_here, known_classes, merged_log_probabilities, shown_labels
 from nnunetv2_conemos.records import Truth
 
 
@@ -42,5 +42,5 @@ class ClassWeightedDiceCE(nn.Module):
         return -(right * of_voxel).sum() / of_voxel.sum().clamp_min(1e-8)
 
     def _dice(self, log_p: Tensor, truth: Truth, counted: Tensor, weight: Tensor) -> Tensor:
-        p, target = log_p[:, 1:].exp() * counted, (truth.onehot() & counted).float()
+        p, target = log_p[:, 1:].exp() * counted, (shown_labels(truth) & counted).float()
         return -batch_dice(p, target, truth, self.smooth, self.ddp, skip_empty=False, weight_of=weight)

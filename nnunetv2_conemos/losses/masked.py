@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from nnunetv2_conemos.records import Truth
 
@@ -60,11 +61,19 @@ def batch_dice(
 ) -> Float[Tensor, ""]:
     """`pooled_dice` of the known pairs of a batch, with `ddp` of all processes; both maps are 0 where none counts."""
     masses = (probability * target, probability, target)
-    sums = torch.stack([mass.flatten(2).sum(2) for mass in masses], dim=-1)  # [B,Q,3]
-    labels = truth.labels * truth.known  # 0: asks nothing
+    sums = torch.stack([mass.flatten(2).sum(2).flatten() for mass in masses], dim=-1)  # [N,3]
+    labels = (truth.labels * truth.known).flatten()  # 0: asks nothing
     if ddp:
-        sums, labels = AllGatherGrad.apply(sums).flatten(0, 1), AllGatherGrad.apply(labels).flatten(0, 1)
-    return pooled_dice(sums.flatten(0, 1), labels.flatten(), smooth, skip_empty, weight_of)
+        sums, labels = of_all_processes(sums), of_all_processes(labels)
+    return pooled_dice(sums, labels, smooth, skip_empty, weight_of)
+
+
+def of_all_processes(rows: Tensor) -> Tensor:
+    """The rows of every process, one after the other, with zeros where a process has fewer than another."""
+    most = torch.tensor(len(rows), device=rows.device)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    missing = rows.new_zeros(int(most) - len(rows), *rows.shape[1:])
+    return AllGatherGrad.apply(torch.cat((rows, missing))).flatten(0, 1)
 
 
 def pooled_dice(

@@ -29,11 +29,15 @@ def merged_log_probabilities(logits: Float[Tensor, "B K *S"], known: Bool[Tensor
     return torch.cat((background, log_p[:, 1:].masked_fill(~own, -math.inf)), 1)
 
 
+def shown_labels(truth: Truth) -> Bool[Tensor, "B K *S"]:
+    """The map of each known label."""
+    return truth.onehot() & truth.known.view(*truth.known.shape, *(1,) * (truth.target.ndim - 2))
+
+
 def known_classes(truth: Truth) -> Int[Tensor, " B *S"]:
     """The class of each voxel among background and the known labels."""
     space = (1,) * (truth.target.ndim - 2)
-    shown = truth.onehot() & truth.known.view(*truth.known.shape, *space)
-    return (shown * truth.labels.view(*truth.labels.shape, *space)).sum(1)
+    return (shown_labels(truth) * truth.labels.view(*truth.labels.shape, *space)).sum(1)
 
 
 def counted_here(truth: Truth, logits: Float[Tensor, "B K *S"]) -> Bool[Tensor, "B 1 *S"]:

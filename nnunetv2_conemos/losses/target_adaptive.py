@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from nnunetv2_conemos.losses.merged import counted_here, known_classes, merged_log_probabilities
+from nnunetv2_conemos.losses.masked import batch_dice
+from nnunetv2_conemos.losses.merged import counted_here, known_classes, merged_log_probabilities, shown_labels
 from nnunetv2_conemos.records import Truth
 
 BACKGROUND_WEIGHT, LABEL_WEIGHT = 0.2, 1.2
@@ -32,13 +33,19 @@ class TargetAdaptiveLoss(nn.Module):
     """Weighted mean of the cross-entropy over the voxels of all samples; 0 where nothing is annotated.
 
     With everything annotated it is the weighted cross-entropy. What is not annotated enters through the log-sum-exp of
-    its logits and that of background alone.
+    its logits and that of background alone. `dice_weight` (published: 0) adds nnU-Net's other half: the negative soft
+    Dice of the annotated labels, pooled over the batch (with `ddp`, over all processes), as in `MaskedDiceBCE`.
     """
 
-    def __init__(self, ddp: bool = False):
+    def __init__(self, ddp: bool = False, dice_weight: float = 0.0, smooth: float = 1e-5):
         super().__init__()
+        self.ddp, self.dice_weight, self.smooth = ddp, dice_weight, smooth
 
     def forward(self, logits: Float[Tensor, "B K *S"], truth: Truth) -> Float[Tensor, ""]:
-        nll, weight = weighted_nll(merged_log_probabilities(logits, truth.known), known_classes(truth))
-        counted = counted_here(truth, logits)[:, 0]
-        return (nll * counted).sum() / (weight * counted).sum().clamp_min(1e-8)
+        log_p, counted = merged_log_probabilities(logits, truth.known), counted_here(truth, logits)
+        nll, weight = weighted_nll(log_p, known_classes(truth))
+        loss = (nll * counted[:, 0]).sum() / (weight * counted[:, 0]).sum().clamp_min(1e-8)
+        if self.dice_weight:
+            p, target = log_p[:, 1:].exp() * counted, (shown_labels(truth) & counted).float()
+            loss = loss - self.dice_weight * batch_dice(p, target, truth, self.smooth, self.ddp)
+        return loss

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from nnunetv2_conemos.losses.merged import merged_log_probabilities
@@ -38,6 +38,7 @@ class UniMOSOptions(BaseModel):
     `network`: the published one with the widths and strides of the plans, or the planned U-Net, both with fused scales.
     `perturb`: channels of the logits of each scale (as published) or of the features handed to the decoder (UniMatch).
     `targets`: what an unlabelled case is asked: all labels, or those annotated in other cases of its `dataset`.
+    `dice_weight`: of a Dice term beside the cross-entropy of annotated cases (published: none).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,6 +47,7 @@ class UniMOSOptions(BaseModel):
     perturb: Literal["logits", "features"] = "logits"
     targets: Literal["all", "dataset"] = "all"
     optimiser: Literal["nnU-Net", "RMSprop"] = "nnU-Net"
+    dice_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
 
 def fused_unet(
@@ -153,6 +155,11 @@ class UniMOSTrainer(SemiSupervisedTrainer):
     settings = {"enable_deep_supervision": False}  # noqa: RUF012
     unlabelled_per_sample = 2  # one of them is pasted into the other
     extras = ("unsupervised loss", ACCEPTED)
+
+    def _build_loss(self) -> torch.nn.Module:
+        loss: Any = super()._build_loss()
+        loss.dice_weight = method_options(self.configuration_manager, UniMOSOptions).dice_weight
+        return loss
 
     def two_stream_step(self, labelled: dict, unlabelled: dict) -> dict:
         """(supervised + 0.5 perturbed + 0.25 strong + 0.25 strong) / 2, each term differentiated by itself."""

@@ -87,7 +87,8 @@ def adapt_weights(
 ) -> tuple[dict[str, Tensor], str]:
     """Weights for `network`: taken by name where shapes agree, per label and modality by its name, fresh elsewhere.
 
-    `network.label_dims` (`modality_dims`) maps a parameter to its dimension over labels (modalities). Fresh FiLM layers
+    `network.label_dims` (`modality_dims`) maps a parameter to its dimension over labels (modalities); those that start
+    with one of `network.of_classes` are taken only where the labels are the same, in the same order. Fresh FiLM layers
     are zero, so that a stock network starts as itself. Returns the weights and a report; raises SourceError where no
     backbone weight fits.
     """
@@ -95,6 +96,8 @@ def adapt_weights(
     dims = {key: (dim, ours.labels, theirs.labels) for key, dim in label_dims.items()}
     for key, dim in getattr(network, "modality_dims", {}).items():
         dims[key] = (dim, ours.modalities, theirs.modalities)
+    if ours.labels != theirs.labels:
+        trained = {key: w for key, w in trained.items() if not key.startswith(getattr(network, "of_classes", ()))}
     weights, taken, fresh = network.state_dict(), [], []
     for key, mine in weights.items():
         other = trained.get(key)

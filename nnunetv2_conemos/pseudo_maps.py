@@ -46,13 +46,13 @@ def class_counts(logits: Float[Tensor, "B K *S"], truth: Truth) -> Float[Tensor,
 
 
 def pseudo_labels(
-    sampled: Float[Tensor, "B C *S"], logits: Float[Tensor, "B C *S"], taught: Bool[Tensor, " K"]
+    maps: Float[Tensor, "B C *S"], logits: Float[Tensor, "B C *S"], taught: Bool[Tensor, " K"]
 ) -> Int[Tensor, " B *S"]:
     """The likeliest class by a sampled map, with Gumbel noise and smoothed, and by a classifier, taken together.
 
     Labels that nobody annotated (not in `taught`) count as background.
     """
-    votes = smoothed(F.gumbel_softmax(sampled.float(), tau=1, dim=1)) + torch.softmax(logits.float(), 1)
+    votes = smoothed(F.gumbel_softmax(maps.float(), tau=1, dim=1)) + torch.softmax(logits.float(), 1)
     labels = votes[:, 1:] * taught.view(1, -1, *(1,) * (votes.ndim - 2))
     return torch.cat(
         (votes[:, :1] + votes[:, 1:].sum(1, keepdim=True) - labels.sum(1, keepdim=True), labels), 1

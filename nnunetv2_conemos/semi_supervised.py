@@ -53,6 +53,7 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
     weak_views: ClassVar[bool] = True  # of unlabelled images: without what changes intensities
     extras: ClassVar[tuple[str, ...]] = ()
     training_cases: Sequence[str] = ()
+    steps_in_epoch = 0
 
     @property
     def largest_norm(self) -> float:
@@ -62,12 +63,21 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
     @abstractmethod
     def two_stream_step(self, labelled: dict, unlabelled: dict) -> dict: ...
 
+    @property
+    def progress(self) -> float:
+        """The share of the training that is done."""
+        return (self.current_epoch + self.steps_in_epoch / self.num_iterations_per_epoch) / self.num_epochs
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self.steps_in_epoch = 0
+
     def get_dataloaders(self) -> tuple[Any, Any]:
-        labelled, validation = super().get_dataloaders()
         self.training_cases = self.do_split()[0]
         cases = [case for case in self.training_cases if not self.table.known(case).any()]
         if self.needs_unlabelled:
             refuse_all_annotated(self.table, self.training_cases, type(self).__name__)
+        labelled, validation = super().get_dataloaders()
         if not cases:
             self.print_to_log_file("Every training case is annotated for something: supervised training.")
             return labelled, validation
@@ -96,6 +106,7 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
         if isinstance(batch, dict):
             return super().train_step(batch)
         report = self.two_stream_step(*batch)
+        self.steps_in_epoch += 1
         if self.average:
             self.average.update()
         return report

@@ -16,7 +16,7 @@ from nnunetv2_conemos.losses.masked import MaskedDiceBCE, batch_dice
 from nnunetv2_conemos.losses.target_adaptive import TargetAdaptiveLoss
 from nnunetv2_conemos.method import PLANS_KEY
 from nnunetv2_conemos.methods import ConditionalFiLMTrainer, GenericSSLTrainer, HermesTrainer, UniMOSTrainer
-from nnunetv2_conemos.networks.aggregate_decouple import Noisy, Streams, heads
+from nnunetv2_conemos.networks.aggregate_decouple import BothStreams, Noisy, against_background
 from nnunetv2_conemos.networks.scale_fusion import Perturb
 from nnunetv2_conemos.pseudo_maps import class_counts
 from nnunetv2_conemos.records import Query, Truth
@@ -138,13 +138,13 @@ def generic_gradients(model, rows, ddp):
     every = torch.arange(1, 4).expand(len(image), -1)
     truth = Truth(target, every, torch.ones(len(image), 3, dtype=torch.bool), None)
     maps = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(5))[rows]
-    answers = model(Streams(Noisy(image, maps, torch.tensor([0, 400, 700, 999])[rows]), image.flip(2)))
+    answers = model(BothStreams(Noisy(image, maps, torch.tensor([0, 400, 700, 999])[rows]), image.flip(2)))
     trainer = object.__new__(GenericSSLTrainer)
     trainer.is_ddp = ddp
     module = getattr(model, "module", model)
-    weights = module.difficulty.update(trainer._summed(class_counts(heads(answers[0]), truth)))
+    weights = module.difficulty.update(trainer._summed(class_counts(against_background(answers[0]), truth)))
     loss = ClassWeightedDiceCE(ddp)
-    sum(loss(heads(answer), truth) for answer in answers).backward()
+    sum(loss(against_background(answer), truth) for answer in answers).backward()
     return weights, {name: p.grad.clone() for name, p in module.named_parameters()}
 
 

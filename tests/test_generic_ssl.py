@@ -20,10 +20,16 @@ from torch import nn
 from worlds import NAME, dice, make_trainer, shapes, train, write_world
 
 from nnunetv2_conemos import diffusion, pseudo_maps
+from nnunetv2_conemos.adapt import Named, adapt_weights
 from nnunetv2_conemos.losses.class_weighted import ClassWeightedDiceCE
 from nnunetv2_conemos.method import PLANS_KEY
 from nnunetv2_conemos.methods import GenericSSLTrainer, generic_ssl
-from nnunetv2_conemos.networks.aggregate_decouple import AggregateDecouple, Noisy, Streams, heads
+from nnunetv2_conemos.networks.aggregate_decouple import (
+    AggregateDecouple,
+    BothStreams,
+    Noisy,
+    against_background,
+)
 from nnunetv2_conemos.networks.difficulty import ClassDifficulty
 from nnunetv2_conemos.networks.vnet import Shape
 from nnunetv2_conemos.records import Query, Truth
@@ -84,12 +90,12 @@ def test_one_pass_gives_all_three_and_each_by_itself(dim, norm):
     image, other = torch.randn(2, 1, *[16] * dim), torch.randn(2, 1, *[16] * dim)
     noisy = Noisy(image, torch.randn(2, 4, *[16] * dim), torch.tensor([3, 900]))
     with torch.no_grad():
-        denoised, reweighted, answered = made(Streams(noisy, other))
+        denoised, reweighted, answered = made(BothStreams(noisy, other))
         assert denoised.shape == reweighted.shape == answered.shape == (2, 4, *[16] * dim)
         assert torch.equal(denoised, made.denoise(noisy))
         assert torch.equal(reweighted, made.reweight(image))
         asked = made(Query(other, torch.arange(1, 4).expand(2, -1)))
-        assert torch.allclose(heads(answered), asked)
+        assert torch.allclose(against_background(answered), asked)
         later = made.denoise(noisy._replace(step=torch.tensor([500, 900])))
     assert not torch.allclose(later[0], denoised[0]), "the step is told"
     assert torch.allclose(later[1], denoised[1], atol=1e-5), "to each sample its own"
@@ -183,12 +189,12 @@ def test_the_loss_is_cross_entropy_and_weighted_dice(weight):
     logits, target = random_batch()
     weight = torch.tensor(weight, dtype=torch.float32)
     entropy, dice = formula(logits, target, weight)
-    found = ClassWeightedDiceCE()(heads(logits), truth(target), weight)
+    found = ClassWeightedDiceCE()(against_background(logits), truth(target), weight)
     assert found.item() == pytest.approx((entropy + dice).item(), abs=1e-5)
-    scaled = ClassWeightedDiceCE()(heads(logits), truth(target), 3 * weight)
+    scaled = ClassWeightedDiceCE()(against_background(logits), truth(target), 3 * weight)
     assert scaled.item() == pytest.approx((entropy + 3 * dice).item(), abs=1e-5), "the scale acts on the Dice alone"
     if weight.unique().numel() == 1:
-        assert ClassWeightedDiceCE()(heads(logits), truth(target)).item() == pytest.approx(found.item())
+        assert ClassWeightedDiceCE()(against_background(logits), truth(target)).item() == pytest.approx(found.item())
 
 
 def test_what_is_not_annotated_is_background_and_teaches_no_dice():
@@ -197,9 +203,9 @@ def test_what_is_not_annotated_is_background_and_teaches_no_dice():
     stray = truth(target, known)
     shown = torch.where((target == 2) | ((target == 3) & torch.tensor([False, True]).view(2, 1, 1, 1)), 0, target)
     loss, leaf = ClassWeightedDiceCE(), logits.clone().requires_grad_()
-    value = loss(heads(leaf), truth(shown, known))
+    value = loss(against_background(leaf), truth(shown, known))
     value.backward()
-    assert value.item() == pytest.approx(loss(heads(logits), stray).item(), abs=1e-6)
+    assert value.item() == pytest.approx(loss(against_background(logits), stray).item(), abs=1e-6)
     merged = torch.softmax(logits, 1)
     two, three = merged[:, 2].clone(), merged[1, 3].clone()
     merged[:, 0] += two
@@ -210,7 +216,7 @@ def test_what_is_not_annotated_is_background_and_teaches_no_dice():
         (2 * (p[s, k] * y[s, k]).sum() + 1) / (p[s, k].sum() + y[s, k].sum() + 1) for k, s in ((0, [0, 1]), (2, [0]))
     ]
     assert value.item() == pytest.approx((-right.mean() - sum(dice) / 2).item(), abs=1e-5)
-    swapped = loss(heads(logits[:, [2, 1, 0, 3]]), truth(shown, known))
+    swapped = loss(against_background(logits[:, [2, 1, 0, 3]]), truth(shown, known))
     assert swapped.item() == pytest.approx(value.item(), abs=1e-5), "background and what is unknown enter together"
 
 
@@ -219,9 +225,11 @@ def test_ignored_voxels_and_unlabelled_samples_do_not_count():
     valid, known = torch.rand(target.shape) < 0.5, torch.tensor([[True] * 3, [False] * 3, [True, True, False]])
     other = torch.where(valid, logits, torch.randn_like(logits))
     other[1] = torch.randn_like(other[1])
-    plain, changed = (ClassWeightedDiceCE()(heads(z), truth(target, known, valid)).item() for z in (logits, other))
+    plain, changed = (
+        ClassWeightedDiceCE()(against_background(z), truth(target, known, valid)).item() for z in (logits, other)
+    )
     assert plain == pytest.approx(changed, abs=1e-6)
-    nothing = ClassWeightedDiceCE()(heads(logits), truth(target, torch.zeros(3, 3, dtype=torch.bool)))
+    nothing = ClassWeightedDiceCE()(against_background(logits), truth(target, torch.zeros(3, 3, dtype=torch.bool)))
     assert nothing.item() == 0
 
 
@@ -239,12 +247,14 @@ def test_counts_are_those_of_annotated_classes():
     target = torch.tensor([[[[0, 1, 2, 3]]], [[[1, 1, 0, 0]]]])
     found = torch.tensor([[0, 1, 1, 3], [1, 0, 2, 0]])
     logits = 20.0 * F.one_hot(found, 4).movedim(-1, 1).float()[:, :, None]
-    whole = pseudo_maps.class_counts(heads(logits), truth(target))
+    whole = pseudo_maps.class_counts(against_background(logits), truth(target))
     assert whole.tolist() == [[2, 2, 0, 1], [1, 1, 1, 0], [1, 1, 1, 0]]
-    partly = pseudo_maps.class_counts(heads(logits), truth(target, torch.tensor([[True] * 3, [True, False, True]])))
+    partly = pseudo_maps.class_counts(
+        against_background(logits), truth(target, torch.tensor([[True] * 3, [True, False, True]]))
+    )
     assert partly.tolist() == [[3, 2, 0, 1], [1, 1, 0, 0], [0, 1, 1, 0]], "label 2 of the second is background"
     valid = torch.tensor([[[[True, True, False, True]]]] * 2)
-    assert pseudo_maps.class_counts(heads(logits), truth(target, None, valid)).sum(1).tolist() == [5, 1, 1]
+    assert pseudo_maps.class_counts(against_background(logits), truth(target, None, valid)).sum(1).tolist() == [5, 1, 1]
 
 
 def test_difficulty_by_hand_over_three_steps():
@@ -379,12 +389,13 @@ def test_a_step_is_the_sum_of_its_losses_and_only_one_is_reweighted(nnunet_folde
     assert report["loss"] == pytest.approx(parts[0] + parts[1] + parts[3] * parts[2], rel=1e-4)
 
 
-def test_the_decoder_is_pulled_before_each_step_and_the_state_is_resumed(nnunet_folders, tmp_path):
-    trainer, loader, _ = ready(nnunet_folders)
+def test_pulling_moves_one_decoder_towards_the_mean_of_the_others(nnunet_folders):
+    trainer, loader, _ = ready(nnunet_folders, norm="batch")
     trainer.train_step(next(loader))
     network = trainer.network
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     statistics = {name: b.clone() for name, b in network.decoder.named_buffers()}
+    assert statistics, "of the batch norms"
     network.pull(0.99)
     for name, parameter in network.decoder.named_parameters():
         pulled = 0.99 * before[f"decoder.{name}"] + 0.005 * (before[f"denoiser.{name}"] + before[f"reweighted.{name}"])
@@ -393,23 +404,115 @@ def test_the_decoder_is_pulled_before_each_step_and_the_state_is_resumed(nnunet_
     for name, parameter in network.named_parameters():
         if not name.startswith("decoder."):
             assert torch.equal(parameter, before[name])
+
+
+def test_a_checkpoint_carries_the_difficulty(nnunet_folders, tmp_path):
+    trainer, loader, _ = ready(nnunet_folders)
+    trainer.train_step(next(loader))
     trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
     fresh = make_trainer(nnunet_folders, GenericSSLTrainer)
     fresh.initialize()
     fresh.load_checkpoint(str(tmp_path / "checkpoint.pth"))
-    assert torch.equal(fresh.network.difficulty.last, network.difficulty.last)
-    assert not torch.equal(fresh.network.difficulty.last, ClassDifficulty(3).last)
+    states = dict(fresh.network.difficulty.named_buffers())
+    assert set(states) == {"last", "learnt", "forgotten", "lacking"}
+    for name, state in trainer.network.difficulty.named_buffers():
+        assert torch.equal(states[name], state)
+        if name != "forgotten":
+            assert not torch.equal(state, dict(ClassDifficulty(3).named_buffers())[name])
 
 
-def test_a_step_pulls_first(nnunet_folders, monkeypatch):
+def test_a_step_pulls_labels_and_learns_in_this_order(nnunet_folders, monkeypatch):
     trainer, loader, _ = ready(nnunet_folders)
-    for group in trainer.optimizer.param_groups:
-        group["lr"] = 0.0
-    before = {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
+    done, network = [], trainer.network
+    for thing, name in ((network, "pull"), (network, "reweight"), (trainer, "backward_in_turn")):
+        plain = getattr(thing, name)
+        monkeypatch.setattr(thing, name, lambda *given, plain=plain, name=name: (done.append(name), plain(*given))[1])
     trainer.train_step(next(loader))
-    for name, parameter in trainer.network.decoder.named_parameters():
-        others = before[f"denoiser.{name}"] + before[f"reweighted.{name}"]
-        assert torch.allclose(parameter, 0.99 * before[f"decoder.{name}"] + 0.005 * others, atol=1e-7)
+    assert done == ["pull", "reweight", "backward_in_turn", "reweight"], "the last is that of the labelled images"
+
+
+def test_pseudo_labels_are_those_of_the_annotated_decoders(nnunet_folders, monkeypatch):
+    trainer, loader, _ = ready(nnunet_folders)
+    images = next(loader)[1]["data"]
+    sure = torch.zeros(2, 3, 16, 16)
+    sure[:, 2] = 20
+    monkeypatch.setattr(trainer.network, "reweight", lambda image: sure)
+    assert (trainer._believed(images).target == 2).all()
+    flat, certain = torch.zeros_like(sure), -torch.ones_like(sure)
+    certain[:, 1] = 1
+    monkeypatch.setattr(trainer.network, "reweight", lambda image: flat)
+    monkeypatch.setattr(trainer.network, "denoise", lambda noisy: certain)
+    assert (trainer._believed(images).target == 1).float().mean() > 0.8
+
+
+def test_difficulty_is_that_of_the_denoiser(nnunet_folders, monkeypatch):
+    trainer, loader, _ = ready(nnunet_folders)
+    trainer.network.eval()  # without dropout
+    seen, counts, forward = [], generic_ssl.class_counts, trainer.network.forward
+    monkeypatch.setattr(generic_ssl, "class_counts", lambda z, truth: (seen.append(z.detach()), counts(z, truth))[1])
+    answers = []
+
+    def watched(query):
+        found = forward(query)
+        if isinstance(query, BothStreams):
+            answers.extend(answer.detach() for answer in found)
+        return found
+
+    monkeypatch.setattr(trainer.network, "forward", watched)
+    trainer.train_step(next(loader))
+    assert torch.equal(seen[0], against_background(answers[0]))
+
+
+def test_each_sample_has_its_own_noise_and_step():
+    torch.manual_seed(0)
+    one = truth(torch.zeros(64, 1, 8, 8, dtype=torch.long))
+    noisy = generic_ssl.with_noise(torch.zeros(64, 1, 8, 8), one)
+    assert len(noisy.step.unique()) > 40
+    assert 0 <= noisy.step.min() < 100
+    assert 900 < noisy.step.max() <= 999
+    spread = noisy.maps.flatten(1).std(1)
+    assert torch.corrcoef(torch.stack((spread, noisy.step.float())))[0, 1] != 0
+    last = noisy.maps[noisy.step.argmax()]
+    assert last.std() == pytest.approx(1, abs=0.2)
+    assert abs(last.mean()) < 0.3, "nearly nothing of the map is left"
+
+
+def test_units_norm_after_the_nonlinearity_and_drop_channels():
+    made = network(3)
+    for unit in (made.image_stem, made.encoder.blocks[0][0], made.decoder.blocks[0][0]):
+        kinds = [type(module).__name__ for module in unit.after]
+        assert kinds == ["ReLU", "InstanceNorm3d", "Dropout3d"]
+        assert unit.after[2].p == 0.1
+    assert made.encoder.down[0].after[2].p == made.decoder.up[0].after[2].p == 0
+    assert made.encoder.dropout.p == made.decoder.dropout.p == made.denoiser.dropout.p == 0.5
+
+
+def test_gumbel_noise_decides_where_nothing_else_does():
+    torch.manual_seed(0)
+    flat = torch.zeros(1, 4, 60, 60)
+    found = pseudo_maps.pseudo_labels(flat, flat, torch.ones(3, dtype=torch.bool))
+    shares = torch.bincount(found.flatten(), minlength=4) / found.numel()
+    assert shares.min() > 0.1
+
+
+def test_the_weight_grows_within_an_epoch_too(nnunet_folders):
+    trainer, loader, _ = ready(nnunet_folders)
+    trainer.num_iterations_per_epoch, trainer.num_epochs = 4, 2
+    weights = []
+    for epoch in range(2):
+        trainer.current_epoch = epoch
+        trainer.on_train_epoch_start()
+        weights += [trainer.train_step(next(loader))[GenericSSLTrainer.extras[3]] for _ in range(4)]
+    assert weights == pytest.approx([generic_ssl.ramp_up(step / 8, 10, 1) for step in range(8)])
+
+
+def test_without_pseudo_labels_a_decoder_that_learns_from_annotations_predicts():
+    made, image = network(unlabelled_weight=0).eval(), torch.randn(1, 1, 16, 16)
+    with torch.no_grad():
+        expected = against_background(made.reweight(image))
+        assert torch.allclose(made(image)[:, 1:], expected)
+        assert torch.allclose(made(Query(image, torch.arange(1, 4)[None])), expected)
+    assert network().learns_unlabelled
 
 
 def test_streams_are_annotated_and_unlabelled_and_both_are_augmented_alike(nnunet_folders):
@@ -434,6 +537,7 @@ def test_maps_of_unlabelled_cases_cannot_leak(nnunet_folders):
     for poison in (0, 1, 2):
         trainer.network.load_state_dict(state)
         trainer.optimizer.state.clear()
+        trainer.steps_in_epoch = 0
         torch.manual_seed(7)
         poisoned = unlabelled | {"target": torch.full_like(torch.as_tensor(unlabelled["target"]), poison)}
         losses.append(float(trainer.train_step((labelled, poisoned))["loss"]))
@@ -448,10 +552,28 @@ def test_pseudo_labels_are_made_without_a_gradient_of_what_is_taught(nnunet_fold
     assert believed.target.shape == (2, 1, 16, 16)
     assert believed.known.all()
     assert set(believed.target.unique().tolist()) <= {0, 1, 2}
-    trainer.training_cases = [case for case in trainer.training_cases if not case.startswith("b")]
+    assert trainer.taught.tolist() == [True, True]
+    trainer.taught = np.array([True, False])
     narrowed = trainer._believed(images)
     assert narrowed.known.tolist() == [[True, False]] * 2
     assert set(narrowed.target.unique().tolist()) <= {0, 1}, "nobody annotates the disc in this fold"
+
+
+def test_classes_in_another_order_start_fresh():
+    trained, ours = network(), Named(("c", "x", "a"), ())
+    torch.manual_seed(1)
+    for parameter in trained.parameters():
+        parameter.data += torch.randn_like(parameter)
+    theirs = {name: value.clone() for name, value in trained.state_dict().items()}
+    same, _ = adapt_weights(theirs, ours, network(), ours)
+    assert all(torch.equal(same[name], value) for name, value in theirs.items())
+    other, report = adapt_weights(theirs, Named(("a", "b", "c"), ()), network(), ours)
+    changed = {name for name, value in theirs.items() if not torch.equal(other[name], value)}
+    assert changed == {
+        *(f"{decoder}.head.{part}" for decoder in ("denoiser", "reweighted", "decoder") for part in ("weight", "bias")),
+        *(f"diffusion_stem.operation.{part}" for part in ("weight", "bias")),
+    }
+    assert "labels taken by name: none" in report
 
 
 @pytest.mark.parametrize("teacher", ["train", "eval"])
@@ -569,16 +691,9 @@ def domain_world(base, seed, **options):
 def dice_of_the_other_domain(base, seed, steps=160, shuffled=False, **options):
     """Mean over both labels of new images of the domain that nobody annotated."""
     domain_world(base, seed, **options)
-    trainer = make_trainer(base, GenericSSLTrainer, num_epochs=steps)
-    plain_step, believed = trainer.train_step, trainer._believed
-
-    def step(batch):
-        report = plain_step(batch)
-        trainer.current_epoch += 1  # the weight of the unlabelled loss follows the epochs
-        return report
-
-    trainer.train_step = step
+    trainer = make_trainer(base, GenericSSLTrainer, num_epochs=1, num_iterations_per_epoch=steps)
     if shuffled:
+        believed = trainer._believed
         trainer._believed = lambda images: (t := believed(images))._replace(target=t.target.roll(1, 0))
     network, rng, found = train(trainer, steps, seed), np.random.default_rng(1000 + seed), []
     for _ in range(12):

@@ -7,7 +7,10 @@ from hypothesis import strategies as st
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
+from nnunetv2_conemos.losses.class_weighted import ClassWeightedDiceCE
+from nnunetv2_conemos.losses.marginal import MarginalExclusionLoss
 from nnunetv2_conemos.losses.masked import MaskedDiceBCE, hard_counts
+from nnunetv2_conemos.losses.target_adaptive import TargetAdaptiveLoss
 from nnunetv2_conemos.records import Asked, Truth, pose_truth
 
 SHAPE = (6, 5)
@@ -155,6 +158,27 @@ def test_half_precision_logits_do_not_overflow():
     truth = Truth(target, torch.ones(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool), None)
     loss = MaskedDiceBCE()(torch.full((1, 1, 64, 64, 64), 8.0, dtype=torch.half), truth)
     assert loss.item() == pytest.approx(-1.0, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [MaskedDiceBCE(), MarginalExclusionLoss(), TargetAdaptiveLoss(dice_weight=1.0), ClassWeightedDiceCE()],
+    ids=str,
+)
+def test_large_labels_do_not_overflow_under_mixed_precision(loss):
+    """Half precision ends at 65,504: more voxels than that belong to one label here."""
+    target = torch.zeros(2, 1, 48, 48, 48, dtype=torch.long)
+    target[:, :, :40] = 1
+    every = torch.tensor([[1, 2]] * 2)
+    truth = Truth(target, every, torch.ones_like(every, dtype=torch.bool), None)
+    logits = torch.stack((3.0 - 6 * (target[:, 0] != 1), torch.full_like(target[:, 0], -3.0, dtype=torch.float)), 1)
+    expected = loss(logits, truth)
+    leaf = logits.half().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.float16):
+        found = loss(leaf, truth)
+    found.backward()
+    assert found.item() == pytest.approx(expected.item(), abs=1e-3)
+    assert leaf.grad.isfinite().all()
 
 
 def test_hard_counts_are_per_label_and_only_of_known_pairs():

@@ -74,7 +74,7 @@ class Arm(BaseModel):
     @property
     def is_own(self) -> bool:
         """One of the package's own methods on the partial labels; others are baselines or ceilings."""
-        return self.kind == "trainer" and self.arm in OWN
+        return self.kind in ("trainer", "annotated-only") and self.trainer in OWN
 
     @property
     def teacher(self) -> Arm:

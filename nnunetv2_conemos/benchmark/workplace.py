@@ -107,12 +107,15 @@ class Workplace:
         """Plans and split of the partially labelled dataset for another one of its cases; raises SourceError."""
         folder = (preprocessed or self.preprocessed) / name
         folder.mkdir(parents=True, exist_ok=True)
-        cases = set(raw_cases((raw or self.raw) / name))
-        splits = json.loads((self.preprocessed / PARTIAL / "splits_final.json").read_text())
-        own = [{part: [case for case in split[part] if case in cases] for part in ("train", "val")} for split in splits]
-        if fold != "all" and not own[fold]["train"]:
-            raise SourceError(f"{name}: fold {fold} has no training case.")
-        write_json(folder / "splits_final.json", with_validation(own))
+        if fold != "all":
+            cases = set(raw_cases((raw or self.raw) / name))
+            splits = json.loads((self.preprocessed / PARTIAL / "splits_final.json").read_text())
+            own = [
+                {part: [case for case in split[part] if case in cases] for part in ("train", "val")} for split in splits
+            ]
+            if not own[fold]["train"]:
+                raise SourceError(f"{name}: fold {fold} has no training case.")
+            write_json(folder / "splits_final.json", with_validation(own))
         write_json(folder / "dataset.json", read_dataset_json((raw or self.raw) / name))
         write_json(folder / f"{self.recipe.plans}.json", {**self.plans, "dataset_name": name})
         shutil.copyfile(self.preprocessed / PARTIAL / FINGERPRINT, folder / FINGERPRINT)  # training wants the file
@@ -128,6 +131,8 @@ def prepare(place: Workplace) -> None:
         words = ("-pl", recipe.planner, "-overwrite_plans_name", recipe.plans, "-npfp", str(place.processes))
         place.command("plan", "nnUNetv2_plan_and_preprocess", "-d", "900", "--no_pp", *words)
     add_configurations(place)
+    if set(recipe.folds) == {"all"}:
+        return
     if not (folder / "splits_final.json").is_file():
         write_json(folder / "splits_final.json", stratified_split(place.table))
     folds = len(json.loads((folder / "splits_final.json").read_text()))

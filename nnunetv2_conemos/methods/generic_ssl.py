@@ -17,7 +17,7 @@ from torch import distributed as dist
 from nnunetv2_conemos.diffusion import STEPS, noised, sampled
 from nnunetv2_conemos.losses.class_weighted import ClassWeightedDiceCE
 from nnunetv2_conemos.method import Method, Optimiser, Parameters, answered_labels, method_options
-from nnunetv2_conemos.networks.aggregate_decouple import AggregateDecouple, Noisy, Streams, heads
+from nnunetv2_conemos.networks.aggregate_decouple import AggregateDecouple, BothStreams, Noisy, against_background
 from nnunetv2_conemos.networks.planned import planned_unet
 from nnunetv2_conemos.networks.vnet import Shape
 from nnunetv2_conemos.pseudo_maps import class_counts, clean_maps, largest_vote, pseudo_labels
@@ -26,7 +26,7 @@ from nnunetv2_conemos.sampling import Cases
 from nnunetv2_conemos.semi_supervised import SemiSupervisedTrainer
 from nnunetv2_conemos.trainer import move
 
-KEPT = 0.99  # of the predicting decoder in each step, while it moves towards the mean of the two others
+PULL = 0.99  # what stays of the decoder of pseudo-labels in each step, which moves to the mean of the two others
 LEARNING_RATE, MOMENTUM, DECAY = 1e-2, 0.9, 3e-5  # of the published SGD
 CONFIDENT = 0.5  # a vote below which the diffusion decides hardly any pseudo-label
 
@@ -35,7 +35,8 @@ class GenericSSLOptions(BaseModel):
     """Options of a plans configuration under the key `conemos`.
 
     `unlabelled_weight`: of the loss on pseudo-labels once it is whole, after the share `ramp` of the training (as
-    published 1, and a third where domains are generalised to). `norm`: batch norms are the published ones; they mix the
+    published 1, and a third where domains are generalised to); 0: a decoder that learns from annotations predicts, and
+    nothing is learnt from unlabelled cases. `norm`: batch norms are the published ones; they mix the
     statistics of noisy maps and images. `teacher`: whether pseudo-labels are made with dropout and with the statistics
     of the batch (`train`, as published). `clip`: gradients, as nnU-Net does.
     """
@@ -56,7 +57,8 @@ def three_decoders(
     options = method_options(configuration, GenericSSLOptions)
     planned: Any = planned_unet(configuration, channels, heads, deep_supervision=False).encoder
     shape = Shape(planned.conv_op, planned.output_channels, planned.kernel_sizes, planned.strides, options.norm)
-    return AggregateDecouple(shape, channels, heads, answered_labels(plans, heads - 1))
+    answered = answered_labels(plans, heads - 1)
+    return AggregateDecouple(shape, channels, heads, answered, learns_unlabelled=options.unlabelled_weight > 0)
 
 
 def sgd(parameters: Parameters, configuration: ConfigurationManager, epochs: int) -> Optimiser | None:
@@ -83,6 +85,7 @@ class GenericSSLTrainer(SemiSupervisedTrainer):
     )
     settings = {"enable_deep_supervision": False, "oversample_foreground_percent": 0.33}  # noqa: RUF012
     needs_unlabelled = True
+    taught: np.ndarray  # boolean [K]: labels that training cases are annotated for
     weak_views = False  # teacher and student see the same image
     extras = ("denoising loss", "reweighted loss", "unlabelled loss", "weight of the unlabelled loss")
 
@@ -98,28 +101,30 @@ class GenericSSLTrainer(SemiSupervisedTrainer):
         return super().largest_norm if self.options.clip else math.inf
 
     def get_dataloaders(self) -> tuple[Any, Any]:
+        loaders = super().get_dataloaders()
+        self.taught = np.any([self.table.known(case) for case in self.training_cases], axis=0)
         bound = largest_vote(self.bare_network.classes)
         if bound < CONFIDENT:
             self.print_to_log_file(
                 f"{self.bare_network.classes} classes: the diffusion gives no class more than {bound:.2f} of its vote, "
                 "so the other decoder alone makes nearly all pseudo-labels. UniMOSTrainer has no such bound."
             )
-        return super().get_dataloaders()
+        return loaders
 
     def two_stream_step(self, labelled: dict, unlabelled: dict) -> dict:
         """Denoising + reweighted + weighted unlabelled loss, in one pass back."""
         network = self.bare_network
-        network.pull(KEPT)
+        network.pull(PULL)
         query, truth = self.pose(labelled)
         truth, images = move(truth, self.device), unlabelled["data"].to(self.device, non_blocking=True)
         assert isinstance(truth, Truth)
         noisy = with_noise(query.image.to(self.device, non_blocking=True), truth)
         believed = self._believed(images)
-        weight = ramp_up(self.current_epoch / self.num_epochs, self.options.unlabelled_weight, self.options.ramp)
+        weight = ramp_up(self.progress, self.options.unlabelled_weight, self.options.ramp)
         parts: list[Tensor] = []
 
         def total() -> Tensor:
-            denoised, reweighted, answered = map(heads, self.network(Streams(noisy, images)))
+            denoised, reweighted, answered = map(against_background, self.network(BothStreams(noisy, images)))
             difficulty = network.difficulty.update(self._summed(class_counts(denoised, truth)))
             parts.extend(
                 (self.loss(denoised, truth), self.loss(reweighted, truth, difficulty), self.loss(answered, believed))
@@ -139,8 +144,7 @@ class GenericSSLTrainer(SemiSupervisedTrainer):
             maps = sampled(lambda x, step: network.denoise(Noisy(images, x, step)), noise)
             logits = network.reweight(images)
         network.train()
-        taught = torch.from_numpy(np.any([self.table.known(case) for case in self.training_cases], axis=0))
-        taught = taught.to(images.device)
+        taught = torch.from_numpy(self.taught).to(images.device)
         labels = torch.arange(1, len(taught) + 1, device=images.device).expand(len(images), -1)
         return Truth(pseudo_labels(maps, logits, taught)[:, None], labels, taught.expand(len(images), -1), None)
 

@@ -186,6 +186,6 @@ class UniMOSTrainer(SemiSupervisedTrainer):
         how, train = method_options(self.configuration_manager, UniMOSOptions).targets, self.training_cases
         targets = [targets_of(self.table, train, str(key), how) for key in unlabelled["keys"][: len(weak)]]
         asked = torch.from_numpy(np.stack(targets)).to(self.device)
-        believed = threshold(self.current_epoch / self.num_epochs)
+        believed = threshold(self.progress)
         with torch.no_grad(), self.precision():
             return Views(self.network, weak, mixed, asked, believed)

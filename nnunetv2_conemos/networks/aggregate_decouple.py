@@ -26,7 +26,7 @@ class Noisy(NamedTuple):
     step: Tensor
 
 
-class Streams(NamedTuple):
+class BothStreams(NamedTuple):
     """All that a training step asks with a gradient: annotated images with noisy maps, unlabelled images [B,M,*S]."""
 
     annotated: Noisy
@@ -35,15 +35,20 @@ class Streams(NamedTuple):
 
 class AggregateDecouple(nn.Module):
     """The encoder serves all decoders: `denoiser` and `reweighted` learn from annotations, `decoder` from
-    pseudo-labels, and only `decoder` predicts.
+    pseudo-labels. That one predicts, or, without pseudo-labels (`learns_unlabelled`), `reweighted`.
 
+    `of_classes`: parameters that mean something for its labels in their order only.
     `forward(Query)` answers the labels asked [B,Q,*S] against background, `forward(Tensor)` nnU-Net's heads, and
-    `forward(Streams)` the logits [B,C,*S] of the three decoders.
+    `forward(BothStreams)` the logits [B,C,*S] of the three decoders.
     """
 
-    def __init__(self, shape: Shape, channels: int, classes: int, answered: Sequence[int]):
+    of_classes = ("denoiser.head", "reweighted.head", "decoder.head", "diffusion_stem.operation", "difficulty")
+
+    def __init__(
+        self, shape: Shape, channels: int, classes: int, answered: Sequence[int], learns_unlabelled: bool = True
+    ):
         super().__init__()
-        self.classes, self.answered = classes, tuple(answered)
+        self.classes, self.answered, self.learns_unlabelled = classes, tuple(answered), learns_unlabelled
         self.image_stem = shape.unit(channels, 0, timed=False)
         self.diffusion_stem = shape.unit(channels + classes, 0, timed=False)
         self.time = TimeEmbedding()
@@ -52,14 +57,18 @@ class AggregateDecouple(nn.Module):
         self.reweighted, self.decoder = Decoder(shape, classes), Decoder(shape, classes)
         self.difficulty = ClassDifficulty(classes)
 
-    def forward(self, query: Query | Streams | Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        if isinstance(query, Streams):
+    def forward(self, query: Query | BothStreams | Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        if isinstance(query, BothStreams):
             annotated, unlabelled = query
             return self.denoise(annotated), self.reweight(annotated.image), self.decoder(self.encode(unlabelled))
         if isinstance(query, Query):
-            return chosen_channels(heads(self.decoder(self.encode(query.image))), query.labels)
-        logits = heads(self.decoder(self.encode(query)))
+            return chosen_channels(self._labels(query.image), query.labels)
+        logits = self._labels(query)
         return nnunet_heads(against_the_rest(logits, self.answered), self.answered, self.classes - 1, True)
+
+    def _labels(self, image: Float[Tensor, "B M *S"]) -> Float[Tensor, "B K *S"]:
+        predicting = self.decoder if self.learns_unlabelled else self.reweighted
+        return against_background(predicting(self.encode(image)))
 
     def encode(self, image: Float[Tensor, "B M *S"]) -> list[Tensor]:
         return self.encoder(self.image_stem(image))
@@ -80,6 +89,6 @@ class AggregateDecouple(nn.Module):
             own.mul_(kept).add_(denoising[name] + weighted[name], alpha=(1 - kept) / 2)
 
 
-def heads(logits: Float[Tensor, "B C *S"]) -> Float[Tensor, "B K *S"]:
+def against_background(logits: Float[Tensor, "B C *S"]) -> Float[Tensor, "B K *S"]:
     """Logits of the labels against background."""
     return logits[:, 1:] - logits[:, :1]

@@ -175,16 +175,23 @@ def complete_batch(
         images = [[str(file) for file in job.images] for job in jobs]
         outputs = [str(scratch / job.case) for job in jobs]
         probabilities = completion.uncertain is not None
-        if how.preprocessing == how.export == 0:
-            predictor.predict_from_files_sequential(images, outputs, probabilities)
-        else:
-            predictor.predict_from_files(images, outputs, probabilities, True, how.preprocessing, how.export)
+        predict_files(predictor, how, images, outputs, probabilities)
     for job in jobs:
         completed, grid = completed_map(completion, job, scratch)
         file = scratch / f"completed{job.ending}"
         write_seg(job.reader, completed, file, grid)
         file.replace(folder / "labelsTr" / f"{job.case}{job.ending}")
     shutil.rmtree(scratch)
+
+
+def predict_files(
+    predictor: nnUNetPredictor, how: Inference, images: list[list[str]], outputs: list[str], probabilities: bool
+) -> None:
+    """Write the prediction of each list of channels to a file name without ending, with probabilities if wanted."""
+    if how.preprocessing == how.export == 0:
+        predictor.predict_from_files_sequential(images, outputs, probabilities)
+    else:
+        predictor.predict_from_files(images, outputs, probabilities, True, how.preprocessing, how.export)
 
 
 def completed_map(completion: Completion, job: CaseJob, scratch: Path) -> tuple[np.ndarray, dict[str, Any]]:
@@ -225,7 +232,7 @@ def finish(completion: Completion, folder: Path, target: Path) -> None:
     labels = dict(completion.dataset_json["labels"])
     if completion.ignore is not None:
         labels["ignore"] = completion.ignore
-    result = {key: value for key, value in completion.dataset_json.items() if key != "sources"}
+    result = {key: value for key, value in completion.dataset_json.items() if key not in ("sources", "tags")}
     result |= {"labels": labels, "dataset": dataset_entries(list(completion.jobs.values()), result["file_ending"])}
     datasets.write_json(folder / "dataset.json", result)
     splits = completion.raw / "splits_final.json"
@@ -240,6 +247,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", dest="output", required=True, metavar="DATASET", help="new dataset: Dataset101_Name")
     uncertain_help = "write the ignore label where a probability lies within P of one half"
     parser.add_argument("--uncertain", type=float, metavar="P", help=uncertain_help)
+    add_inference_arguments(parser)
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset, begin anew")
+
+
+def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", help="[all that were trained]")
     parser.add_argument("-chk", default="checkpoint_final.pth", help="[%(default)s]")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -247,7 +259,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, less accurate")
     parser.add_argument("-npp", type=int, default=3, help="processes for preprocessing [%(default)s]")
     parser.add_argument("-nps", type=int, default=3, help="processes for export; both 0: all in one [%(default)s]")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset, begin anew")
+
+
+def inference_of(args: argparse.Namespace, model: ModelFolder) -> Inference:
+    folds = model.folds(args.chk, args.folds)
+    return Inference(folds, args.chk, args.device, not args.disable_tta, args.npp, args.nps)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -255,9 +271,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--uncertain {args.uncertain:g}: expected a number between 0 and 0.5.")
     env.find_trainers()
     model = read_model(args.model)
-    folds = model.folds(args.chk, args.folds)
-    inference = Inference(folds, args.chk, args.device, not args.disable_tta, args.npp, args.nps)
-    completion = plan_completion(model, inference, named_or_path(args.dataset), args.uncertain)
+    completion = plan_completion(model, inference_of(args, model), named_or_path(args.dataset), args.uncertain)
     target = datasets.new_dataset_folder(args.output)
     filled_in = complete(completion, target, args.overwrite)
     table = Table(title=f"{target.name}: {len(completion.jobs)} cases", caption="cases per label")

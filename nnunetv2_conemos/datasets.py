@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from nnunetv2_conemos.sources import SourceError
 
-SHARED_KEYS = ("labels", "regions_class_order", "sources")  # what raw and preprocessed must agree on
+SHARED_KEYS = ("labels", "regions_class_order", "sources", "tags")  # what raw and preprocessed must agree on
 
 
 def write_aside(file: Path, write: Callable[[Path], Any]) -> None:

@@ -51,7 +51,7 @@ def read_original(raw: Path) -> Original:
 def hidden_copy(original: Original, annotated: Annotated) -> HiddenCopy:
     """A copy in which each case has only these of its annotated labels; other cases are left out."""
     jobs = hidden_jobs(original, annotated)
-    result = {key: value for key, value in original.dataset_json.items() if key != "dataset"}
+    result = {key: value for key, value in original.dataset_json.items() if key not in ("dataset", "tags")}
     result |= {"numTraining": len(jobs), "sources": hidden_sources(original, annotated)}
     return HiddenCopy(original, result, SourceTable.from_dataset_json(result, [job.case for job in jobs]), jobs)
 

@@ -113,6 +113,11 @@ def part_names(ingredients: Sequence[Ingredient], folders: Sequence[Path]) -> li
 def load_labelled(ingredient: Ingredient, folder: Path, name: str, recipe: Recipe) -> Part:
     """A raw dataset; see `load_parts` for what is refused."""
     dataset_json = datasets.read_raw_json(folder)
+    if "tags" in dataset_json:
+        raise SourceError(
+            f"dataset '{name}' has `tags`, which a merge does not carry. Merge without `tags` and `tagged`, and add "
+            "them to the dataset.json of the result, whose cases are called DATASET_CASE."
+        )
     labels = LabelSpace.from_dataset_json(dataset_json)
     found = datasets.raw_cases(folder)
     if not found:

@@ -33,7 +33,8 @@ class Method:
     `network(plans, configuration, input channels, heads, deep supervision)` builds the network: `forward(Query)`
     answers the labels asked, [B,Q,*S]; `forward(Tensor)` answers all `heads` as nnU-Net wants them.
     `ask` says what is drawn and asked. `loss(ddp)` builds the loss of (logits [B,Q,*S], Truth) at one resolution.
-    `regions`: whether the method allows labels that overlap; `modalities`: whether it looks at the modality of a case.
+    `regions`: whether the method allows labels that overlap; `modalities`: whether it looks at the modality of a case;
+    `tags`: whether it learns from image tags; `dimensions`: those of the configurations that it trains.
     `optimiser(parameters, configuration, epochs)` gives optimiser and schedule, or None for nnU-Net's. `averaging`: the
     largest decay of an exponential moving average of the weights, which is then what is validated and saved.
     """
@@ -43,6 +44,8 @@ class Method:
     loss: Callable[[bool], nn.Module]
     regions: bool = True
     modalities: bool = False
+    tags: bool = False
+    dimensions: tuple[int, ...] = (2, 3)
     optimiser: Callable[[Parameters, ConfigurationManager, int], Optimiser | None] | None = None
     averaging: float | None = None
 
@@ -50,7 +53,8 @@ class Method:
 def facts_for_inference(table: SourceTable, method: Method | None = None) -> dict[str, object]:
     """What the plans must carry beside a checkpoint so that the network can be built again from them.
 
-    `untaught` names the labels that no case is annotated for: nothing is known about them, so they are never predicted.
+    `untaught` names the labels that no case is annotated for (nor tagged, for a method that learns from tags): nothing
+    is known about them, so they are never predicted.
     `groups` are the largest sets of labels annotated together. A method that looks at the modality has `modalities`,
     those that the network is told, and `only_modality`, if every annotated case has the same.
     """
@@ -58,7 +62,7 @@ def facts_for_inference(table: SourceTable, method: Method | None = None) -> dic
     return {
         "labels": list(table.labels.names),
         "has_regions": table.labels.has_regions,
-        "untaught": table.untaught(),
+        "untaught": table.untaught(tags=method is not None and method.tags),
         "groups": table.groups(),
         "modalities": list(table.modalities) if told else [],
         "only_modality": table.only_modality if told else None,

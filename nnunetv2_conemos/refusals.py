@@ -17,11 +17,16 @@ from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable
 
 def preprocessed_table(plans: dict, configuration: str, dataset_json: dict) -> SourceTable:
     """Who annotated what among the cases preprocessed for this configuration."""
-    identifier = PlansManager(plans).get_configuration(configuration).data_identifier
-    folder = Path(nnUNet_preprocessed) / plans["dataset_name"] / identifier
+    folder = preprocessed_data(plans, configuration)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist. Run nnUNetv2_preprocess for configuration {configuration}.")
     return SourceTable.from_dataset_json(dataset_json, preprocessed_cases(folder))
+
+
+def preprocessed_data(plans: dict, configuration: str) -> Path:
+    """The folder of the cases preprocessed for a configuration."""
+    identifier = PlansManager(plans).get_configuration(configuration).data_identifier
+    return Path(nnUNet_preprocessed) / plans["dataset_name"] / identifier
 
 
 def refuse_choices_of_prediction(method: Method) -> None:
@@ -38,6 +43,24 @@ def refuse_cascade(plans: dict, configuration: str, trainer: str) -> None:
         raise NotImplementedError(
             f"{trainer} does not train the cascade ({configuration}): it needs predictions of the previous stage that "
             "nnU-Net only makes for validation cases. Use 3d_fullres or 3d_lowres."
+        )
+
+
+def refuse_dimension(method: Method, plans: dict, configuration: str, trainer: str) -> None:
+    dimension = len(PlansManager(plans).get_configuration(configuration).patch_size)
+    if dimension not in method.dimensions:
+        possible = " or ".join(f"{d}D" for d in method.dimensions)
+        raise NotImplementedError(
+            f"{trainer} trains {possible} configurations only; {configuration} is {dimension}D. Use another "
+            "configuration, or another trainer."
+        )
+
+
+def refuse_nothing_taught(method: Method, table: SourceTable, trainer: str) -> None:
+    if len(table.untaught(tags=method.tags)) == len(table.labels):
+        raise SourceError(
+            f"{trainer} learns from annotated labels only, and no source annotates any: all `annotated` lists are "
+            "empty. Annotate cases, or learn from tags with CMERTrainer."
         )
 
 
@@ -94,4 +117,15 @@ def refuse_label_change(theirs: dict, ours: dict, where: str) -> None:
         raise SourceError(
             f"{where} was trained for other labels than this dataset has.\n  trained: {theirs}\n  dataset: {ours}\n"
             "Restore the labels, move the model folder away, or start from it with `conemos adapt`."
+        )
+
+
+def refuse_small_patch(plans: dict, configuration: str, largest: list[int], trainer: str) -> None:
+    """A tag says something about a whole slice, so the patch must hold the largest (height, width)."""
+    patch = PlansManager(plans).get_configuration(configuration).patch_size
+    if any(side < whole for side, whole in zip(patch, largest, strict=True)):
+        raise ValueError(
+            f"{trainer}: the patch of {configuration}, {list(patch)}, does not hold whole slices, of up to {largest}. "
+            f"Make a configuration that does: conemos slices {plans['dataset_name']} -p {plans['plans_name']} "
+            f"-c {configuration}"
         )

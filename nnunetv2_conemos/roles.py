@@ -13,7 +13,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from nnunetv2_conemos.sources import SourceError, SourceTable, did_you_mean, shorten
+from nnunetv2_conemos.errors import did_you_mean
+from nnunetv2_conemos.sources import SourceError, SourceTable, shorten
 from nnunetv2_conemos.splits import Fold, stratified_draw, stratified_split
 
 MOST_FOLDS = 5

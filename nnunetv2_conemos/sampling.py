@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 
 from nnunetv2_conemos.records import Asked
 from nnunetv2_conemos.sources import SourceTable
@@ -134,13 +133,14 @@ def what_is_asked(ask: Ask, identifiers: Iterable[str], table: SourceTable) -> A
 class AskedDataset:
     """An nnU-Net dataset whose foreground, for nnU-Net's loader, is the labels that an identifier centres on.
 
-    `location_keys`: the keys of nnU-Net's `class_locations` in label order (ids, or regions), `always` those that stay
-    whatever is asked (nnU-Net's key for annotated voxels when there is an ignore label).
+    `dataset` has nnU-Net's `identifiers` and `load_case`. `location_keys`: the keys of nnU-Net's `class_locations` in
+    label order (ids, or regions), `always` those that stay whatever is asked (nnU-Net's key for annotated voxels when
+    there is an ignore label).
     """
 
     def __init__(
         self,
-        dataset: nnUNetBaseDataset,
+        dataset: Any,
         ask: Ask,
         table: SourceTable,
         location_keys: Sequence[int | tuple[int, ...]],

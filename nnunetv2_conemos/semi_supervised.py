@@ -49,6 +49,7 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
     """
 
     learns_from_unlabelled = True
+    needs_unlabelled: ClassVar[bool] = False
     unlabelled_per_sample: ClassVar[int] = 1  # samples of the unlabelled batch for each of the labelled one
     weak_views: ClassVar[bool] = True  # of unlabelled images: without what changes intensities
     extras: ClassVar[tuple[str, ...]] = ()
@@ -62,6 +63,11 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
 
     @abstractmethod
     def two_stream_step(self, labelled: dict, unlabelled: dict) -> dict: ...
+
+    def refuse_unfit(self, plans: dict, configuration: str) -> None:
+        super().refuse_unfit(plans, configuration)
+        if self.needs_unlabelled:
+            refuse_all_annotated(self.table, self.table.cases, type(self).__name__)
 
     @property
     def progress(self) -> float:

@@ -6,7 +6,6 @@ the k-th entry of nnU-Net's `foreground_regions` in region mode, so it always ma
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,27 +14,28 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from nnunetv2_conemos.errors import SourceError, did_you_mean
+from nnunetv2_conemos.tags import Present, Tags, parse_tags, refuse_misfits
+
 EVERYTHING = "all cases"  # name of the implied source of a dataset without `sources`
-
-
-class SourceError(ValueError):
-    """`labels` and `sources` of a dataset.json, and its cases, do not fit together."""
 
 
 class Source(BaseModel):
     """One group of cases that were annotated for the same labels.
 
     `cases` are globs over case identifiers, `annotated` names labels (or regions) of `labels`; an empty list means
-    unlabelled. `modality` names the kind of image (CT, T1, ...), for methods that are told it. `weight` scales how
-    often the cases of this source are drawn within a label (1 = as often as others). `dataset` tells which sources are
-    parts of one dataset, for methods that draw datasets (a source is its own). `domain` names the scanner, centre or
-    sequence that the cases come from: splits and tables look at it, methods do not.
+    unlabelled. `tagged` names labels of which only `tags` says in which slices of a case they are present. `modality`
+    names the kind of image (CT, T1, ...), for methods that are told it. `weight` scales how often the cases of this
+    source are drawn within a label (1 = as often as others). `dataset` tells which sources are parts of one dataset,
+    for methods that draw datasets (a source is its own). `domain` names the scanner, centre or sequence that the cases
+    come from: splits and tables look at it, methods do not.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     cases: tuple[str, ...] = Field(min_length=1)
     annotated: tuple[str, ...]
+    tagged: tuple[str, ...] = ()
     modality: str | None = None
     dataset: str | None = None
     domain: str | None = Field(default=None, min_length=1)
@@ -92,20 +92,28 @@ class SourceTable:
     A dataset.json without `sources` is annotated for everything.
     """
 
-    def __init__(self, labels: LabelSpace, sources: Mapping[str, Source], source_of: Mapping[str, str]):
+    def __init__(
+        self,
+        labels: LabelSpace,
+        sources: Mapping[str, Source],
+        source_of: Mapping[str, str],
+        tags: Tags = Tags(),  # noqa: B008 (frozen)
+    ):
         self.labels = labels
         self.sources = dict(sources)
         self._source_of = dict(source_of)
-        columns = {
-            name: [labels.index(label, f"source '{name}', annotated") for label in source.annotated]
-            for name, source in sources.items()
-        }
-        self._known = {name: np.isin(np.arange(len(labels)), cols) for name, cols in columns.items()}
+        self._tags = tags
+        self._known = {name: self._columns(name, "annotated") for name in sources}
+        self._tagged = {name: self._columns(name, "tagged") for name in sources}
         self.largest_set = max(int(known.sum()) for known in self._known.values())
-        if not any(known.any() for known in self._known.values()):
-            raise SourceError(
-                "no source annotates any label: all `annotated` lists are empty. Name what was annotated."
-            )
+        refuse_contradictions(self.sources)
+
+    def _columns(self, source: str, key: str) -> np.ndarray:
+        """Boolean [K]: the labels that a source names under a key."""
+        names = getattr(self.sources[source], key)
+        return np.isin(
+            np.arange(len(self.labels)), [self.labels.index(name, f"source '{source}', {key}") for name in names]
+        )
 
     @classmethod
     def from_dataset_json(cls, dataset_json: Mapping[str, Any], cases: Iterable[str]) -> SourceTable:
@@ -113,10 +121,15 @@ class SourceTable:
         cases = sorted(cases)
         labels = LabelSpace.from_dataset_json(dataset_json)
         if "sources" not in dataset_json:
+            if "tags" in dataset_json:
+                raise SourceError("`tags` without `sources`: declare which labels of which cases are `tagged`.")
             everything = Source(cases=("*",), annotated=labels.names)
             return cls(labels, {EVERYTHING: everything}, dict.fromkeys(cases, EVERYTHING))
-        sources = parse_sources(dataset_json["sources"])
-        return cls(labels, sources, match_cases(sources, cases))
+        sources, tags = parse_sources(dataset_json["sources"]), parse_tags(dataset_json.get("tags", {}))
+        source_of = match_cases(sources, cases)
+        table = cls(labels, sources, source_of, tags)
+        refuse_misfits(tags, {case: sources[source].tagged for case, source in source_of.items()})
+        return table
 
     @property
     def cases(self) -> list[str]:
@@ -134,6 +147,19 @@ class SourceTable:
     def known(self, case: str) -> np.ndarray:
         """Boolean [K]: the labels this case was annotated for."""
         return self._known[self.source_of(case)]
+
+    def tagged(self, case: str) -> np.ndarray:
+        """Boolean [K]: the labels of which it is only known in which slices of this case they are present."""
+        return self._tagged[self.source_of(case)]
+
+    def tags(self, case: str) -> dict[str, Present]:
+        """Label -> where it is present, of the labels tagged in this case (see `Tags`)."""
+        return self._tags.cases.get(case, {})
+
+    @property
+    def tag_axis(self) -> str:
+        """The axis of the image files that slices are counted along: x, y or z."""
+        return self._tags.axis
 
     def weight(self, case: str) -> float:
         return self.sources[self.source_of(case)].weight
@@ -185,9 +211,10 @@ class SourceTable:
     def cases_of(self, source: str) -> list[str]:
         return sorted(case for case, name in self._source_of.items() if name == source)
 
-    def untaught(self, cases: Iterable[str] | None = None) -> list[str]:
-        """Names of the labels that none of these cases (all, by default) is annotated for."""
-        known = np.any([self.known(case) for case in (self.cases if cases is None else cases)], axis=0)
+    def untaught(self, cases: Iterable[str] | None = None, tags: bool = False) -> list[str]:
+        """Names of the labels that none of these cases (all, by default) is annotated, or with `tags` tagged, for."""
+        chosen = self.cases if cases is None else cases
+        known = np.any([self.known(case) | (self.tagged(case) & tags) for case in chosen], axis=0)
         return [name for name, taught in zip(self.labels.names, known, strict=True) if not taught]
 
     def counts(self) -> np.ndarray:
@@ -199,6 +226,19 @@ class SourceTable:
         """Label-map values that may stand in this case: background, ignore, and those of its annotated labels."""
         values = {v for vs, known in zip(self.labels.values, self.known(case), strict=True) if known for v in vs}
         return values | {0} | ({self.labels.ignore} if self.labels.ignore is not None else set())
+
+
+def refuse_contradictions(sources: Mapping[str, Source]) -> None:
+    """Raises SourceError where nothing is known at all, or a label is both annotated and tagged."""
+    if not any(source.annotated or source.tagged for source in sources.values()):
+        raise SourceError("no source annotates any label: all `annotated` lists are empty. Name what was annotated.")
+    for name, source in sources.items():
+        both = [label for label in source.tagged if label in source.annotated]
+        if both:
+            raise SourceError(
+                f"source '{name}': {shorten(both)} is both annotated and tagged. Tags of annotated labels follow from "
+                "the label maps; remove it from `tagged`."
+            )
 
 
 def parse_sources(raw: Any) -> dict[str, Source]:
@@ -245,12 +285,6 @@ def match_cases(sources: Mapping[str, Source], cases: Iterable[str]) -> dict[str
     if problems:
         raise SourceError(" ".join(problems))
     return {case: names[0] for case, names in hits.items()}
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name."""
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
-    return f" Did you mean '{nearest[0]}'?" if nearest else ""
 
 
 def shorten(items: Iterable[str], limit: int = 8) -> str:

@@ -19,17 +19,20 @@ def stratified_split(
     """Iterative stratification (Sechidis et al., ECML PKDD 2011) by annotated labels and domains, of `cases` (all).
 
     The rarest label or domain is dealt out first, each of its cases to the fold that is furthest below its share.
-    Unlabelled cases train in every fold. Raises ValueError when fewer annotated cases than folds exist.
+    Unlabelled cases train in every fold. Where fewer cases than folds are annotated, tagged labels count as annotated.
+    Raises ValueError when there are still fewer cases than folds.
     """
-    cases = table.cases if cases is None else sorted(cases)
-    annotated = [case for case in cases if table.known(case).any()]
-    unlabelled = [case for case in cases if not table.known(case).any()]
+    known = {case: table.known(case) for case in (table.cases if cases is None else sorted(cases))}
+    if sum(k.any() for k in known.values()) < folds:
+        known = {case: k | table.tagged(case) for case, k in known.items()}
+    annotated = [case for case, k in known.items() if k.any()]
+    unlabelled = [case for case, k in known.items() if not k.any()]
     if len(annotated) < folds:
         raise ValueError(
             f"{len(annotated)} annotated cases cannot be split into {folds} folds. Write splits_final.json by hand."
         )
     rng = np.random.default_rng(seed)
-    traits = {annotated[i]: traits_of(table, annotated[i]) for i in rng.permutation(len(annotated))}
+    traits = {case: np.append(known[case], of_domains(table, case)) for case in rng.permutation(annotated).tolist()}
     wanted = np.tile(sum(t.astype(float) for t in traits.values()) / folds, (folds, 1))  # [folds, K + domains]
     room = np.full(folds, len(annotated) / folds)
     validation: list[list[str]] = [[] for _ in range(folds)]
@@ -46,9 +49,9 @@ def stratified_split(
     ]
 
 
-def traits_of(table: SourceTable, case: str) -> np.ndarray:
-    """Boolean [K + domains]: the labels annotated in a case, and the domain it comes from."""
-    return np.append(table.known(case), [table.domain_of(case) == domain for domain in table.domains]).astype(bool)
+def of_domains(table: SourceTable, case: str) -> np.ndarray:
+    """Boolean [domains]: the one that a case comes from."""
+    return np.array([table.domain_of(case) == domain for domain in table.domains], dtype=bool)
 
 
 def stratified_draw(table: SourceTable, cases: Sequence[str], number: int, rng: np.random.Generator) -> list[str]:

@@ -22,10 +22,11 @@ from nnunetv2_conemos.method import PLANS_KEY, Method, facts_for_inference
 from nnunetv2_conemos.records import Query, Truth, pose_truth
 from nnunetv2_conemos.refusals import (
     preprocessed_table,
-    refuse_all_annotated,
     refuse_cascade,
     refuse_choices_of_prediction,
+    refuse_dimension,
     refuse_label_change,
+    refuse_nothing_taught,
     refuse_other_facts,
     refuse_other_labels,
     refuse_regions,
@@ -44,7 +45,6 @@ class PartialLabelTrainer(nnUNetTrainer):
 
     method: ClassVar[Method]
     learns_from_unlabelled: ClassVar[bool] = False  # from cases that are not annotated for anything
-    needs_unlabelled: ClassVar[bool] = False
     mirroring = True  # of training patches and at prediction; mirrored, left and right organs look alike
     network: Any
     loss: Any
@@ -69,12 +69,13 @@ class PartialLabelTrainer(nnUNetTrainer):
         # nnU-Net's __init__ creates the results folder: whatever cannot work is refused before.
         refuse_choices_of_prediction(self.method)
         refuse_cascade(plans, configuration, type(self).__name__)
+        refuse_dimension(self.method, plans, configuration, type(self).__name__)
         refuse_regions(self.method, dataset_json, type(self).__name__)
         refuse_different_tables(plans["dataset_name"])
         refuse_other_labels(plans, configuration, type(self).__name__, dataset_json)
         self.table = preprocessed_table(plans, configuration, dataset_json)
-        if self.needs_unlabelled:
-            refuse_all_annotated(self.table, self.table.cases, type(self).__name__)
+        refuse_nothing_taught(self.method, self.table, type(self).__name__)
+        self.refuse_unfit(plans, configuration)
         plans[PLANS_KEY] = facts_for_inference(self.table, self.method)
         if self.method.modalities:
             refuse_other_facts(plans, configuration, type(self).__name__)
@@ -84,6 +85,9 @@ class PartialLabelTrainer(nnUNetTrainer):
                 raise AttributeError(f"{type(self).__name__}.settings: nnU-Net's trainer has no '{name}'.")
             setattr(self, name, value)
         self.average: MovingAverage | None = None
+
+    def refuse_unfit(self, plans: dict, configuration: str) -> None:
+        """Raise where the data do not fit the method; `self.table` is there, and nothing has been written yet."""
 
     @classmethod
     def _all_settings(cls) -> dict[str, Any]:
@@ -148,7 +152,7 @@ class PartialLabelTrainer(nnUNetTrainer):
             self.print_to_log_file("Creating new 5-fold cross-validation split, stratified by annotated labels...")
             write_json(splits_file, stratified_split(self.table))
         train, validation = (list(map(str, cases)) for cases in super().do_split())
-        unlabelled = [case for case in validation if not self.table.known(case).any()]
+        unlabelled = [case for case in validation if not self.informed(case)]
         if unlabelled:
             self.print_to_log_file(f"Unlabelled validation cases are used for training only: {shorten(unlabelled)}.")
         validation = [case for case in validation if case not in unlabelled]
@@ -164,21 +168,26 @@ class PartialLabelTrainer(nnUNetTrainer):
         self._log_untaught(train.identifiers)
         self._log_left_out(train.identifiers)
         self._log_stray_values(train)
+        return self.offered(train), self.offered(validation)
+
+    def offered(self, dataset: Any) -> AskedDataset:
+        """What nnU-Net's loader draws from, of a dataset of nnU-Net's."""
         manager = self.label_manager
         keys = manager.foreground_regions if manager.has_regions else np.array(manager.foreground_labels).tolist()
         always = [(-1, *np.array(manager.all_labels).tolist())] if manager.has_ignore_label else []
-        return (
-            AskedDataset(train, self.method.ask, self.table, keys, always),
-            AskedDataset(validation, self.method.ask, self.table, keys, always),
-        )
+        return AskedDataset(dataset, self.method.ask, self.table, keys, always)
+
+    def informed(self, case: str) -> bool:
+        """Whether anything is known about a case that the method learns from."""
+        return bool((self.table.known(case) | (self.table.tagged(case) & self.method.tags)).any())
 
     def _log_untaught(self, cases: list[str]) -> None:
-        untaught = self.table.untaught(cases)
+        untaught = self.table.untaught(cases, self.method.tags)
         if untaught:
             self.print_to_log_file(f"No training case of this fold is annotated for {shorten(untaught)}: never taught.")
 
     def _log_left_out(self, cases: list[str]) -> None:
-        unlabelled = [case for case in cases if not self.table.known(case).any()]
+        unlabelled = [case for case in cases if not self.informed(case)]
         if unlabelled and not self.learns_from_unlabelled:
             self.print_to_log_file(f"Not annotated for anything, so never drawn: {shorten(unlabelled)}.")
         unknown = [case for case in cases if not self.table.modality_of(case)]

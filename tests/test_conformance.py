@@ -22,21 +22,28 @@ from nnunetv2_conemos.records import Answer, Query
 from nnunetv2_conemos.trainer import PartialLabelTrainer
 
 ROOT = Path(__file__).parent.parent
-KINDS = [(2, "plain"), (3, "plain"), (2, "residual"), (3, "residual")]
 FOLDING = (
     methods.ConditionalFiLMTrainer,
     methods.LabelSetFiLMTrainer,
     methods.MultiTalentTrainer,
     methods.MarginalLossTrainer,
 )
-ARCHITECTURES = pytest.mark.parametrize(("dim", "kind"), KINDS)
 
 
 EVERY_TRAINER = pytest.mark.parametrize("trainer", TRAINERS, ids=lambda t: t.__name__)
-IN_EACH_MODE = pytest.mark.parametrize(
-    ("trainer", "labels"),
-    [(t, labels) for t in TRAINERS for labels in (LABELS, REGIONS) if labels is LABELS or t.method.regions],
-    ids=lambda value: value.__name__ if isinstance(value, type) else "regions" if value is REGIONS else "labels",
+
+
+def readable(value):
+    named = {str(LABELS): "labels", str(REGIONS): "regions"}
+    return value.__name__ if isinstance(value, type) else named.get(str(value), str(value))
+
+
+MODES = [(t, labels) for t in TRAINERS for labels in (LABELS, REGIONS) if labels is LABELS or t.method.regions]
+IN_EACH_MODE = pytest.mark.parametrize(("trainer", "labels"), MODES, ids=readable)
+IN_EACH_MODE_AND_ARCHITECTURE = pytest.mark.parametrize(
+    ("trainer", "labels", "dim", "kind"),
+    [(t, labels, dim, kind) for t, labels in MODES for kind in ("plain", "residual") for dim in t.method.dimensions],
+    ids=readable,
 )
 
 
@@ -83,8 +90,7 @@ def test_mirroring_is_a_choice_for_training_and_prediction(nnunet_folders, mirro
     assert axes == trainer.inference_allowed_mirroring_axes == ((0, 1) if mirroring else None)
 
 
-@IN_EACH_MODE
-@ARCHITECTURES
+@IN_EACH_MODE_AND_ARCHITECTURE
 def test_plain_tensor_gives_nnunets_heads_and_equals_the_query(trainer, dim, kind, labels):
     network, image = network_and_image(trainer, dim, kind, labels, deep=False)
     with torch.no_grad():
@@ -94,8 +100,7 @@ def test_plain_tensor_gives_nnunets_heads_and_equals_the_query(trainer, dim, kin
     assert torch.allclose(everything[:, -3:], asked, atol=1e-5)
 
 
-@IN_EACH_MODE
-@ARCHITECTURES
+@IN_EACH_MODE_AND_ARCHITECTURE
 def test_permuting_the_labels_permutes_the_channels(trainer, dim, kind, labels):
     network, image = network_and_image(trainer, dim, kind, labels)
     with torch.no_grad():
@@ -159,8 +164,7 @@ def world(base, labels, dim, kind, ignore=False, unlabelled=False):
     write_world(base, cases, labels, sources, dim, kind, batch_size=2)
 
 
-@IN_EACH_MODE
-@ARCHITECTURES
+@IN_EACH_MODE_AND_ARCHITECTURE
 @pytest.mark.parametrize("ignore", [False, True], ids=["", "ignore"])
 def test_a_step_reaches_every_parameter_and_ten_lower_the_loss(trainer, dim, kind, labels, ignore, nnunet_folders):
     world(nnunet_folders, labels, dim, kind, ignore, unlabelled=trainer.learns_from_unlabelled)
@@ -191,5 +195,16 @@ def test_regions_are_trained_or_refused_before_anything_is_made(trainer, nnunet_
         assert make_trainer(nnunet_folders, trainer).label_manager.has_regions
     else:
         with pytest.raises(NotImplementedError, match=f"{trainer.__name__} takes labels to exclude each other"):
+            make_trainer(nnunet_folders, trainer)
+        assert not list((nnunet_folders / "nnUNet_results").iterdir())
+
+
+@EVERY_TRAINER
+def test_3d_is_trained_or_refused_before_anything_is_made(trainer, nnunet_folders):
+    world(nnunet_folders, LABELS, 3, "plain")
+    if 3 in trainer.method.dimensions:
+        assert len(make_trainer(nnunet_folders, trainer).configuration_manager.patch_size) == 3
+    else:
+        with pytest.raises(NotImplementedError, match=f"{trainer.__name__} trains 2D configurations only; tiny is 3D"):
             make_trainer(nnunet_folders, trainer)
         assert not list((nnunet_folders / "nnUNet_results").iterdir())

@@ -7,6 +7,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "nnunetv2_conemos"
 LAYERS = [
+    {"errors"},
+    {"tags"},
     {"sources"},
     {"records", "datasets", "splits", "roles", "summary", "relabel", "parallel", "variants", "small_plans"},
     {
@@ -23,8 +25,9 @@ LAYERS = [
         "averaging",
         "curves",
         "views",
+        "warps",
     },
-    {"networks.multihead", "refusals", "pseudo_maps"},
+    {"networks.multihead", "refusals", "slices", "pseudo_maps"},
     {
         "networks.conditional",
         "networks.dynamic_head",
@@ -34,18 +37,20 @@ LAYERS = [
         "networks.pyramid",
         "networks.hermes_backbone",
         "networks.aggregate_decouple",
+        "networks.cam",
     },
-    {"networks.label_set"},
+    {"networks.label_set", "thresholds"},
     {"trainer"},
     {"semi_supervised"},
     {"methods"},
     {"scores", "phantom", "env", "models", "stock"},
-    {"figures", "environment", "commands"},
+    {"figures", "environment", "commands", "whole_slices"},
     {"declare", "raw_writer"},
     {"contents", "hidden"},
     {"check", "evaluation", "best", "adapt"},
     {"predict", "export"},
     {"complete"},
+    {"cams"},
     {"recipe", "hide", "split"},
     {"ingredients"},
     {"merge_report"},

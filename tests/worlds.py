@@ -42,17 +42,26 @@ def write_world(
     kind: str = "plain",
     batch_size: int = 4,
     features: tuple[int, ...] = (4, 6, 8),
+    **more: object,
 ) -> dict:
-    """Write `cases` (image, label map as the annotators left it; [Z,Y,X]) as preprocessed data; returns the plans."""
+    """Write `cases` (image, label map as the annotators left it; [Z,Y,X]) as preprocessed data; returns the plans.
+
+    Images of several channels are [M,Z,Y,X]. `options` go under the key `conemos` of the configuration, everything
+    else of `more` into dataset.json.
+    """
+    options = more.pop("options", {})
+    cases = {case: (image if image.ndim == 4 else image[None], target) for case, (image, target) in cases.items()}
+    channels, *size = next(iter(cases.values()))[0].shape
     folder = base / "nnUNet_preprocessed" / NAME
     data = folder / CONFIGURATION
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir(parents=True)
     dataset_json = {
         "labels": labels,
-        "channel_names": {"0": "MRI"},
+        "channel_names": {str(channel): "MRI" for channel in range(channels)},
         "numTraining": len(cases),
         "file_ending": ".nii.gz",
+        **more,
     }
     regions = [v for name, v in labels.items() if name not in ("background", "ignore")]
     if any(isinstance(v, list) for v in regions):
@@ -65,10 +74,12 @@ def write_world(
         wanted.append([-1, *manager.all_labels])
     for case, (image, target) in cases.items():
         locations = DefaultPreprocessor._sample_foreground_locations(target[None], wanted)
-        properties = {"class_locations": locations, "spacing": [1.0, 1.0, 1.0]}
-        block = (1, *image.shape)
-        nnUNetDatasetBlosc2.save_case(image[None], target[None], properties, str(data / case), block, block)
-    size = list(next(iter(cases.values()))[0].shape)
+        crop = {"shape_before_cropping": target.shape, "bbox_used_for_cropping": [[0, side] for side in target.shape]}
+        properties = {"class_locations": locations, "spacing": [1.0, 1.0, 1.0], **crop}
+        blocks = image.shape, (1, *target.shape)
+        nnUNetDatasetBlosc2.save_case(
+            image, target[None], properties, str(data / case), blocks[0], blocks[0], blocks[1], blocks[1]
+        )
     plans = {
         "dataset_name": NAME,
         "plans_name": "nnUNetPlans",
@@ -79,7 +90,8 @@ def write_world(
                 "batch_size": batch_size,
                 "patch_size": size[1:] if dim == 2 else size,
                 "batch_dice": True,
-                "use_mask_for_norm": [False],
+                "use_mask_for_norm": [False] * channels,
+                "conemos": options,
                 "spacing": [1.0] * dim,
                 "architecture": architecture(dim, kind, features=features),
             }

@@ -1,0 +1,215 @@
+"""`conemos cams`: a model that learnt from image tags annotates the tagged cases, as far as it is sure.
+
+The result is a raw dataset in which these cases have label maps of their own sources, marked as pseudo: label,
+background, or nnU-Net's ignore label where the activation is near its threshold. Cases with label maps stay as they
+are. Axis letters: **K** labels, ***S** space.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from rich.progress import track
+
+from nnunetv2_conemos import datasets, env
+from nnunetv2_conemos.complete import AT_ONCE, Inference, add_inference_arguments, inference_of, predict_files
+from nnunetv2_conemos.declare import named_or_path
+from nnunetv2_conemos.models import ModelFolder, read_checkpoint, read_model
+from nnunetv2_conemos.networks.cam import SOFTNESS
+from nnunetv2_conemos.raw_writer import CaseJob, dataset_entries, input_files, jobs_of, write_seg
+from nnunetv2_conemos.sources import SourceError, SourceTable, shorten
+from nnunetv2_conemos.splits import stratified_split
+from nnunetv2_conemos.tags import ARRAY_AXIS, slices_with
+
+PSEUDO = "pseudo"  # in the names of sources whose label maps were predicted
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """A dataset and the model that annotates its tagged cases; `margin`: distance to the threshold that is sure."""
+
+    model: ModelFolder
+    inference: Inference
+    raw: Path
+    table: SourceTable
+    dataset_json: dict[str, Any]
+    jobs: dict[str, CaseJob]
+    margin: float
+
+    @property
+    def tagged(self) -> list[CaseJob]:
+        return [job for case, job in self.jobs.items() if self.table.tagged(case).any()]
+
+    @property
+    def ignore(self) -> int:
+        labels = self.table.labels
+        return labels.ignore or 1 + max(value for values in labels.values for value in values)
+
+
+def plan_annotation(model: ModelFolder, inference: Inference, raw: Path, margin: float) -> Annotation:
+    """Raises SourceError where the model did not learn from tags, or does not fit the dataset, or nothing is tagged."""
+    fold = model.folder / f"fold_{inference.folds[0]}" / inference.checkpoint
+    if "threshold" not in read_checkpoint(fold)["network_weights"]:
+        raise SourceError(f"{model.folder} did not learn from image tags. Name a model of CMERTrainer.")
+    dataset_json, files = datasets.read_raw_json(raw), datasets.raw_cases(raw)
+    table = SourceTable.from_dataset_json(dataset_json, files)
+    if table.labels != model.labels:
+        theirs, ours = model.dataset_json["labels"], dataset_json["labels"]
+        raise SourceError(f"the model has other labels than {raw.name}.\n  model: {theirs}\n  dataset: {ours}")
+    jobs = {job.case: job for job in jobs_of(dataset_json, files)}
+    annotation = Annotation(model, inference, raw, table, dataset_json, jobs, margin)
+    if not annotation.tagged:
+        raise SourceError(f"{raw}: no source declares anything as `tagged`, so there is nothing to annotate.")
+    untaught = [name for name in model.untaught if any(table.tags(job.case).get(name) for job in annotation.tagged)]
+    if untaught:
+        raise SourceError(f"the model was never taught {shorten(untaught)}: it cannot annotate that.")
+    return annotation
+
+
+def annotate(annotation: Annotation, target: Path, overwrite: bool) -> None:
+    """Write the dataset, whole or not at all."""
+    datasets.refuse_own_files(target, input_files(annotation.jobs.values()))
+    with datasets.new_folder(target, overwrite) as folder:
+        (folder / "labelsTr").mkdir()
+        for case, job in annotation.jobs.items():
+            if not annotation.table.tagged(case).any():
+                shutil.copyfile(job.label or "", folder / "labelsTr" / f"{case}{job.ending}")
+        predict_tagged(annotation, folder)
+        datasets.write_json(folder / "dataset.json", annotated_json(annotation))
+        splits = training_only(annotation)
+        if splits:
+            datasets.write_json(folder / "splits_final.json", splits)
+        else:
+            print("no splits_final.json: fewer than two cases have label maps to validate on. Write it by hand.")
+
+
+def predict_tagged(annotation: Annotation, folder: Path) -> None:
+    """Label maps of the tagged cases, some at a time."""
+    how = annotation.inference
+    predictor = nnUNetPredictor(use_mirroring=how.mirroring, device=torch.device(how.device), allow_tqdm=False)
+    folds: Any = tuple(how.folds)
+    predictor.initialize_from_trained_model_folder(str(annotation.model.folder), folds, how.checkpoint)
+    scratch, jobs = folder / "scratch", annotation.tagged
+    for start in track(range(0, len(jobs), AT_ONCE), "Annotating"):
+        batch = jobs[start : start + AT_ONCE]
+        scratch.mkdir()
+        images = [[str(file) for file in job.images] for job in batch]
+        predict_files(predictor, how, images, [str(scratch / job.case) for job in batch], probabilities=True)
+        for job in batch:
+            own, grid = job.reader.read_seg(str(job.label))
+            with np.load(scratch / f"{job.case}.npz") as saved:
+                found = pseudo_map(annotation, job.case, saved["probabilities"], own[0].astype(np.intp))
+            write_seg(job.reader, found, folder / "labelsTr" / f"{job.case}{job.ending}", grid)
+        shutil.rmtree(scratch)
+
+
+def distances(probabilities: np.ndarray, has_regions: bool) -> np.ndarray:
+    """Activation minus threshold [K,*S], from what nnU-Net saves of the network's logits."""
+    tiny = np.finfo(np.float32).tiny
+    p = np.maximum(probabilities.astype(np.float64), tiny)
+    logits = np.log(p) - np.log(np.maximum(1 - p, tiny)) if has_regions else np.log(p[1:]) - np.log(p[:1])
+    return SOFTNESS * logits
+
+
+def pseudo_map(annotation: Annotation, case: str, probabilities: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Label map [*S]: annotated labels as in its `own`, tagged ones where the activation leaves no doubt, else ignore.
+
+    A slice that is tagged as without a label has no voxel of it, and no doubt.
+    """
+    table, labels = annotation.table, annotation.table.labels
+    distance = distances(probabilities, labels.has_regions)
+    axis = ARRAY_AXIS[table.tag_axis]
+    for name, tag in table.tags(case).items():
+        present, known = slices_with(tag, own.shape[axis], f"`tags`, case '{case}', label '{name}'")
+        np.moveaxis(distance[labels.names.index(name)], axis, 0)[known & ~present] = -np.inf
+    tagged = np.flatnonzero(table.tagged(case))
+    taken = drawn(annotation, case, own)
+    best = tagged[distance[tagged].argmax(0)]
+    values = annotation.dataset_json.get("regions_class_order") or [v[0] for v in labels.values]
+    result, unsure = np.zeros(own.shape, dtype=np.uint16), np.zeros(own.shape, dtype=bool)
+    for k, value in enumerate(values):
+        if table.known(case)[k]:
+            result[np.isin(own, labels.values[k])] = value
+        elif table.tagged(case)[k]:
+            chosen = (distance[k] > annotation.margin) & (labels.has_regions | (best == k))
+            result[chosen & ~taken] = value
+            unsure |= abs(distance[k]) <= annotation.margin
+    doubtful = unsure & (labels.has_regions | (result == 0))
+    result[(doubtful & ~taken) | (own == labels.ignore)] = annotation.ignore
+    return result
+
+
+def drawn(annotation: Annotation, case: str, own: np.ndarray) -> np.ndarray:
+    """Boolean [*S]: voxels that somebody labelled, which exclude all others; regions exclude nothing."""
+    labels = annotation.table.labels
+    values = annotation.table.allowed_values(case) - {0} if not labels.has_regions else set()
+    return np.isin(own, list(values)) & annotation.table.known(case).any()
+
+
+def annotated_json(annotation: Annotation) -> dict[str, Any]:
+    """dataset.json of the result: no `tags` any more, sources of tagged cases annotated and marked as pseudo."""
+    result = {key: value for key, value in annotation.dataset_json.items() if key != "tags"}
+    sources = {}
+    for name, source in annotation.table.sources.items():
+        entry = source.model_dump(exclude_defaults=True)
+        tagged = entry.pop("tagged", ())
+        entry["annotated"] = [*source.annotated, *tagged]
+        sources[f"{name} ({PSEUDO})" if tagged else name] = entry
+    labels = annotation.dataset_json["labels"] | {"ignore": annotation.ignore}
+    jobs = list(annotation.jobs.values())
+    return result | {
+        "labels": labels,
+        "sources": sources,
+        "dataset": dataset_entries(jobs, result["file_ending"]),
+    }
+
+
+def training_only(annotation: Annotation) -> list[dict[str, list[str]]] | None:
+    """Folds in which cases with predicted labels only train: those of the dataset, or new ones; None: too few cases."""
+    table, tagged = annotation.table, {job.case for job in annotation.tagged}
+    folders = (datasets.preprocessed_folder(annotation.raw.name), annotation.raw)
+    files = [folder / "splits_final.json" for folder in folders if folder is not None]
+    file = next((file for file in files if file.is_file()), None)
+    masks = sum(bool(table.known(case).any()) for case in table.cases if case not in tagged)
+    if file is None and masks < 2:
+        return None
+    splits = json.loads(file.read_text()) if file else stratified_split(table, min(FOLDS, masks))
+    moved = [
+        {
+            "train": sorted({*fold["train"], *tagged.intersection(fold["val"])}),
+            "val": [case for case in fold["val"] if case not in tagged],
+        }
+        for fold in splits
+    ]
+    return moved if all(fold["val"] for fold in moved) else None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a model that learnt from image tags")
+    parser.add_argument("-d", dest="dataset", required=True, help="raw dataset with tagged cases: id, name or path")
+    parser.add_argument("-o", dest="output", required=True, metavar="DATASET", help="new dataset: Dataset101_Name")
+    margin_help = "activations that lie nearer to their threshold, of 0 to 1, become the ignore label [%(default)s]"
+    parser.add_argument("--margin", type=float, default=0.1, help=margin_help)
+    add_inference_arguments(parser)
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
+
+
+def run(args: argparse.Namespace) -> None:
+    if not 0 <= args.margin < 0.5:
+        raise ValueError(f"--margin {args.margin:g}: expected a number from 0 to below 0.5.")
+    env.find_trainers()
+    model, target = read_model(args.model), datasets.new_dataset_folder(args.output)
+    datasets.refuse_existing(target, args.overwrite)
+    annotation = plan_annotation(model, inference_of(args, model), named_or_path(args.dataset), args.margin)
+    annotate(annotation, target, args.overwrite)
+    print(f"Written: {target}, with {len(annotation.tagged)} cases annotated by the model")
+    print(f"Next: nnUNetv2_plan_and_preprocess -d {target.name}")

@@ -1,0 +1,16 @@
+"""The error of everything that a dataset.json says about its cases, and what such messages have in common."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SourceError(ValueError):
+    """`labels`, `sources` and `tags` of a dataset.json, and its cases, do not fit together."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name."""
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
+    return f" Did you mean '{nearest[0]}'?" if nearest else ""

@@ -1,0 +1,90 @@
+"""Image tags: in which slices a label is present, where that is all that is known; the key `tags` of a dataset.json.
+
+Axis letters: **D** slices, **K** labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
+
+from nnunetv2_conemos.errors import SourceError
+
+ARRAY_AXIS = {"z": 0, "y": 1, "x": 2}  # of the arrays of nnU-Net's readers
+Slice = Annotated[StrictInt, Field(ge=0)]
+Present = bool | tuple[int, ...]
+
+
+class Tags(BaseModel):
+    """Case -> label -> the slices along `axis` of the image file, from 0, that show the label; all others do not.
+
+    `false`: absent from the whole volume. `true`: present somewhere, which says nothing about a slice, unless there is
+    only one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    axis: Literal["x", "y", "z"] = "z"
+    cases: dict[str, dict[str, StrictBool | tuple[Slice, ...]]] = {}
+
+
+def parse_tags(raw: Any) -> Tags:
+    """`tags` of a dataset.json as a record; raises SourceError that names case, label and slice."""
+    try:
+        tags = Tags.model_validate(raw)
+    except ValidationError as error:
+        problems = {f"{readable(e['loc'])}: {e['msg']} (found {e['input']!r})" for e in error.errors()}
+        raise SourceError(
+            f"`tags`: {'; '.join(sorted(problems))}. Example: "
+            '{"axis": "z", "cases": {"case_1": {"tumour": [17, 18, 19]}, "case_2": {"tumour": false}}}'
+        ) from None
+    for case, labels in tags.cases.items():
+        for label, slices in labels.items():
+            if isinstance(slices, tuple) and len(set(slices)) < len(slices):
+                twice = next(number for number in slices if slices.count(number) > 1)
+                raise SourceError(f"`tags`, case '{case}', label '{label}': slice {twice} is named twice. Remove one.")
+    return tags
+
+
+def readable(where: tuple[int | str, ...]) -> str:
+    """Place of an error in `tags`: pydantic names the key, the case, the label, the kind tried, and the entry."""
+    if where[:1] != ("cases",):
+        return ".".join(map(str, where)) or "the key"
+    names = ("case", "label")
+    parts = [f"{name} '{value}'" for name, value in zip(names, where[1:3], strict=False)]
+    return ", ".join([*parts, *(f"entry {value}" for value in where[3:] if isinstance(value, int))]) or "cases"
+
+
+def refuse_misfits(tags: Tags, tagged: Mapping[str, Collection[str]]) -> None:
+    """Raises SourceError where `tags` and what sources declare as `tagged` (case -> labels) do not fit."""
+    problems = [f"case '{case}' is no case of this dataset" for case in tags.cases if case not in tagged]
+    for case, labels in tagged.items():
+        given = tags.cases.get(case, {})
+        problems += [f"case '{case}' has no entry for label '{label}'" for label in labels if label not in given]
+        problems += [
+            f"case '{case}' has an entry for label '{label}', which its source does not declare as `tagged`"
+            for label in given
+            if label not in labels
+        ]
+    if problems:
+        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise SourceError(f"`tags`: {'; '.join(problems[:8])}{more}. Correct `tags` or `tagged` of the source.")
+
+
+def slices_with(present: Present, slices: int, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """What a tag says about each slice: whether the label is there, and whether that is known; boolean [D] each.
+
+    Raises SourceError, starting with `where`, for slices that do not exist.
+    """
+    if isinstance(present, bool):
+        return np.full(slices, present), np.full(slices, not present or slices == 1)
+    beyond = [number for number in present if number >= slices]
+    if beyond:
+        raise SourceError(
+            f"{where}: tagged in slice {beyond[0]}, but the image has {slices} slices along this axis, numbered from 0."
+            " Correct `tags` or its `axis`."
+        )
+    return np.isin(np.arange(slices), present), np.ones(slices, dtype=bool)

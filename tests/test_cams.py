@@ -1,0 +1,87 @@
+"""`conemos cams`: what a model of tags is sure of becomes a source of label maps."""
+
+import numpy as np
+import pytest
+
+from nnunetv2_conemos.cams import Annotation, annotated_json, distances, pseudo_map
+from nnunetv2_conemos.sources import SourceTable
+
+LABELS = {"background": 0, "oedema": 1, "core": 2}
+SOURCES = {
+    "ours": {"cases": ["m*"], "annotated": ["oedema", "core"]},
+    "tags": {"cases": ["t*"], "annotated": [], "tagged": ["core", "oedema"], "modality": "MR", "dataset": "D"},
+    "mixed": {"cases": ["x*"], "annotated": ["oedema"], "tagged": ["core"]},
+}
+TAGS = {"cases": {"t1": {"core": [1], "oedema": [0, 1]}, "x1": {"core": [0, 1]}}}
+
+
+def annotation(labels=LABELS, sources=SOURCES, margin=0.1, **more):
+    dataset_json = {"labels": labels, "sources": sources, "tags": TAGS, "file_ending": ".nii.gz", **more}
+    table = SourceTable.from_dataset_json(dataset_json, ["m1", "t1", "x1"])
+    return Annotation(None, None, None, table, dataset_json, {}, margin)
+
+
+def softmax(*activations):
+    """What nnU-Net saves of activations minus thresholds [K,*S] in label mode."""
+    logits = np.stack([np.zeros_like(activations[0]), *(np.asarray(a) / 0.1 for a in activations)])
+    powers = np.exp(logits)
+    return (powers / powers.sum(0)).astype(np.float32)
+
+
+def volume(*first_slice):
+    """Two slices alike, [2,1,X]."""
+    return np.tile(np.array(first_slice, dtype=float)[None, None], (2, 1, 1))
+
+
+def test_distances_come_back_from_probabilities():
+    oedema, core = volume(0.5, -0.5, 0.05), volume(-0.4, 0.3, 0.0)
+    assert np.allclose(distances(softmax(oedema, core), False), np.stack([oedema, core]), atol=1e-4)
+    sigmoid = 1 / (1 + np.exp(-oedema / 0.1))
+    assert np.allclose(distances(sigmoid[None].astype(np.float32), True), oedema, atol=1e-3)
+
+
+def test_sure_voxels_are_labelled_doubtful_ones_ignored_and_tags_have_the_last_word():
+    oedema = volume(0.3, -0.3, 0.05, 0.3, -0.3, 0.2)
+    core = volume(-0.3, 0.3, -0.3, 0.4, -0.05, 0.05)
+    found = pseudo_map(annotation(), "t1", softmax(oedema, core), np.zeros((2, 1, 6), np.intp))
+    assert found[1, 0].tolist() == [1, 2, 3, 2, 3, 1]
+    assert found[0, 0].tolist() == [1, 0, 3, 1, 0, 1], "slice 0 is tagged as without core"
+
+
+@pytest.mark.parametrize(("margin", "expected"), [(0.0, [1, 0]), (0.06, [3, 3]), (0.2, [3, 3])])
+def test_the_margin_is_that_of_activations(margin, expected):
+    oedema, core = volume(0.05, -0.05), volume(-0.4, -0.4)
+    found = pseudo_map(annotation(margin=margin), "t1", softmax(oedema, core), np.zeros((2, 1, 2), np.intp))
+    assert found[0, 0].tolist() == expected
+
+
+def test_what_is_drawn_stays_and_what_is_neither_drawn_nor_tagged_is_not_added():
+    own = np.tile(np.array([1, 0, 1, 0], np.intp)[None, None], (2, 1, 1))
+    oedema, core = volume(-0.4, 0.4, -0.4, 0.4), volume(0.4, 0.4, 0.0, 0.0)
+    found = pseudo_map(annotation(), "x1", softmax(oedema, core), own)
+    assert found[0, 0].tolist() == [1, 2, 1, 3]
+
+
+def test_regions_are_written_from_the_largest_to_the_smallest():
+    labels = {"background": 0, "oedema": [1, 2], "core": 2}
+    sources = {name: source for name, source in SOURCES.items() if name != "mixed"} | {
+        "mixed": {"cases": ["x*"], "annotated": [], "tagged": ["core"]}
+    }
+    oedema, core = volume(0.4, 0.4, -0.4, 0.4), volume(-0.4, 0.4, -0.4, 0.05)
+    saved = 1 / (1 + np.exp(-np.stack([oedema, core]) / 0.1))
+    found = pseudo_map(
+        annotation(labels, sources, regions_class_order=[1, 2]), "t1", saved, np.zeros((2, 1, 4), np.intp)
+    )
+    assert found[1, 0].tolist() == [1, 2, 0, 3]
+
+
+def test_the_result_declares_what_the_model_annotated():
+    result = annotated_json(annotation())
+    assert result["labels"]["ignore"] == 3
+    assert "tags" not in result
+    assert result["sources"]["ours"] == {"cases": ("m*",), "annotated": ["oedema", "core"]}
+    pseudo = result["sources"]["tags (pseudo)"]
+    assert pseudo == {"cases": ("t*",), "annotated": ["core", "oedema"], "modality": "MR", "dataset": "D"}
+    assert result["sources"]["mixed (pseudo)"]["annotated"] == ["oedema", "core"]
+    table = SourceTable.from_dataset_json(result, ["m1", "t1", "x1"])
+    assert table.is_complete

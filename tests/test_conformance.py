@@ -201,7 +201,7 @@ def test_regions_are_trained_or_refused_before_anything_is_made(trainer, nnunet_
 
 @EVERY_TRAINER
 def test_3d_is_trained_or_refused_before_anything_is_made(trainer, nnunet_folders):
-    world(nnunet_folders, LABELS, 3, "plain")
+    world(nnunet_folders, LABELS, 3, "plain", unlabelled=trainer.learns_from_unlabelled)
     if 3 in trainer.method.dimensions:
         assert len(make_trainer(nnunet_folders, trainer).configuration_manager.patch_size) == 3
     else:

@@ -20,12 +20,20 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from rich.progress import track
 
 from nnunetv2_conemos import datasets, env
-from nnunetv2_conemos.complete import AT_ONCE, Inference, add_inference_arguments, inference_of, predict_files
+from nnunetv2_conemos.complete import (
+    AT_ONCE,
+    Inference,
+    Labelling,
+    add_inference_arguments,
+    inference_of,
+    plan_labelling,
+    predict_files,
+)
 from nnunetv2_conemos.declare import named_or_path
 from nnunetv2_conemos.models import ModelFolder, read_checkpoint, read_model
 from nnunetv2_conemos.networks.cam import SOFTNESS
-from nnunetv2_conemos.raw_writer import CaseJob, dataset_entries, input_files, jobs_of, write_seg
-from nnunetv2_conemos.sources import SourceError, SourceTable, shorten
+from nnunetv2_conemos.raw_writer import CaseJob, dataset_entries, input_files, write_seg
+from nnunetv2_conemos.sources import SourceError, shorten
 from nnunetv2_conemos.splits import stratified_split
 from nnunetv2_conemos.tags import ARRAY_AXIS, slices_with
 
@@ -34,25 +42,14 @@ FOLDS = 5
 
 
 @dataclass(frozen=True)
-class Annotation:
-    """A dataset and the model that annotates its tagged cases; `margin`: distance to the threshold that is sure."""
+class Annotation(Labelling):
+    """The tagged cases are annotated; `margin`: distance to the threshold that is sure."""
 
-    model: ModelFolder
-    inference: Inference
-    raw: Path
-    table: SourceTable
-    dataset_json: dict[str, Any]
-    jobs: dict[str, CaseJob]
     margin: float
 
     @property
     def tagged(self) -> list[CaseJob]:
         return [job for case, job in self.jobs.items() if self.table.tagged(case).any()]
-
-    @property
-    def ignore(self) -> int:
-        labels = self.table.labels
-        return labels.ignore or 1 + max(value for values in labels.values for value in values)
 
 
 def plan_annotation(model: ModelFolder, inference: Inference, raw: Path, margin: float) -> Annotation:
@@ -60,16 +57,11 @@ def plan_annotation(model: ModelFolder, inference: Inference, raw: Path, margin:
     fold = model.folder / f"fold_{inference.folds[0]}" / inference.checkpoint
     if "threshold" not in read_checkpoint(fold)["network_weights"]:
         raise SourceError(f"{model.folder} did not learn from image tags. Name a model of CMERTrainer.")
-    dataset_json, files = datasets.read_raw_json(raw), datasets.raw_cases(raw)
-    table = SourceTable.from_dataset_json(dataset_json, files)
-    if table.labels != model.labels:
-        theirs, ours = model.dataset_json["labels"], dataset_json["labels"]
-        raise SourceError(f"the model has other labels than {raw.name}.\n  model: {theirs}\n  dataset: {ours}")
-    jobs = {job.case: job for job in jobs_of(dataset_json, files)}
-    annotation = Annotation(model, inference, raw, table, dataset_json, jobs, margin)
+    annotation = Annotation(**vars(plan_labelling(model, inference, raw)), margin=margin)
     if not annotation.tagged:
         raise SourceError(f"{raw}: no source declares anything as `tagged`, so there is nothing to annotate.")
-    untaught = [name for name in model.untaught if any(table.tags(job.case).get(name) for job in annotation.tagged)]
+    tags = [annotation.table.tags(job.case) for job in annotation.tagged]
+    untaught = [name for name in model.untaught if any(of_case.get(name) for of_case in tags)]
     if untaught:
         raise SourceError(f"the model was never taught {shorten(untaught)}: it cannot annotate that.")
     return annotation
@@ -144,7 +136,7 @@ def pseudo_map(annotation: Annotation, case: str, probabilities: np.ndarray, own
             result[chosen & ~taken] = value
             unsure |= abs(distance[k]) <= annotation.margin
     doubtful = unsure & (labels.has_regions | (result == 0))
-    result[(doubtful & ~taken) | (own == labels.ignore)] = annotation.ignore
+    result[(doubtful & ~taken) | (own == labels.ignore)] = annotation.ignore_value
     return result
 
 
@@ -164,7 +156,7 @@ def annotated_json(annotation: Annotation) -> dict[str, Any]:
         tagged = entry.pop("tagged", ())
         entry["annotated"] = [*source.annotated, *tagged]
         sources[f"{name} ({PSEUDO})" if tagged else name] = entry
-    labels = annotation.dataset_json["labels"] | {"ignore": annotation.ignore}
+    labels = annotation.dataset_json["labels"] | {"ignore": annotation.ignore_value}
     jobs = list(annotation.jobs.values())
     return result | {
         "labels": labels,

@@ -48,8 +48,8 @@ class Inference:
 
 
 @dataclass(frozen=True)
-class Completion:
-    """A dataset to be completed by a model; `uncertain` P: ignore voxels of probability 0.5 - P to 0.5 + P."""
+class Labelling:
+    """A dataset whose cases a model is to label."""
 
     model: ModelFolder
     inference: Inference
@@ -57,15 +57,24 @@ class Completion:
     table: SourceTable
     dataset_json: dict[str, Any]
     jobs: dict[str, CaseJob]
+
+    @property
+    def ignore_value(self) -> int:
+        """That of the dataset, or the next free value."""
+        labels = self.table.labels
+        return 1 + max(v for values in labels.values for v in values) if labels.ignore is None else labels.ignore
+
+
+@dataclass(frozen=True)
+class Completion(Labelling):
+    """What is missing is filled in; `uncertain` P: ignore voxels of probability 0.5 - P to 0.5 + P."""
+
     uncertain: float | None
 
     @property
     def ignore(self) -> int | None:
-        """The ignore value of the result."""
-        labels = self.table.labels
-        if labels.ignore is not None or self.uncertain is None:
-            return labels.ignore
-        return 1 + max(value for values in labels.values for value in values)
+        """The ignore value of the result, if it has one."""
+        return self.table.labels.ignore if self.uncertain is None else self.ignore_value
 
     def modality(self, case: str) -> str | None:
         """What the model is told of a case: the modality that its source declares, if the model knows it."""
@@ -90,25 +99,28 @@ class Completion:
         }
 
 
-def plan_completion(model: ModelFolder, inference: Inference, raw: Path, uncertain: float | None) -> Completion:
-    """Raises SourceError where model and dataset do not fit, or nothing is missing, or a label was never taught."""
-    dataset_json = datasets.read_raw_json(raw)
-    files = datasets.raw_cases(raw)
+def plan_labelling(model: ModelFolder, inference: Inference, raw: Path) -> Labelling:
+    """Raises SourceError where model and dataset have other labels."""
+    dataset_json, files = datasets.read_raw_json(raw), datasets.raw_cases(raw)
     table = SourceTable.from_dataset_json(dataset_json, files)
     if table.labels != model.labels:
-        raise SourceError(
-            f"the model has other labels than {raw.name}.\n  model: {model.dataset_json['labels']}\n"
-            f"  dataset: {dataset_json['labels']}"
-        )
-    if "sources" not in dataset_json:
+        theirs, ours = model.dataset_json["labels"], dataset_json["labels"]
+        raise SourceError(f"the model has other labels than {raw.name}.\n  model: {theirs}\n  dataset: {ours}")
+    jobs = {job.case: job for job in jobs_of(dataset_json, files)}
+    return Labelling(model, inference, raw, table, dataset_json, jobs)
+
+
+def plan_completion(model: ModelFolder, inference: Inference, raw: Path, uncertain: float | None) -> Completion:
+    """Raises SourceError where model and dataset do not fit, or nothing is missing, or a label was never taught."""
+    labelling = plan_labelling(model, inference, raw)
+    if "sources" not in labelling.dataset_json:
         raise SourceError(f"{raw} has no `sources`: every case is annotated for everything, nothing is missing.")
     if model.untaught:
         raise SourceError(
             f"the model was never taught {shorten(model.untaught)}: it cannot fill that in. Remove the label from the "
             "dataset, or annotate it in some cases."
         )
-    jobs = {job.case: job for job in jobs_of(dataset_json, files)}
-    return Completion(model, inference, raw, table, dataset_json, jobs, uncertain)
+    return Completion(**vars(labelling), uncertain=uncertain)
 
 
 def complete(completion: Completion, target: Path, overwrite: bool) -> dict[str, int]:

@@ -23,6 +23,7 @@ from torch import distributed as dist
 
 from nnunetv2_conemos.curves import draw_curves
 from nnunetv2_conemos.refusals import refuse_all_annotated
+from nnunetv2_conemos.sampling import AskedDataset
 from nnunetv2_conemos.trainer import PartialLabelTrainer
 
 
@@ -78,12 +79,16 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
         super().on_train_epoch_start()
         self.steps_in_epoch = 0
 
-    def get_dataloaders(self) -> tuple[Any, Any]:
-        self.training_cases = self.do_split()[0]
-        cases = [case for case in self.training_cases if not self.table.known(case).any()]
+    def get_tr_and_val_datasets(self) -> tuple[AskedDataset, AskedDataset]:
+        train, validation = super().get_tr_and_val_datasets()
+        self.training_cases = list(train.dataset.identifiers)
         if self.needs_unlabelled:
             refuse_all_annotated(self.table, self.training_cases, type(self).__name__)
+        return train, validation
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
         labelled, validation = super().get_dataloaders()
+        cases = [case for case in self.training_cases if not self.table.known(case).any()]
         if not cases:
             self.print_to_log_file("Every training case is annotated for something: supervised training.")
             return labelled, validation

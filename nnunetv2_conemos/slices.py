@@ -38,10 +38,10 @@ def known_of_case(dataset: Any, case: str, table: SourceTable, transpose: Sequen
     known = present.copy()
     if table.known(case).any():
         target = target[0]
-    for k in np.flatnonzero(table.known(case)):
-        present[:, k] = np.isin(target, table.labels.values[k]).any((1, 2))
-        ignored = target == table.labels.ignore if table.labels.ignore is not None else np.zeros_like(target, bool)
-        known[:, k] = present[:, k] | ~ignored.any((1, 2))
+        ignored = np.isin(target, [] if table.labels.ignore is None else [table.labels.ignore]).any((1, 2))
+        for k in np.flatnonzero(table.known(case)):
+            present[:, k] = np.isin(target, table.labels.values[k]).any((1, 2))
+            known[:, k] = present[:, k] | ~ignored
     for k in np.flatnonzero(table.tagged(case)):
         present[:, k], known[:, k] = tagged_slices(case, table.labels.names[k], table, transpose, properties)
     return Known(present, known)

@@ -211,11 +211,14 @@ class SourceTable:
     def cases_of(self, source: str) -> list[str]:
         return sorted(case for case, name in self._source_of.items() if name == source)
 
+    def taught(self, cases: Iterable[str] | None = None, tags: bool = False) -> np.ndarray:
+        """Boolean [K]: labels that one of these cases (all, by default) is annotated, or with `tags` tagged, for."""
+        chosen = self.cases if cases is None else cases
+        return np.any([self.known(case) | (self.tagged(case) & tags) for case in chosen], axis=0)
+
     def untaught(self, cases: Iterable[str] | None = None, tags: bool = False) -> list[str]:
         """Names of the labels that none of these cases (all, by default) is annotated, or with `tags` tagged, for."""
-        chosen = self.cases if cases is None else cases
-        known = np.any([self.known(case) | (self.tagged(case) & tags) for case in chosen], axis=0)
-        return [name for name, taught in zip(self.labels.names, known, strict=True) if not taught]
+        return [n for n, taught in zip(self.labels.names, self.taught(cases, tags), strict=True) if not taught]
 
     def counts(self) -> np.ndarray:
         """Integer [sources, K]: cases per source that are annotated for each label (order of `sources`)."""

@@ -32,7 +32,7 @@ def stratified_split(
             f"{len(annotated)} annotated cases cannot be split into {folds} folds. Write splits_final.json by hand."
         )
     rng = np.random.default_rng(seed)
-    traits = {case: np.append(known[case], of_domains(table, case)) for case in rng.permutation(annotated).tolist()}
+    traits = {case: np.append(known[case], domain_traits(table, case)) for case in rng.permutation(annotated).tolist()}
     wanted = np.tile(sum(t.astype(float) for t in traits.values()) / folds, (folds, 1))  # [folds, K + domains]
     room = np.full(folds, len(annotated) / folds)
     validation: list[list[str]] = [[] for _ in range(folds)]
@@ -49,7 +49,7 @@ def stratified_split(
     ]
 
 
-def of_domains(table: SourceTable, case: str) -> np.ndarray:
+def domain_traits(table: SourceTable, case: str) -> np.ndarray:
     """Boolean [domains]: the one that a case comes from."""
     return np.array([table.domain_of(case) == domain for domain in table.domains], dtype=bool)
 

@@ -232,8 +232,7 @@ class PartialLabelTrainer(nnUNetTrainer):
         finest = truth if isinstance(truth, Truth) else truth[0]
         logits = output if isinstance(output, torch.Tensor) else output[0]  # the finest scale, or without the modality
         if not self.method.regions:
-            untaught = [self.table.labels.names.index(name) + 1 for name in self.table.untaught()]
-            logits = likeliest_alone(logits, untaught)
+            logits = likeliest_alone(logits, (np.flatnonzero(~self.table.taught()) + 1).tolist())
         tp, fp, fn = hard_counts(logits, finest, len(self.table.labels)).cpu().numpy()
         return {"loss": loss.detach().cpu().numpy(), "tp_hard": tp, "fp_hard": fp, "fn_hard": fn}
 

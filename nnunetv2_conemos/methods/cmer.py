@@ -172,15 +172,16 @@ class CMERTrainer(PartialLabelTrainer):
         return super().offered(SliceDataset(dataset, self.tags, everywhere))
 
     def get_tr_and_val_datasets(self) -> tuple[AskedDataset, AskedDataset]:
-        train = self.do_split()[0]
-        for name, share in zip(self.table.labels.names, prevalence(self.tags[c] for c in train), strict=True):
+        train, validation = super().get_tr_and_val_datasets()
+        of_cases = (self.tags[case] for case in train.dataset.dataset.identifiers)
+        for name, share in zip(self.table.labels.names, prevalence(of_cases), strict=True):
             if share > UBIQUITOUS or share == 0:
                 self.print_to_log_file(
                     f"WARNING: '{name}' is present in {share:.0%} of the training slices of which that is known: such "
                     "tags say nothing about where it is.",
                     also_print_to_console=True,
                 )
-        return super().get_tr_and_val_datasets()
+        return train, validation
 
     def tagged_batch(self, batch: dict) -> tuple[torch.Tensor, Tags]:
         """Images [B,M,H,W] and tags on this trainer's device; the target of the batch is not looked at."""

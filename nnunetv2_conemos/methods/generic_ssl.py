@@ -102,7 +102,7 @@ class GenericSSLTrainer(SemiSupervisedTrainer):
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         loaders = super().get_dataloaders()
-        self.taught = np.any([self.table.known(case) for case in self.training_cases], axis=0)
+        self.taught = self.table.taught(self.training_cases)
         bound = largest_vote(self.bare_network.classes)
         if bound < CONFIDENT:
             self.print_to_log_file(

@@ -140,10 +140,8 @@ class Views:
 
 def targets_of(table: SourceTable, cases: Sequence[str], case: str, how: str) -> np.ndarray:
     """Boolean [K]: the labels that an unlabelled case is asked, of those that the training `cases` teach."""
-    dataset = table.dataset_of(case)
-    taught = np.any([table.known(other) for other in cases], axis=0)
-    own = np.any([table.known(other) for other in cases if table.dataset_of(other) == dataset], axis=0)
-    return own if how == "dataset" and own.any() else taught
+    own = table.taught(other for other in cases if table.dataset_of(other) == table.dataset_of(case))
+    return own if how == "dataset" and own.any() else table.taught(cases)
 
 
 class UniMOSTrainer(SemiSupervisedTrainer):

@@ -35,7 +35,7 @@ from nnunetv2_conemos.networks.cam import SOFTNESS
 from nnunetv2_conemos.raw_writer import CaseJob, dataset_entries, input_files, write_seg
 from nnunetv2_conemos.sources import SourceError, shorten
 from nnunetv2_conemos.splits import stratified_split
-from nnunetv2_conemos.tags import ARRAY_AXIS, slices_with
+from nnunetv2_conemos.tags import ARRAY_AXIS, slices_with, without_tags
 
 PSEUDO = "pseudo"  # in the names of sources whose label maps were predicted
 FOLDS = 5
@@ -149,13 +149,10 @@ def drawn(annotation: Annotation, case: str, own: np.ndarray) -> np.ndarray:
 
 def annotated_json(annotation: Annotation) -> dict[str, Any]:
     """dataset.json of the result: no `tags` any more, sources of tagged cases annotated and marked as pseudo."""
-    result = {key: value for key, value in annotation.dataset_json.items() if key != "tags"}
-    sources = {}
+    result, sources = without_tags(annotation.dataset_json), {}
     for name, source in annotation.table.sources.items():
-        entry = source.model_dump(exclude_defaults=True)
-        tagged = entry.pop("tagged", ())
-        entry["annotated"] = [*source.annotated, *tagged]
-        sources[f"{name} ({PSEUDO})" if tagged else name] = entry
+        entry = result["sources"][name] | {"annotated": [*source.annotated, *source.tagged]}
+        sources[f"{name} ({PSEUDO})" if source.tagged else name] = entry
     labels = annotation.dataset_json["labels"] | {"ignore": annotation.ignore_value}
     jobs = list(annotation.jobs.values())
     return result | {

@@ -244,7 +244,7 @@ def finish(completion: Completion, folder: Path, target: Path) -> None:
     labels = dict(completion.dataset_json["labels"])
     if completion.ignore is not None:
         labels["ignore"] = completion.ignore
-    result = {key: value for key, value in completion.dataset_json.items() if key not in ("sources", "tags")}
+    result = {key: value for key, value in completion.dataset_json.items() if key not in datasets.OWN_KEYS}
     result |= {"labels": labels, "dataset": dataset_entries(list(completion.jobs.values()), result["file_ending"])}
     datasets.write_json(folder / "dataset.json", result)
     splits = completion.raw / "splits_final.json"

@@ -19,7 +19,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from nnunetv2_conemos.sources import SourceError
 
-SHARED_KEYS = ("labels", "regions_class_order", "sources", "tags")  # what raw and preprocessed must agree on
+OWN_KEYS = ("sources", "tags")  # what this package adds to nnU-Net's dataset.json
+SHARED_KEYS = ("labels", "regions_class_order", *OWN_KEYS)  # what raw and preprocessed must agree on
 
 
 def write_aside(file: Path, write: Callable[[Path], Any]) -> None:

@@ -18,7 +18,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,7 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from scipy.ndimage import find_objects
 
 from nnunetv2_conemos.datasets import (
+    OWN_KEYS,
     dataset_name,
     preprocessed_folder,
     raw_folder,
@@ -39,8 +40,9 @@ from nnunetv2_conemos.declare import group_sources, read_annotated
 from nnunetv2_conemos.figures import draw_dice, print_scores
 from nnunetv2_conemos.parallel import in_processes
 from nnunetv2_conemos.raw_writer import reader_of
-from nnunetv2_conemos.scores import pair_scores, summary_json
+from nnunetv2_conemos.scores import pair_scores, slice_scores, summary_json
 from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable, match_cases, parse_sources, shorten
+from nnunetv2_conemos.tags import ARRAY_AXIS, Axis
 
 SCORES, SUMMARY, FIGURE = "evaluation.csv", "evaluation.json", "evaluation.png"
 
@@ -66,6 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", dest="output", type=Path, metavar="FOLDER", help="where results go [PRED_FOLDER]")
     parser.add_argument("-np", dest="processes", type=int, default=os.cpu_count() or 1, help="[%(default)s]")
     parser.add_argument("--tolerance", type=float, default=2.0, metavar="MM", help="of the NSD, in mm [%(default)s]")
+    slices_help = "also the mean Dice of the slices along this axis that show a label"
+    parser.add_argument("--slices", choices=get_args(Axis), help=slices_help)
     parser.add_argument("--chill", action="store_true", help="leave out cases without a prediction, and say so")
     parser.add_argument("--figure", action="store_true", help="also draw Dice per label and source")
     parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier evaluation")
@@ -81,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
         raise FileExistsError(f"{shorten(existing)}: exists. Say --overwrite, or name another folder with -o.")
     files, unpredicted = paired_files(args.gt_folder, args.pred_folder, dataset_json["file_ending"], args.chill)
     table = who_annotated_what(args, dataset_json, [entry.case for entry in files])
-    scores = evaluate(files, table, dataset_json, args.tolerance, args.processes)
+    scores = evaluate(files, table, dataset_json, args.tolerance, args.processes, slices=args.slices)
     facts = {"reference": str(args.gt_folder), "prediction": str(args.pred_folder), "dataset_json": str(dataset_file)}
     summary = {**facts, "tolerance_mm": args.tolerance, "not_predicted": unpredicted}
     output.mkdir(parents=True, exist_ok=True)
@@ -122,7 +126,7 @@ def known_dataset(name_or_id: str) -> tuple[str, Path]:
 def who_annotated_what(args: argparse.Namespace, dataset_json: Mapping[str, Any], cases: list[str]) -> SourceTable:
     """The table that -d, --annotated or --complete asks for."""
     if args.complete:
-        return table_of_sources({key: value for key, value in dataset_json.items() if key != "sources"}, cases)
+        return table_of_sources({key: value for key, value in dataset_json.items() if key not in OWN_KEYS}, cases)
     if args.annotated:
         annotated = read_annotated(args.annotated)
         unnamed = sorted(set(cases) - set(annotated))
@@ -188,14 +192,16 @@ def evaluate(
     tolerance: float | None = 2.0,
     processes: int = 1,
     title: str = "Evaluating",
+    slices: Axis | None = None,
 ) -> pd.DataFrame:
     """Long table case, source, label, dice, nsd, hd95_mm, status: one row per annotated pair.
 
-    `tolerance` in mm belongs to the NSD; None measures Dice alone, which is many times faster.
+    `tolerance` in mm belongs to the NSD; None measures Dice alone, which is many times faster. `slices` along this axis
+    add two columns, see `slice_scores`.
     """
     reader = reader_of(dataset_json, files[0].reference)
-    jobs = [(entry, reader, table.labels, table.known(entry.case), tolerance) for entry in files]
-    if not any(known.any() for _, _, _, known, _ in jobs):
+    jobs = [(entry, reader, table.labels, table.known(entry.case), tolerance, slices) for entry in files]
+    if not any(known.any() for _, _, _, known, *_ in jobs):
         raise SourceError(f"none of the {len(files)} cases is annotated for any label: nothing to evaluate.")
     rows = [row for rows in in_processes(evaluate_case, jobs, processes, title) for row in rows]
     scores = pd.DataFrame(rows)
@@ -209,9 +215,12 @@ def evaluate_case(
     labels: LabelSpace,
     known: Bool[np.ndarray, " K"],
     tolerance: float | None,
+    slices: Axis | None = None,
 ) -> list[dict[str, Any]]:
     """Scores of every annotated label of a case; see `evaluate`."""
     reference, prediction, spacing = read_pair(files, reader)
+    if slices and reference.ndim != len(ARRAY_AXIS):
+        raise ValueError(f"case '{files.case}': --slices {slices} wants volumes, found a single slice.")
     boxes = [occupied(files.reference, reference, labels), occupied(files.prediction, prediction, labels)]
     if labels.ignore is not None:
         ignored = reference == labels.ignore
@@ -219,7 +228,10 @@ def evaluate_case(
     rows = []
     for name, values in [(labels.names[k], labels.values[k]) for k in np.flatnonzero(known)]:
         box = union([found[value] for found in boxes for value in values if value in found])
-        scores = pair_scores(np.isin(reference[box], values), np.isin(prediction[box], values), spacing, tolerance)
+        masks = np.isin(reference[box], values), np.isin(prediction[box], values)
+        scores = pair_scores(*masks, spacing, tolerance)
+        if slices:
+            scores |= slice_scores(*masks, ARRAY_AXIS[slices])
         rows.append({"case": files.case, "label": name, **scores})
     return rows
 

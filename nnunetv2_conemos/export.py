@@ -34,7 +34,7 @@ def stock_plans(plans: dict[str, Any]) -> dict[str, Any]:
 
 def stock_dataset_json(dataset_json: dict[str, Any], label: str | None) -> dict[str, Any]:
     """dataset.json of one label, or of all of them (None)."""
-    dropped = ("sources", "tags", "dataset") if label is None else ("sources", "tags", "dataset", "regions_class_order")
+    dropped = {*datasets.OWN_KEYS, "dataset", *(() if label is None else ("regions_class_order",))}
     kept = {key: value for key, value in dataset_json.items() if key not in dropped}
     return kept if label is None else kept | {"labels": {"background": 0, label: 1}}
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from nnunetv2_conemos.scores import BOTH_EMPTY, HD95_UNDEFINED, METRICS, STATUSES, summarise
+from nnunetv2_conemos.scores import BOTH_EMPTY, HD95_UNDEFINED, STATUSES, metrics_of, summarise
 
 LEADING = 8  # candidates of a ranking that are printed per label
 CAPTION = "one empty: Dice and NSD are 0, no HD95. both empty: not counted."
@@ -20,14 +20,15 @@ CAPTION = "one empty: Dice and NSD are 0, no HD95. both empty: not counted."
 def print_scores(scores: pd.DataFrame, labels: Sequence[str], tolerance: float) -> None:
     """Print a section per source with its annotated labels, then all sources together and the mean over labels."""
     table = Table("label", box=box.SIMPLE, collapse_padding=True, pad_edge=False, caption=CAPTION)
-    for column in ("Dice", f"NSD {tolerance:g} mm", "HD95 mm", "pairs", "one empty", "both empty"):
+    metrics = ("Dice", f"NSD {tolerance:g} mm", "HD95 mm", "Dice of slices")[: len(metrics_of(scores))]
+    for column in (*metrics, "pairs", "one empty", "both empty"):
         table.add_column(column, justify="right", no_wrap=True)
     by_source = [(str(name), rows) for name, rows in scores.groupby("source", sort=False)]
     for name, rows in by_source if len(by_source) > 1 else []:
         _add_section(table, name, summarise(rows, [label for label in labels if label in set(rows["label"])]))
     summary = summarise(scores, labels)
     _add_section(table, "all sources", summary)
-    table.add_row("mean over labels", *map(number, summary[METRICS].mean()), style="bold")
+    table.add_row("mean over labels", *map(number, summary[metrics_of(summary)].mean()), style="bold")
     Console().print(table)
 
 
@@ -35,7 +36,9 @@ def _add_section(table: Table, heading: str, summary: pd.DataFrame) -> None:
     table.add_row(escape(heading), style="bold")
     for label, row in summary.iterrows():
         counts = (row[STATUSES].sum(), row[HD95_UNDEFINED], row[BOTH_EMPTY])
-        table.add_row(f"  {escape(str(label))}", *map(number, row[METRICS]), *(f"{count:.0f}" for count in counts))
+        table.add_row(
+            f"  {escape(str(label))}", *map(number, row[metrics_of(summary)]), *(f"{count:.0f}" for count in counts)
+        )
     table.add_section()
 
 

@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+
 from nnunetv2_conemos import datasets
 from nnunetv2_conemos.declare import Annotated, group_sources
+from nnunetv2_conemos.parallel import in_processes
 from nnunetv2_conemos.raw_writer import CaseJob, Images, dataset_entries, jobs_of, write_cases
 from nnunetv2_conemos.relabel import visible_values
 from nnunetv2_conemos.sources import EVERYTHING, LabelSpace, SourceTable
+from nnunetv2_conemos.tags import Axis, slices_of
 
 COMPLETE = "labelsTr_complete"
 KEPT = ("modality", "dataset", "domain", "weight")  # what a source says beside cases and labels
@@ -48,11 +52,16 @@ def read_original(raw: Path) -> Original:
     return Original(raw, dataset_json, files, SourceTable.from_dataset_json(dataset_json, files))
 
 
-def hidden_copy(original: Original, annotated: Annotated) -> HiddenCopy:
-    """A copy in which each case has only these of its annotated labels; other cases are left out."""
+def hidden_copy(original: Original, annotated: Annotated, tags: Axis | None = None, processes: int = 1) -> HiddenCopy:
+    """A copy in which each case has only these of its annotated labels; other cases are left out.
+
+    `tags`: the axis along which the slices that show a hidden label stay known.
+    """
     jobs = hidden_jobs(original, annotated)
-    result = {key: value for key, value in original.dataset_json.items() if key not in ("dataset", "tags")}
-    result |= {"numTraining": len(jobs), "sources": hidden_sources(original, annotated)}
+    result = {key: value for key, value in original.dataset_json.items() if key not in ("dataset", *datasets.OWN_KEYS)}
+    result |= {"numTraining": len(jobs), "sources": hidden_sources(original, annotated, tags is not None)}
+    if tags:
+        result["tags"] = {"axis": tags, "cases": hidden_tags(original, jobs, annotated, tags, processes)}
     return HiddenCopy(original, result, SourceTable.from_dataset_json(result, [job.case for job in jobs]), jobs)
 
 
@@ -63,7 +72,7 @@ def hidden_jobs(original: Original, annotated: Annotated) -> list[CaseJob]:
     return [job._replace(values=kept_values(original.table.labels, annotated[job.case])) for job in jobs]
 
 
-def hidden_sources(original: Original, annotated: Annotated) -> dict[str, dict[str, Any]]:
+def hidden_sources(original: Original, annotated: Annotated, tagged: bool = False) -> dict[str, dict[str, Any]]:
     """`sources` of the copy; those of a dataset that declares some keep what else they say."""
     sources, before = {}, original.table
     for name, source in before.sources.items():
@@ -71,8 +80,28 @@ def hidden_sources(original: Original, annotated: Annotated) -> dict[str, dict[s
         cases = {case: annotated[case] for case in before.cases_of(name) if case in annotated}
         dataset = original.folder.name if name == EVERYTHING else name
         for group, entry in group_sources(cases, before.labels, dataset).items():
+            hidden = [label for label in source.annotated if label not in entry["annotated"]]
+            if tagged and hidden:
+                group, entry = f"{group}, tags" if entry["annotated"] else "tags", entry | {"tagged": hidden}
             sources[group if name == EVERYTHING else f"{name}: {group}"] = entry | own
     return sources
+
+
+def hidden_tags(
+    original: Original, jobs: list[CaseJob], annotated: Annotated, axis: Axis, processes: int
+) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Case -> hidden label -> the slices along `axis` that show it."""
+    table = original.table
+    hidden = {job.case: [n for n in table.annotated(job.case) if n not in annotated[job.case]] for job in jobs}
+    of_cases = [(job, table.labels, hidden[job.case], axis) for job in jobs if hidden[job.case]]
+    found = in_processes(tags_of_map, of_cases, processes, "Reading tags")
+    return {job.case: tags for (job, *_), tags in zip(of_cases, found, strict=True)}
+
+
+def tags_of_map(job: CaseJob, labels: LabelSpace, names: list[str], axis: Axis) -> dict[str, tuple[int, ...]]:
+    """Label -> the slices along `axis` in which the case's map shows it."""
+    label_map = job.reader.read_seg(str(job.label))[0][0]
+    return {name: slices_of(np.isin(label_map, labels.values[labels.names.index(name)]), axis) for name in names}
 
 
 def kept_values(labels: LabelSpace, annotated: list[str]) -> dict[int, int]:

@@ -9,6 +9,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from rich.console import Console
@@ -18,6 +19,7 @@ from nnunetv2_conemos.declare import Annotated, named_or_path, source_table
 from nnunetv2_conemos.hidden import COMPLETE, add_copy_arguments, hidden_copy, read_original, written
 from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable, shorten
 from nnunetv2_conemos.splits import write_split
+from nnunetv2_conemos.tags import Axis
 
 
 def dealt_labels(cases: Sequence[str], labels: LabelSpace, per_case: int, rng: np.random.Generator) -> Annotated:
@@ -89,7 +91,8 @@ def hide(raw: Path, target: Path, args: argparse.Namespace) -> tuple[SourceTable
     original = read_original(raw)
     if not original.table.is_complete:
         raise SourceError(f"{raw} is partially labelled already, by its `sources`. Hide labels of a complete dataset.")
-    copy = hidden_copy(original, scheme(args, list(original.files), original.table.labels))
+    kept = scheme(args, list(original.files), original.table.labels)
+    copy = hidden_copy(original, kept, args.tags, args.processes)
     with written(copy, target, args.images, args.processes, args.overwrite) as folder:
         notes = write_split(copy.table, folder)
     return copy.table, notes
@@ -102,6 +105,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--groups", type=Path, metavar="FILE", help='JSON {"group": ["label", ...]}; cases dealt evenly')
     how.add_argument("--fraction", type=float, metavar="P", help="each label stays in this fraction of the cases")
     parser.add_argument("--unlabelled", type=float, metavar="P", help="this fraction of the cases keeps no label")
+    parser.add_argument(
+        "--tags", choices=get_args(Axis), help="hidden labels stay known as tags of slices along this axis"
+    )
     add_copy_arguments(parser)
 
 

@@ -1,6 +1,7 @@
 """Scores of one label in one case, and their means.
 
-A table of scores is long, with one row per annotated (case, label): case, source, label, the METRICS and a status.
+A table of scores is long, with one row per annotated (case, label): case, source, label, the METRICS and a status, and
+the Dice of slices where that was asked.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from jaxtyping import Bool
 
 METRICS = ["dice", "nsd", "hd95_mm"]
+SLICE_DICE = "slice_dice"
 SCORED, PREDICTION_EMPTY, REFERENCE_EMPTY, BOTH_EMPTY = "scored", "prediction empty", "reference empty", "both empty"
 STATUS = {
     (True, True): SCORED,
@@ -41,6 +43,23 @@ def pair_scores(reference: Mask, prediction: Mask, spacing: Sequence[float], tol
     return {"dice": dice, "nsd": surface[0], "hd95_mm": surface[1], "status": status}
 
 
+def slice_scores(reference: Mask, prediction: Mask, axis: int) -> dict[str, Any]:
+    """Mean Dice of the slices along `axis` in which the reference holds the label, and how many these are.
+
+    Slices without it are left out: a prediction of nothing would be right in each of them.
+    """
+    others = tuple(other for other in range(reference.ndim) if other != axis)
+    size, found, both = (mask.sum(others) for mask in (reference, prediction, reference & prediction))
+    there = size > 0
+    dice = (2 * both[there] / (size + found)[there]).mean() if there.any() else np.nan
+    return {SLICE_DICE: float(dice), "slices": int(there.sum())}
+
+
+def metrics_of(scores: pd.DataFrame) -> list[str]:
+    """The metrics that a table of scores holds."""
+    return [*METRICS, *([SLICE_DICE] if SLICE_DICE in scores else [])]
+
+
 def surface_scores(
     reference: Mask, prediction: Mask, spacing: Sequence[float], tolerance: float
 ) -> tuple[float, float]:
@@ -61,7 +80,7 @@ def surface_scores(
 
 def summarise(scores: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
     """One row per label, in the order of `labels`: means over cases (NaN without a value), and pairs per status."""
-    means = pd.DataFrame(scores.groupby("label")[METRICS].mean(), index=list(labels))
+    means = pd.DataFrame(scores.groupby("label")[metrics_of(scores)].mean(), index=list(labels))
     counts = pd.DataFrame(pd.crosstab(scores["label"], scores["status"]), index=list(labels), columns=STATUSES)
     counts = counts.fillna(0).astype(int)
     counts[HD95_UNDEFINED] = counts[PREDICTION_EMPTY] + counts[REFERENCE_EMPTY]
@@ -78,6 +97,6 @@ def _plain(scores: pd.DataFrame, labels: Sequence[str]) -> dict[str, Any]:
     summary = summarise(scores, labels)
     mean, per_label = (
         json.loads(str(frame.to_json(orient="index", double_precision=15)))
-        for frame in (summary[METRICS].mean().to_frame("mean").T, summary)
+        for frame in (summary[metrics_of(summary)].mean().to_frame("mean").T, summary)
     )
     return {"cases": scores["case"].nunique(), **mean, "per_label": per_label}

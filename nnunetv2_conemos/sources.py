@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nnunetv2_conemos.errors import SourceError, did_you_mean
-from nnunetv2_conemos.tags import Present, Tags, parse_tags, refuse_misfits
+from nnunetv2_conemos.tags import Axis, Present, Tags, parse_tags, refuse_misfits
 
 EVERYTHING = "all cases"  # name of the implied source of a dataset without `sources`
 
@@ -157,7 +157,7 @@ class SourceTable:
         return self._tags.cases.get(case, {})
 
     @property
-    def tag_axis(self) -> str:
+    def tag_axis(self) -> Axis:
         """The axis of the image files that slices are counted along: x, y or z."""
         return self._tags.axis
 

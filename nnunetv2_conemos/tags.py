@@ -1,6 +1,6 @@
 """Image tags: in which slices a label is present, where that is all that is known; the key `tags` of a dataset.json.
 
-Axis letters: **D** slices, **K** labels.
+Axis letters: **D** slices, **K** labels, ***S** space.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from jaxtyping import Bool
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
 
 from nnunetv2_conemos.errors import SourceError
 
-ARRAY_AXIS = {"z": 0, "y": 1, "x": 2}  # of the arrays of nnU-Net's readers
+Axis = Literal["x", "y", "z"]
+ARRAY_AXIS: dict[Axis, int] = {"z": 0, "y": 1, "x": 2}  # of the arrays of nnU-Net's readers
 Slice = Annotated[StrictInt, Field(ge=0)]
 Present = bool | tuple[int, ...]
 
@@ -27,7 +29,7 @@ class Tags(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    axis: Literal["x", "y", "z"] = "z"
+    axis: Axis = "z"
     cases: dict[str, dict[str, StrictBool | tuple[Slice, ...]]] = {}
 
 
@@ -58,6 +60,15 @@ def readable(where: tuple[int | str, ...]) -> str:
     return ", ".join([*parts, *(f"entry {value}" for value in where[3:] if isinstance(value, int))]) or "cases"
 
 
+def without_tags(dataset_json: Mapping[str, Any]) -> dict[str, Any]:
+    """dataset.json with `sources` for those who do not learn from tags."""
+    sources = {
+        name: {key: value for key, value in source.items() if key != "tagged"}
+        for name, source in dataset_json["sources"].items()
+    }
+    return {**{key: value for key, value in dataset_json.items() if key != "tags"}, "sources": sources}
+
+
 def refuse_misfits(tags: Tags, tagged: Mapping[str, Collection[str]]) -> None:
     """Raises SourceError where `tags` and what sources declare as `tagged` (case -> labels) do not fit."""
     problems = [f"case '{case}' is no case of this dataset" for case in tags.cases if case not in tagged]
@@ -72,6 +83,12 @@ def refuse_misfits(tags: Tags, tagged: Mapping[str, Collection[str]]) -> None:
     if problems:
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise SourceError(f"`tags`: {'; '.join(problems[:8])}{more}. Correct `tags` or `tagged` of the source.")
+
+
+def slices_of(mask: Bool[np.ndarray, "*S"], axis: Axis) -> tuple[int, ...]:
+    """The tag that a mask is worth: in which slices along `axis` it has voxels."""
+    others = tuple(other for other in ARRAY_AXIS.values() if other != ARRAY_AXIS[axis])
+    return tuple(np.flatnonzero(mask.any(others)).tolist())
 
 
 def slices_with(present: Present, slices: int, where: str) -> tuple[np.ndarray, np.ndarray]:

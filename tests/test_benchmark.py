@@ -53,8 +53,10 @@ class StandIn:
             shutil.copytree(place.raw / "Dataset900_Partial", target)
             content = read_dataset_json(target)
             write_json(target / "dataset.json", {k: v for k, v in content.items() if k != "sources"})
-        elif words[:2] == ("conemos", "evaluate"):
-            assert cli.main([*text.split()[1:]]) == 0
+        elif words[:2] in (("conemos", "evaluate"), ("conemos", "hide")):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("nnUNet_raw", str(place.raw))
+                assert cli.main([*text.split()[1:]]) == 0
         elif "nnunetv2_conemos.benchmark.against_k" in words:
             pd.DataFrame({"trainer": words[8:], "labels": 2, "step_s": 0.1, "predict_s": 0.2}).to_csv(
                 words[3], index=False
@@ -75,8 +77,8 @@ class StandIn:
         option = dict(pairwise(words))
         output, images = Path(option["-o"]), Path(option["-i"])
         output.mkdir(parents=True)
-        truth = images.parent / "labelsTs"
-        dataset_json = read_dataset_json(truth.parent)
+        truth = images.parent / images.name.replace("images", "labels")
+        dataset_json = read_dataset_json(self.base / "nnUNet_raw/Dataset901_Phantom")
         arm = output.parent.name.partition("__")[0]
         found = TAUGHT.get(arm) or list(dataset_json["labels"])
         only = int(output.name.partition("_")[2] or 0)
@@ -161,6 +163,50 @@ def test_unlabelled_cases_are_left_out_where_only_annotated_ones_are_asked_for(s
 def test_without_unlabelled_cases_there_is_nothing_to_leave_out(stand_in: StandIn):
     assert benchmark(stand_in, "--arms", "vanilla", "annotated-only", "--seeds", "0") == 1
     assert "every training case is annotated for something" in runs(stand_in)["status"]["annotated-only", 0]
+
+
+def test_tags_go_with_their_cases_and_stay_away_from_those_who_do_not_learn_from_them(stand_in: StandIn):
+    raw = stand_in.base / "nnUNet_raw/Dataset901_Phantom"
+    content = read_dataset_json(raw)
+    names = [name for name in content["labels"] if name != "background"]
+    content["sources"]["site_c"] |= {"annotated": [], "tagged": names}
+    write_json(raw / "dataset.json", content | {"sources": {"every": {"cases": ["*"], "annotated": names}}})
+    assert cli.main(["hide", "901", "-o", "Dataset902_Tagged", "--per-case", "1", "--tags", "z", "-np", "1"]) == 0
+    file = raw.parent / "Dataset902_Tagged/dataset.json"
+    tagged = json.loads(file.read_text())
+    gold = next(c for c in tagged["tags"]["cases"] if read_nifti(file.parent / f"labelsTr/{c}.nii.gz").any())
+    source = next(name for name, entry in tagged["sources"].items() if gold in entry["cases"])
+    tagged["sources"][source]["cases"].remove(gold)
+    tagged["sources"]["gold"] = {"cases": [gold], "annotated": names}
+    del tagged["tags"]["cases"][gold]
+    write_json(file, tagged)
+    recipe, bench = stand_in.base / "recipe.yaml", stand_in.base / "bench"
+    recipe.write_text(
+        "{dataset: Dataset902_Tagged, hold_out: 1, folds: [all], epochs: [1], seeds: [0],"
+        " arms: [ConditionalFiLMTrainer, per-label]}"
+    )
+    assert cli.main(["benchmark", str(recipe), "-o", str(bench), "-device", "cpu", "-np", "1"]) == 0
+    partial = read_dataset_json(bench / "nnUNet_raw/Dataset900_Partial")
+    assert partial["tags"]["cases"] == tagged["tags"]["cases"]
+    assert gold not in partial["dataset"]
+    assert not {"tags", "sources"} & set(read_dataset_json(bench / "nnUNet_raw/Dataset101_Only_1"))
+
+
+def test_a_recipe_turns_hidden_labels_into_tags(stand_in: StandIn):
+    raw = stand_in.base / "nnUNet_raw/Dataset901_Phantom"
+    content = read_dataset_json(raw)
+    write_json(raw / "dataset.json", {key: value for key, value in content.items() if key != "sources"})
+    recipe, bench = stand_in.base / "recipe.yaml", stand_in.base / "bench"
+    arms = "[CMERTrainer, 'ceiling:ConditionalFiLMTrainer', 'annotated-only:ConditionalFiLMTrainer']"
+    hide = "hide: {per_case: 1, unlabelled: 0.5, tags: z}\n"
+    recipe.write_text(f"dataset: '901'\nfolds: [all]\nepochs: [1]\nseeds: [0]\n{hide}arms: {arms}\n")
+    assert cli.main(["benchmark", str(recipe), "-o", str(bench), "-device", "cpu", "-np", "1"]) == 0
+    partial = read_dataset_json(bench / "nnUNet_raw/Dataset900_Partial")
+    assert set(partial["tags"]["cases"]) == set(partial["dataset"])
+    for name in ("Dataset901_Complete", "Dataset903_Annotated"):
+        other = read_dataset_json(bench / "nnUNet_raw" / name)
+        assert "tags" not in other
+        assert not any("tagged" in source for source in other["sources"].values())
 
 
 def test_labels_of_one_network_each_are_trained_on_their_own_cases(stand_in: StandIn):
@@ -256,6 +302,14 @@ def test_training_cases_are_no_test_cases(stand_in: StandIn, capsys: pytest.Capt
         file.symlink_to(raw / "imagesTr/site_a_00_0000.nii.gz")
     assert benchmark(stand_in) == 2
     assert "found training case(s) test_00, test_01" in capsys.readouterr().err, "by another name"
+
+
+def test_truth_without_any_label_is_found_before_anything_trains(stand_in: StandIn, capsys: pytest.CaptureFixture[str]):
+    for file in (stand_in.base / "nnUNet_raw/Dataset901_Phantom/labelsTs").iterdir():
+        write_nifti(file, np.zeros_like(read_nifti(file)), spacing_of(file))
+    assert benchmark(stand_in) == 2
+    assert "labelsTs: no test case shows any label" in capsys.readouterr().err
+    assert not stand_in.done
 
 
 def test_unusable_truth_is_found_before_anything_trains(stand_in: StandIn, capsys: pytest.CaptureFixture[str]):

@@ -521,3 +521,23 @@ def test_values_that_are_no_label(folders, capsys, value, found):
 def test_a_file_that_is_no_image(folders, capsys):
     (folders[1] / "btcv_1.nii.gz").write_text("no image")
     assert "btcv_1.nii.gz: cannot be read" in refused(capsys, folders, "-d", folders[1])
+
+
+def test_the_dice_of_slices_counts_those_that_show_the_label(folders):
+    reference, prediction = np.zeros((2, 6, 8, 8), np.uint8)
+    reference[1:4, 1:5, 1:5] = prediction[2:6, 1:5, 1:3] = 1  # a slice missed, two half found, two found in vain
+    space = LabelSpace.from_dataset_json({"labels": ORGANS})
+    files, reader = CaseFiles("case", Path("gt"), Path("pred")), InMemory({"gt": reference, "pred": prediction})
+    rows = evaluate_case(files, reader, space, np.array([True, True]), None, "z")
+    assert (rows[0]["slice_dice"], rows[0]["slices"]) == (pytest.approx((0 + 2 / 3 + 2 / 3) / 3), 3)
+    assert np.isnan(rows[1]["slice_dice"])
+    assert rows[1]["slices"] == 0
+    along_x = evaluate_case(files, reader, space, np.array([True, False]), None, "x")[0]
+    assert (along_x["slice_dice"], along_x["slices"]) == (pytest.approx(2 * (2 * 8 / (12 + 16)) / 4), 4)
+    empty = InMemory({"gt": reference, "pred": 0 * prediction})
+    assert evaluate_case(files, empty, space, np.array([True, False]), None, "z")[0]["slice_dice"] == 0
+    assert evaluate_command(folders, "--complete", "--slices", "z") == 0
+    scores, summary = read_scores(folders[1]), json.loads((folders[1] / "evaluation.json").read_text())
+    assert scores["slice_dice"]["btcv_0", "liver"] == 1
+    liver = scores["slice_dice"].xs("liver", level="label").mean()
+    assert summary["per_label"]["liver"]["slice_dice"] == pytest.approx(liver)

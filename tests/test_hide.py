@@ -87,6 +87,34 @@ def test_a_hidden_subregion_looks_like_the_region_around_it(raw):
         assert (found == (stripes(1, 1) if known.annotated(case) == ("whole",) else stripes(0, 2))).all()
 
 
+def test_hidden_labels_stay_known_as_tags_of_slices(raw):
+    nested = {"background": 0, "whole": [1, 2], "core": 2}
+    maps = {f"c{i}": stripes(1, 2) for i in range(6)}
+    for number, array in enumerate(maps.values()):
+        array[number % 3 :][array[number % 3 :] == 2] = 1  # the core ends where a slice of its own begins
+    write_raw(raw / "Dataset004_Nested", nested, maps)
+    assert run("4", "--per-case", "1", "--unlabelled", "0.34", "--tags", "z") == 0
+    known = table(raw)
+    assert known.tag_axis == "z"
+    of_source = {source: {n for c in known.cases_of(source) for n in known.tags(c)} for source in known.sources}
+    assert of_source == {"whole, tags": {"core"}, "core, tags": {"whole"}, "tags": {"whole", "core"}}
+    for number, case in enumerate(maps):
+        expected = {"whole": (0, 1, 2), "core": tuple(range(number % 3))}
+        assert known.tags(case) == {n: expected[n] for n in expected if n not in known.annotated(case)}
+        if not known.known(case).any():
+            assert not read_nifti(raw / TARGET / "labelsTr" / f"{case}.nii.gz").any()
+    assert len(json.loads((raw / TARGET / "splits_final.json").read_text())) > 1
+
+
+def test_tags_count_slices_along_the_axis_named(raw):
+    assert run("3", "--unlabelled", "1", "--tags", "y") == 0
+    known = table(raw)
+    assert known.tag_axis == "y"
+    assert {case: known.tags(case) for case in known.cases} == {
+        case: {"liver": (0,), "spleen": (1,), "kidney": (2,)} for case in known.cases
+    }
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,22 +113,26 @@ def check_truth(test: TestSet, labels: LabelSpace, dataset_json: Mapping[str, An
     """Read every map of the truth; raises OSError, ValueError or SourceError that names the one that is unusable."""
     maps = sorted(test.labels.glob(f"*{dataset_json['file_ending']}"))
     reader = reader_of(dataset_json, maps[0])
-    in_processes(check_map, [(file, reader, labels) for file in maps], processes, "Reading the truth")
+    shown = in_processes(values_of_map, [(file, reader, labels) for file in maps], processes, "Reading the truth")
+    refuse_empty_truth(shown, labels, test.labels)
 
 
-def check_map(file: Path, reader: BaseReaderWriter, labels: LabelSpace) -> None:
-    occupied(file, read_map(file, reader)[0], labels)
+def values_of_map(file: Path, reader: BaseReaderWriter, labels: LabelSpace) -> Collection[int]:
+    return occupied(file, read_map(file, reader)[0], labels).keys()
+
+
+def refuse_empty_truth(shown: Iterable[Collection[int]], labels: LabelSpace, where: Path) -> None:
+    """Raises SourceError where no map shows any label; `shown`: the values in each map."""
+    scored = {value for values in labels.values for value in values}
+    if not any(scored.intersection(values) for values in shown):
+        raise SourceError(f"{where}: no test case shows any label, so nothing can be scored. Test on others.")
 
 
 def gather(place: Workplace, material: Material) -> TestSet:
     """Write the partially labelled dataset and the test set into the workplace, if that was not done."""
     place.raw.mkdir(parents=True, exist_ok=True)
     train = {case: entry for case, entry in material.files.items() if case not in material.held_out}
-    content = {**material.dataset_json}
-    if "sources" in content:
-        content["sources"] = remaining(
-            content["sources"], SourceTable.from_dataset_json(content, material.files), train
-        )
+    content = remaining(material, train)
     name = TO_HIDE if place.recipe.hide else PARTIAL
     if not (place.raw / name).is_dir():
         write_referenced(place.raw / name, content, train, own_split(place.source, train))
@@ -146,10 +150,18 @@ def own_split(source: Path, cases: Mapping[str, Any]) -> list[dict[str, list[str
     return with_validation([{part: [case for case in fold[part] if case in cases] for part in fold} for fold in splits])
 
 
-def remaining(sources: Mapping[str, Any], table: SourceTable, cases: Mapping[str, Any]) -> dict[str, Any]:
-    """`sources` of some of a dataset's cases, each case named."""
+def remaining(material: Material, cases: Mapping[str, Any]) -> dict[str, Any]:
+    """dataset.json for some of the cases: `sources` that name each of them, and their `tags`."""
+    content = material.dataset_json
+    if "sources" not in content:
+        return content
+    table, sources = SourceTable.from_dataset_json(content, material.files), content["sources"]
     left = {name: [escape(case) for case in table.cases_of(name) if case in cases] for name in sources}
-    return {name: {**sources[name], "cases": left[name]} for name in sources if left[name]}
+    result = {**content, "sources": {name: {**sources[name], "cases": left[name]} for name in sources if left[name]}}
+    if "tags" in content:
+        of_cases = {case: tags for case, tags in content["tags"].get("cases", {}).items() if case in cases}
+        result["tags"] = {**content["tags"], "cases": of_cases}
+    return result
 
 
 def hold_out(place: Workplace, material: Material) -> TestSet:
@@ -164,6 +176,8 @@ def hold_out(place: Workplace, material: Material) -> TestSet:
         table = SourceTable.from_dataset_json(material.dataset_json, material.files)
         modalities = {case: table.sources[table.source_of(case)].modality for case in material.held_out}
         with new_folder(folder) as aside:
-            write_cases(jobs, aside, material.dataset_json["file_ending"], "link", place.processes, "Test cases")
+            ending = material.dataset_json["file_ending"]
+            shown = write_cases(jobs, aside, ending, "link", place.processes, "Test cases")
+            refuse_empty_truth(shown.values(), labels, place.source / "labelsTr")
             write_json(aside / MODALITIES, modalities)
     return TestSet(images=folder / "imagesTr", labels=folder / "labelsTr")

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from nnunetv2_conemos.tags import Axis
 from nnunetv2_conemos.variants import EPOCHS, STOCK
 
 Fold = int | Literal["all"]
@@ -113,6 +114,7 @@ class Hide(BaseModel):
     groups: Path | None = None
     fraction: float | None = None
     unlabelled: float | None = None
+    tags: Axis | None = None
     seed: int = 0
 
     def words(self) -> list[str]:

@@ -22,12 +22,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_conemos.benchmark.recipe import Fold, Recipe, Run
 from nnunetv2_conemos.commands import run_logged
-from nnunetv2_conemos.datasets import new_folder, raw_cases, read_dataset_json, write_json
+from nnunetv2_conemos.datasets import OWN_KEYS, new_folder, raw_cases, read_dataset_json, write_json
 from nnunetv2_conemos.hidden import COMPLETE
 from nnunetv2_conemos.raw_writer import dataset_entries, jobs_of, write_cases
 from nnunetv2_conemos.small_plans import small_configuration
 from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable
 from nnunetv2_conemos.splits import stratified_split
+from nnunetv2_conemos.tags import without_tags
 
 PARTIAL, CEILING, COMPLETED = "Dataset900_Partial", "Dataset901_Complete", "Dataset902_Completed"
 ANNOTATED = "Dataset903_Annotated"
@@ -180,9 +181,9 @@ def complete_dataset(place: Workplace, fold: Fold) -> str:
             for case, entry in raw_cases(place.raw / PARTIAL).items()
         }
         every = list(place.labels.names)
-        sources = {name: {**source, "annotated": every} for name, source in place.dataset_json["sources"].items()}
-        content = {**place.dataset_json, "sources": sources}
-        write_referenced(place.raw / CEILING, content, files)
+        content = without_tags(place.dataset_json)
+        sources = {name: {**source, "annotated": every} for name, source in content["sources"].items()}
+        write_referenced(place.raw / CEILING, {**content, "sources": sources}, files)
     place.share_plans(CEILING, fold)
     return CEILING
 
@@ -195,8 +196,9 @@ def annotated_dataset(place: Workplace, fold: Fold) -> str:
         annotated = {case: entry for case, entry in files.items() if table.known(case).any()}
         if len(annotated) == len(files):
             raise SourceError("every training case is annotated for something: there are none to leave out.")
-        sources = {name: source for name, source in place.dataset_json["sources"].items() if source["annotated"]}
-        write_referenced(raw, {**place.dataset_json, "sources": sources}, annotated)
+        content = without_tags(place.dataset_json)
+        sources = {name: source for name, source in content["sources"].items() if source["annotated"]}
+        write_referenced(raw, {**content, "sources": sources}, annotated)
     place.share_plans(ANNOTATED, fold)
     return ANNOTATED
 
@@ -215,7 +217,7 @@ def one_label_dataset(place: Workplace, k: int, fold: Fold) -> str:
             shown[labels.ignore] = entries["ignore"] = 2
         jobs = [job._replace(values={0: 0, **shown}) for job in jobs_of(place.dataset_json, files)]
         ending = place.dataset_json["file_ending"]
-        dropped = ("sources", "regions_class_order")
+        dropped = (*OWN_KEYS, "regions_class_order")
         content = {key: value for key, value in place.dataset_json.items() if key not in dropped}
         content |= {"labels": entries, "dataset": dataset_entries(jobs, ending), "numTraining": len(jobs)}
         with new_folder(raw) as folder:

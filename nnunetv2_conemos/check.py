@@ -61,6 +61,7 @@ def check_dataset(dataset: str, processes: int) -> Report:
     contents = read_contents(cases, dataset_json, processes)
     readable = [content for content in contents if content.values or not content.problem]
     findings += [*check_readable(contents), *check_values(table, readable), *check_unlabelled(table, readable)]
+    findings += check_shown(table, readable)
     return Report([*findings, *check_absent(table, readable)], table, count_occurrences(table, readable))
 
 
@@ -76,8 +77,9 @@ def check_copies(name: str) -> list[Finding]:
 def check_unannotated(table: SourceTable) -> list[Finding]:
     """Labels without any annotated case: nothing wrong is taught, but they are never predicted either."""
     what, remedy = "is annotated by no source: never predicted.", "Add it to `annotated`, or remove it from `labels`."
-    lonely = [name for name, n in zip(table.labels.names, table.counts().sum(0), strict=True) if not n]
-    return [Finding("warning", f"label '{name}'", what, remedy) for name in lonely]
+    tagged = "is tagged, but annotated by no source: CMERTrainer learns it, all others never predict it."
+    lonely, unknown = table.untaught(), table.untaught(tags=True)
+    return [Finding("warning", f"label '{name}'", what if name in unknown else tagged, remedy) for name in lonely]
 
 
 def check_readable(contents: Iterable[CaseContent]) -> list[Finding]:
@@ -122,6 +124,15 @@ def check_unlabelled(table: SourceTable, contents: Iterable[CaseContent]) -> lis
         for content in contents
         if not table.known(content.case).any() and table.labels.ignore in content.values
     ]
+
+
+def check_shown(table: SourceTable, contents: Collection[CaseContent]) -> list[Finding]:
+    """nnU-Net's fingerprint takes intensities from labelled voxels, and breaks off where there are none."""
+    foreground = {v for values in table.labels.values for v in values}
+    if not contents or any(foreground & content.values for content in contents):
+        return []
+    what = "no label map shows any label: planning cannot take intensities from labelled voxels, and fails."
+    return [Finding("error", "labelsTr", what, "Annotate at least one case, which also lets thresholds be chosen.")]
 
 
 def similar_names(names: Sequence[str]) -> list[list[str]]:

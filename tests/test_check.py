@@ -107,6 +107,31 @@ def test_labels_nobody_annotates(phantom: Path):
     assert "is annotated by no source" in finding.what
 
 
+def test_labels_that_are_only_tagged(phantom: Path):
+    sources = sources_of(phantom)
+    cases = [case for case in datasets.raw_cases(phantom) if case.startswith("site_c")]
+    change(
+        phantom,
+        labels=datasets.read_dataset_json(phantom)["labels"] | {"pancreas": 5},
+        sources=sources | {"site_c": sources["site_c"] | {"tagged": ["pancreas"]}},
+        tags={"cases": {case: {"pancreas": [1]} for case in cases}},
+    )
+    (finding,) = check_dataset(NAME, 1).findings
+    assert (finding.severity, finding.where) == ("warning", "label 'pancreas'")
+    assert "CMERTrainer learns it" in finding.what
+
+
+def test_a_dataset_without_a_labelled_voxel_cannot_be_planned(phantom: Path):
+    names = [name for name in datasets.read_dataset_json(phantom)["labels"] if name != "background"]
+    cases = list(datasets.raw_cases(phantom))
+    for case in cases:
+        repaint(phantom, case, np.zeros_like)
+    tags = {case: dict.fromkeys(names, False) for case in cases}
+    change(phantom, sources={"T": {"cases": ["*"], "annotated": [], "tagged": names}}, tags={"cases": tags})
+    (found,) = errors()
+    assert "no label map shows any label" in found
+
+
 def test_sources_that_do_not_fit_are_one_finding_with_the_reason(phantom: Path):
     change(phantom, sources=sources_of(phantom) | {"site_d": {"cases": ["site_d_*"], "annotated": ["liver"]}})
     report = check_dataset(NAME, 1)

@@ -14,11 +14,10 @@ import pytest
 import SimpleITK
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.training.nnUNetTrainer.variants.training_length import nnUNetTrainer_Xepochs
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from rich.console import Console
 
-from nnunetv2_conemos import cli, datasets, demo, env, methods
+from nnunetv2_conemos import cli, datasets, demo, env, methods, stock
 from nnunetv2_conemos.commands import FOLDERS, CommandError
 from nnunetv2_conemos.declare import declare, read_annotated
 from nnunetv2_conemos.demo_report import dice_table, draw_bars, picture, telling_slice
@@ -55,8 +54,8 @@ def test_the_small_configuration_builds_and_inherits_the_rest(plans: dict, patch
 
 def test_both_arms_have_every_number_of_epochs():
     for epochs in EPOCHS:
-        assert hasattr(nnUNetTrainer_Xepochs, variant("nnUNetTrainer", epochs))
-        assert hasattr(methods, variant("ConditionalFiLMTrainer", epochs))
+        assert hasattr(stock, variant("nnUNetTrainer", epochs, adam=True))
+        assert hasattr(methods, variant("ConditionalFiLMTrainer", epochs, adam=True))
 
 
 def test_commands_see_the_folders_the_trainers_and_our_interpreter_first(tmp_path: Path):
@@ -124,7 +123,8 @@ def test_every_step_is_announced_and_both_arms_share_the_split(
     dice = demo.demo(folder, epochs=1, seed=0, device="cpu", console=quiet())
     assert len(steps) == demo.STEPS
     trainings = [command for command in commands if command[0] == "nnUNetv2_train"]
-    assert [command[5] for command in trainings] == ["nnUNetTrainer_1epoch", "ConditionalFiLMTrainer_1epoch"]
+    names = ["nnUNetTrainerAdam1en3_1epoch", "ConditionalFiLMTrainer_Adam1en3_1epoch"]
+    assert [command[5] for command in trainings] == names
     assert len({command[:5] + command[6:] for command in trainings}) == 1
     splits = json.loads((preprocessed / "splits_final.json").read_text())
     assert {case.rpartition("_")[0] for case in splits[0]["val"]} == {"site_a", "site_b", "site_c"}

@@ -2,18 +2,12 @@
 
 import json
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from architectures import LABELS, build, patch, plans
-from conftest import PHANTOM
-from nnunetv2.inference.predict_from_raw_data import predict_entry_point
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from raw_worlds import read_nifti
-from test_after_training import HOW, MODEL, make_model
 from test_learning import FEATURES, SQUARE_DISC, argmax, scores
 from torch import nn
 from worlds import NAME, make_trainer, shapes, train, write_world
@@ -559,41 +553,6 @@ def test_the_weighted_nll_is_clamped():
     nll, weight = weighted_nll(log_p, torch.tensor([[[2]]]))
     assert nll.item() == pytest.approx(1.2 * 10 * math.log(10), rel=1e-5)
     assert weight.item() == pytest.approx(1.2)
-
-
-def test_the_commands_of_nnunet_train_resume_and_predict(preprocessed_phantom, tmp_path, monkeypatch):
-    """On 3D volumes, two sources annotated for some labels and one for none; all in this process."""
-    for part in ("nnUNet_raw", "nnUNet_preprocessed"):
-        file = preprocessed_phantom / part / PHANTOM / "dataset.json"
-        content = json.loads(file.read_text())
-        content["sources"]["site_c"]["annotated"] = []
-        file.write_text(json.dumps(content))
-    monkeypatch.setenv("nnUNet_extTrainer", str(Path(__file__).parent.parent / "trainers"))
-    model = make_model(preprocessed_phantom, trainer_class=UniMOSTrainer)
-    trainer = from_model(model)
-    trainer.num_iterations_per_epoch = trainer.num_val_iterations_per_epoch = trainer.num_epochs = 2
-    trainer.run_training()
-    resumed = from_model(model)
-    resumed.initialize()
-    resumed.load_checkpoint(str(model / "fold_0" / "checkpoint_final.pth"))
-    assert resumed.current_epoch == 2
-    assert len(resumed.logger.local_logger.my_fantastic_logging[unimos.ACCEPTED]) == 2
-    images = preprocessed_phantom / "nnUNet_raw" / PHANTOM / "imagesTs"
-    words = ["-i", str(images), "-o", str(tmp_path / "out"), *MODEL[:5], "UniMOSTrainer", *MODEL[6:], *HOW]
-    monkeypatch.setattr(sys, "argv", ["nnUNetv2_predict", *words])
-    threads = torch.get_num_threads()
-    predict_entry_point()
-    torch.set_num_threads(threads)  # which prediction on a CPU raises
-    for file in sorted((tmp_path / "out").glob("*.nii.gz")):
-        predicted = read_nifti(file)
-        assert predicted.shape == read_nifti(images / f"{file.name[:-7]}_0000.nii.gz").shape
-        assert set(np.unique(predicted)) <= {0, 1, 2, 4}, "nobody annotates label 3"
-
-
-def from_model(model):
-    saved = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=False)["init_args"]
-    arguments = {**saved, "plans": saved["plans"] | {"continue_training": False}, "device": torch.device("cpu")}
-    return UniMOSTrainer(**arguments)
 
 
 def test_two_groups_and_unlabelled_cases_are_learnt(nnunet_folders):

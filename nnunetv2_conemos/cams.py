@@ -43,21 +43,38 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class Annotation(Labelling):
-    """The tagged cases are annotated; `margin`: distance to the threshold that is sure."""
+    """The tagged cases are annotated.
 
+    A voxel is the label where its activation is `margin` above the label's threshold, and background where it is below
+    `background`, and `margin` below the threshold; `thresholds`: of each label, [K].
+    """
+
+    thresholds: np.ndarray
     margin: float
+    background: float
+
+    @property
+    def sure_background(self) -> np.ndarray:
+        """The largest distance [K] of an activation to the threshold that is background."""
+        return np.minimum(self.background - self.thresholds, -self.margin)
 
     @property
     def tagged(self) -> list[CaseJob]:
         return [job for case, job in self.jobs.items() if self.table.tagged(case).any()]
 
 
-def plan_annotation(model: ModelFolder, inference: Inference, raw: Path, margin: float) -> Annotation:
+def plan_annotation(
+    model: ModelFolder, inference: Inference, raw: Path, margin: float, background: float
+) -> Annotation:
     """Raises SourceError where the model did not learn from tags, or does not fit the dataset, or nothing is tagged."""
-    fold = model.folder / f"fold_{inference.folds[0]}" / inference.checkpoint
-    if "threshold" not in read_checkpoint(fold)["network_weights"]:
+    folds = [model.folder / f"fold_{fold}" / inference.checkpoint for fold in inference.folds]
+    thresholds = [read_checkpoint(fold)["network_weights"].get("threshold") for fold in folds]
+    if any(threshold is None for threshold in thresholds):
         raise SourceError(f"{model.folder} did not learn from image tags. Name a model of CMERTrainer.")
-    annotation = Annotation(**vars(plan_labelling(model, inference, raw)), margin=margin)
+    middle = torch.stack(thresholds).double().mean(0).numpy()
+    annotation = Annotation(
+        **vars(plan_labelling(model, inference, raw)), thresholds=middle, margin=margin, background=background
+    )
     if not annotation.tagged:
         raise SourceError(f"{raw}: no source declares anything as `tagged`, so there is nothing to annotate.")
     tags = [annotation.table.tags(job.case) for job in annotation.tagged]
@@ -134,7 +151,7 @@ def pseudo_map(annotation: Annotation, case: str, probabilities: np.ndarray, own
         elif table.tagged(case)[k]:
             chosen = (distance[k] > annotation.margin) & (labels.has_regions | (best == k))
             result[chosen & ~taken] = value
-            unsure |= abs(distance[k]) <= annotation.margin
+            unsure |= (distance[k] <= annotation.margin) & (distance[k] >= annotation.sure_background[k])
     doubtful = unsure & (labels.has_regions | (result == 0))
     result[(doubtful & ~taken) | (own == labels.ignore)] = annotation.ignore_value
     return result
@@ -186,8 +203,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a model that learnt from image tags")
     parser.add_argument("-d", dest="dataset", required=True, help="raw dataset with tagged cases: id, name or path")
     parser.add_argument("-o", dest="output", required=True, metavar="DATASET", help="new dataset: Dataset101_Name")
-    margin_help = "activations that lie nearer to their threshold, of 0 to 1, become the ignore label [%(default)s]"
-    parser.add_argument("--margin", type=float, default=0.1, help=margin_help)
+    margin_help = "from how far above its threshold an activation, of 0 to 1, is the label [%(default)s]"
+    parser.add_argument("--margin", type=float, default=0.1, metavar="A", help=margin_help)
+    background_help = "below which activation a voxel is background; in between, the ignore label [%(default)s]"
+    parser.add_argument("--background", type=float, default=0.2, metavar="A", help=background_help)
     add_inference_arguments(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
 
@@ -195,10 +214,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if not 0 <= args.margin < 0.5:
         raise ValueError(f"--margin {args.margin:g}: expected a number from 0 to below 0.5.")
+    if not 0 <= args.background <= 1:
+        raise ValueError(f"--background {args.background:g}: expected a number from 0 to 1.")
     env.find_trainers()
     model, target = read_model(args.model), datasets.new_dataset_folder(args.output)
     datasets.refuse_existing(target, args.overwrite)
-    annotation = plan_annotation(model, inference_of(args, model), named_or_path(args.dataset), args.margin)
+    raw = named_or_path(args.dataset)
+    annotation = plan_annotation(model, inference_of(args, model), raw, args.margin, args.background)
     annotate(annotation, target, args.overwrite)
     print(f"Written: {target}, with {len(annotation.tagged)} cases annotated by the model")
     print(f"Next: nnUNetv2_plan_and_preprocess -d {target.name}")

@@ -15,10 +15,10 @@ SOURCES = {
 TAGS = {"cases": {"t1": {"core": [1], "oedema": [0, 1]}, "x1": {"core": [0, 1]}}}
 
 
-def annotation(labels=LABELS, sources=SOURCES, margin=0.1, **more):
+def annotation(labels=LABELS, sources=SOURCES, margin=0.1, thresholds=(0.5, 0.5), background=0.5, **more):
     dataset_json = {"labels": labels, "sources": sources, "tags": TAGS, "file_ending": ".nii.gz", **more}
     table = SourceTable.from_dataset_json(dataset_json, ["m1", "t1", "x1"])
-    return Annotation(None, None, None, table, dataset_json, {}, margin)
+    return Annotation(None, None, None, table, dataset_json, {}, np.array(thresholds), margin, background)
 
 
 def softmax(*activations):
@@ -55,6 +55,21 @@ def test_the_margin_is_that_of_activations(margin, expected):
     assert found[0, 0].tolist() == expected
 
 
+def test_background_has_a_bound_of_its_own_below_a_high_threshold():
+    """Activations 0.75, 0.5, 0.35 and 0.25 of labels whose thresholds are 0.8 and 0.3."""
+    activation = np.array([0.75, 0.5, 0.35, 0.25])
+    made = annotation(thresholds=(0.8, 0.3), background=0.3)
+    assert made.sure_background == pytest.approx([-0.5, -0.1])
+    high = pseudo_map(
+        made, "t1", softmax(volume(*activation - 0.8), volume(*np.full(4, -0.3))), np.zeros((2, 1, 4), int)
+    )
+    assert high[1, 0].tolist() == [3, 3, 3, 0]
+    low = pseudo_map(
+        made, "t1", softmax(volume(*np.full(4, -0.8)), volume(*activation - 0.3)), np.zeros((2, 1, 4), int)
+    )
+    assert low[1, 0].tolist() == [2, 2, 3, 3], "not below the threshold by the margin"
+
+
 def test_what_is_drawn_stays_and_what_is_neither_drawn_nor_tagged_is_not_added():
     own = np.tile(np.array([1, 0, 1, 0], np.intp)[None, None], (2, 1, 1))
     oedema, core = volume(-0.4, 0.4, -0.4, 0.4), volume(0.4, 0.4, 0.0, 0.0)
@@ -79,9 +94,9 @@ def test_the_result_declares_what_the_model_annotated():
     result = annotated_json(annotation())
     assert result["labels"]["ignore"] == 3
     assert "tags" not in result
-    assert result["sources"]["ours"] == {"cases": ("m*",), "annotated": ["oedema", "core"]}
+    assert result["sources"]["ours"] == {"cases": ["m*"], "annotated": ["oedema", "core"]}
     pseudo = result["sources"]["tags (pseudo)"]
-    assert pseudo == {"cases": ("t*",), "annotated": ["core", "oedema"], "modality": "MR", "dataset": "D"}
+    assert pseudo == {"cases": ["t*"], "annotated": ["core", "oedema"], "modality": "MR", "dataset": "D"}
     assert result["sources"]["mixed (pseudo)"]["annotated"] == ["oedema", "core"]
     table = SourceTable.from_dataset_json(result, ["m1", "t1", "x1"])
     assert table.is_complete

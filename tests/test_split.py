@@ -308,6 +308,7 @@ def plan() -> None:
     plan_experiments([100])
 
 
+@pytest.mark.slow
 def test_planning_copies_the_folds_and_training_takes_them(phantom, nnunet_folders, monkeypatch, capsys):
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")  # the planner wants at least one
     content = read_dataset_json(phantom)

@@ -15,7 +15,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import nn
 from worlds import make_trainer, shapes, write_world
 
-from nnunetv2_conemos.methods import ConditionalFiLMTrainer
+from nnunetv2_conemos.methods import CMERTrainer, ConditionalFiLMTrainer
 from nnunetv2_conemos.records import Query, Truth
 from nnunetv2_conemos.trainer import PartialLabelTrainer
 
@@ -44,6 +44,26 @@ def test_trainer_hooks_still_have_the_parameters_that_are_overridden():
         "_set_batch_size_and_oversample",
     ):
         assert callable(getattr(nnUNetTrainer, name)), name
+
+
+def test_hooks_of_whole_slice_training_are_where_they_were():
+    """Re-read methods/cmer.py: the patch is drawn as it is, augmented as in validation, compiled never."""
+    theirs, ours = (
+        inspect.signature(trainer.get_training_transforms).parameters for trainer in (nnUNetTrainer, CMERTrainer)
+    )
+    assert list(theirs) == list(ours)
+    assert list(inspect.signature(nnUNetTrainer.get_validation_transforms).parameters) == [
+        "deep_supervision_scales", "is_cascaded", "foreground_labels", "regions", "ignore_label"
+    ]  # fmt: skip
+    code = source(nnUNetTrainer.get_dataloaders)
+    assert "self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()" in code
+    assert "self.get_training_transforms(" in code
+    assert "if self._do_i_compile():" in source(nnUNetTrainer.initialize)
+    assert "self.on_train_end()" in source(nnUNetTrainer.run_training)
+    assert "checkpoint_best.pth" in source(nnUNetTrainer.on_epoch_end)
+    assert 'self.save_checkpoint(join(self.output_folder, "checkpoint_final.pth"))' in source(
+        nnUNetTrainer.on_train_end
+    )
 
 
 def test_train_step_only_moves_and_forwards_what_it_is_given(nnunet_folders):

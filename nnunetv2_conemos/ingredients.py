@@ -18,6 +18,7 @@ from nnunetv2_conemos.raw_writer import CaseJob, reader_of
 from nnunetv2_conemos.recipe import Ingredient, Recipe
 from nnunetv2_conemos.relabel import NOTHING, Signature, shown, signatures
 from nnunetv2_conemos.sources import LabelSpace, Source, SourceError, SourceTable, shorten
+from nnunetv2_conemos.tags import Tags, joined_tags
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Facts(NamedTuple):
     modality: str
     domain: str | None = None
     weight: float = 1.0
+    tagged: tuple[str, ...] = ()
 
     def entry(self) -> dict[str, Any]:
         """Keys of a source, without what is left at its default."""
@@ -45,7 +47,7 @@ class Part:
     """One dataset of a merge under merged names.
 
     `space`: value of its label maps -> labels; `annotated`: case -> labels somebody looked for; `renamed`: own name ->
-    merged name, None where it was dropped; `facts` of every case.
+    merged name, None where it was dropped; `facts` of every case; `tags` of its own cases.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Part:
     facts: dict[str, Facts]
     ignore: int | None
     overwrite_reader: str | None
+    tags: Tags | None
 
     @property
     def labels(self) -> set[str]:
@@ -113,11 +116,6 @@ def part_names(ingredients: Sequence[Ingredient], folders: Sequence[Path]) -> li
 def load_labelled(ingredient: Ingredient, folder: Path, name: str, recipe: Recipe) -> Part:
     """A raw dataset; see `load_parts` for what is refused."""
     dataset_json = datasets.read_raw_json(folder)
-    if "tags" in dataset_json:
-        raise SourceError(
-            f"dataset '{name}' has `tags`, which a merge does not carry. Merge without `tags` and `tagged`, and add "
-            "them to the dataset.json of the result, whose cases are called DATASET_CASE."
-        )
     labels = LabelSpace.from_dataset_json(dataset_json)
     found = datasets.raw_cases(folder)
     if not found:
@@ -125,13 +123,15 @@ def load_labelled(ingredient: Ingredient, folder: Path, name: str, recipe: Recip
     table = own_table(ingredient, dataset_json, labels, list(found), name)
     parts, renamed = merged_labels(ingredient, labels, name, recipe)
     channels = [str(channel) for _, channel in sorted(dataset_json["channel_names"].items(), key=lambda c: int(c[0]))]
-    annotated, facts = {}, {}
+    annotated, facts, tags = {}, {}, {}
     for case in found:
         source = table.sources[table.source_of(case)] if table else Source(cases=(case,), annotated=())
         known = set(source.annotated)
         annotated[case] = frozenset(new for new, owns in parts.items() if known.issuperset(owns))
         modality = ingredient.modality or source.modality or "+".join(channels)
-        facts[case] = Facts(modality, ingredient.domain or source.domain, ingredient.weight * source.weight)
+        tags[case] = joined_tags(table.tags(case) if table else {}, parts)
+        domain, weight = ingredient.domain or source.domain, ingredient.weight * source.weight
+        facts[case] = Facts(modality, domain, weight, tuple(sorted(tags[case])))
     values = [[v for own in owns for v in labels.values[labels.names.index(own)]] for owns in parts.values()]
     every = {value: NOTHING for its_values in labels.values for value in its_values}
     files = {
@@ -146,6 +146,7 @@ def load_labelled(ingredient: Ingredient, folder: Path, name: str, recipe: Recip
         every | signatures(list(parts), values), annotated, renamed,
         tuple(mapping.get(channel, channel) for channel in channels), facts, labels.ignore,
         dataset_json.get("overwrite_image_reader_writer"),
+        Tags(axis=table.tag_axis, cases=tags) if table and any(tags.values()) else None,
     )  # fmt: skip
 
 
@@ -244,6 +245,7 @@ def load_images(ingredient: Ingredient, folder: Path, name: str, like: Part) -> 
         dict.fromkeys(files, Facts(modality, ingredient.domain, ingredient.weight)),
         None,
         override,
+        None,
     )
 
 

@@ -25,7 +25,7 @@ from nnunetv2_conemos.merge_report import MergeReport, print_report, write_repor
 from nnunetv2_conemos.raw_writer import CaseJob, Images, common_ending, dataset_entries, input_files, write_cases
 from nnunetv2_conemos.recipe import Recipe, read_recipe, recipe_of, recipe_text
 from nnunetv2_conemos.relabel import Signature, label_entries, not_written, union
-from nnunetv2_conemos.sources import LabelSpace, SourceTable, shorten
+from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable, shorten
 from nnunetv2_conemos.splits import write_split
 
 RECIPE = "merge_recipe.yaml"
@@ -75,6 +75,8 @@ def plan_merge(recipe: Recipe) -> Plan:
         notes.append(f"`overwrite_image_reader_writer` differs ({shorten(map(str, readers))}); it is left out.")
     cases = [job.case for job in jobs]
     dataset_json["sources"] = merged_sources(parts, LabelSpace.from_dataset_json(dataset_json), cases)
+    if tags := merged_tags(parts):
+        dataset_json["tags"] = tags
     return Plan(parts, dataset_json, SourceTable.from_dataset_json(dataset_json, cases), jobs, notes)
 
 
@@ -110,6 +112,16 @@ def merged_sources(parts: Sequence[Part], labels: LabelSpace, cases: Sequence[st
             told = group.get("domain") or group["modality"]
             sources[name if name not in sources else f"{name} ({told}, {len(sources)})"] = group
     return sources
+
+
+def merged_tags(parts: Sequence[Part]) -> dict[str, Any] | None:
+    """`tags` of the result, if there are any; raises SourceError where datasets count slices along different axes."""
+    axes = {part.name: part.tags.axis for part in parts if part.tags}
+    if len(set(axes.values())) > 1:
+        counted = ", ".join(f"along {axis} in {name}" for name, axis in axes.items())
+        raise SourceError(f"`tags` count slices {counted}. Merge datasets that count along one axis.")
+    cases = {case_id(p, case): tags for p in parts if p.tags for case, tags in p.tags.cases.items() if tags}
+    return {"axis": next(iter(axes.values())), "cases": cases} if axes else None
 
 
 def narrowed(labels: LabelSpace, names: Collection[str]) -> LabelSpace:

@@ -60,6 +60,18 @@ def readable(where: tuple[int | str, ...]) -> str:
     return ", ".join([*parts, *(f"entry {value}" for value in where[3:] if isinstance(value, int))]) or "cases"
 
 
+def joined_tags(own: Mapping[str, Present], parts: Mapping[str, Collection[str]]) -> dict[str, Present]:
+    """Tags under other names: `parts` name -> the labels that make it up; left out where one of those is not tagged."""
+    return {name: union([own[o] for o in owns]) for name, owns in parts.items() if own.keys() >= set(owns)}
+
+
+def union(tags: Collection[Present]) -> Present:
+    """Where any of several labels is present."""
+    if any(tag is True for tag in tags):
+        return True
+    return tuple(sorted({number for tag in tags if not isinstance(tag, bool) for number in tag}))
+
+
 def without_tags(dataset_json: Mapping[str, Any]) -> dict[str, Any]:
     """dataset.json with `sources` for those who do not learn from tags."""
     sources = {

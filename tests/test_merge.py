@@ -312,6 +312,60 @@ def test_an_existing_target_is_kept_unless_it_may_be_replaced(raw, capsys):
     assert list(result(raw)["labels"]) == ["background", "liver", "tumour"]
 
 
+def with_tags(raw, tags, axis="z"):
+    """Case b of the liver dataset is tagged for both labels."""
+    file = raw / "Dataset003_Liver" / "dataset.json"
+    sources = {
+        "drawn": {"cases": ["a"], "annotated": ["liver", "tumour"]},
+        "told": {"cases": ["b"], "annotated": [], "tagged": ["liver", "tumour"], "modality": "PET"},
+    }
+    content = {"sources": sources, "tags": {"axis": axis, "cases": {"b": tags}}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | content))
+
+
+@pytest.mark.parametrize(
+    ("words", "tags", "expected"),
+    [
+        ((), {"liver": [0, 2], "tumour": False}, {"liver": (0, 2), "tumour": ()}),
+        (("--rename", "tumour=lesion"), {"liver": [0], "tumour": [1]}, {"lesion": (1,), "liver": (0,)}),
+        (("--rename", "tumour=liver"), {"liver": [2], "tumour": [1, 2]}, {"liver": (1, 2)}),
+        (("--rename", "tumour=liver"), {"liver": [], "tumour": False}, {"liver": ()}),
+        (("--rename", "tumour=liver"), {"liver": [2], "tumour": True}, {"liver": True}),
+        (("--drop", "3:liver"), {"liver": [2], "tumour": [1]}, {"tumour": (1,)}),
+    ],
+)
+def test_tags_go_along_under_the_new_names(raw, words, tags, expected):
+    with_tags(raw, tags)
+    assert run("3", "9", "-o", "Dataset100_Abdomen", *words) == 0
+    table = SourceTable.from_dataset_json(result(raw), raw_cases(raw / "Dataset100_Abdomen"))
+    assert table.tags("Liver_b") == expected
+    assert not table.known("Liver_b").any()
+    assert table.sources[table.source_of("Liver_b")].modality == "PET"
+    assert not read_nifti(raw / "Dataset100_Abdomen/labelsTr/Liver_b.nii.gz").any()
+    assert [case for case in table.cases if table.tagged(case).any()] == ["Liver_b"]
+
+
+def test_a_region_is_tagged_only_if_all_its_parts_are(raw, tmp_path):
+    with_tags(raw, {"liver": [0], "tumour": [1]})
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("datasets: [{dataset: '3', regions: {organ: [liver, tumour]}, drop: [liver]}, {dataset: '9'}]")
+    assert run("--recipe", str(recipe), "-o", "Dataset100_Abdomen") == 0
+    table = SourceTable.from_dataset_json(result(raw), raw_cases(raw / "Dataset100_Abdomen"))
+    assert table.tags("Liver_b") == {"organ": (0, 1), "tumour": (1,)}
+
+
+def test_tags_along_different_axes_are_refused(raw, capsys):
+    with_tags(raw, {"liver": [0], "tumour": [1]}, axis="x")
+    file = raw / "Dataset009_Spleen" / "dataset.json"
+    told = {
+        "sources": {"T": {"cases": ["*"], "annotated": [], "tagged": ["spleen"]}},
+        "tags": {"cases": {"a": {"spleen": [0]}}},
+    }
+    file.write_text(json.dumps(json.loads(file.read_text()) | told))
+    assert run("3", "9", "-o", "Dataset100_Abdomen") == 2
+    assert "along x in Liver, along z in Spleen" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("end", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_full_disk_or_an_interrupt_leaves_nothing_and_a_second_try_works(raw, monkeypatch, end):
     """The second case fails; an existing target is as it was."""

@@ -16,6 +16,7 @@ from nnunetv2_conemos.losses.masked import MaskedDiceBCE, batch_dice
 from nnunetv2_conemos.losses.target_adaptive import TargetAdaptiveLoss
 from nnunetv2_conemos.method import PLANS_KEY
 from nnunetv2_conemos.methods import ConditionalFiLMTrainer, GenericSSLTrainer, HermesTrainer, UniMOSTrainer
+from nnunetv2_conemos.methods.generic_ssl import GenericSSLOptions
 from nnunetv2_conemos.networks.aggregate_decouple import BothStreams, Noisy, against_background
 from nnunetv2_conemos.networks.scale_fusion import Perturb
 from nnunetv2_conemos.pseudo_maps import class_counts
@@ -63,6 +64,7 @@ def worker(rank, folder, port):
     dice = dice_gradients(model, TargetAdaptiveLoss(ddp=True, dice_weight=1.0), slice(2 * rank, 2 * rank + 2))
     unequal = unequal_dice((slice(0, 2), slice(2, 5))[rank], ddp=True)
     torch.save((value, found, counted, dice, unequal, hermes, unimos, generic), f"{folder}/{rank}.pt")
+    torch.save(generic_step(DistributedDataParallel(generic_network()), rank), f"{folder}/step_{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -148,6 +150,26 @@ def generic_gradients(model, rows, ddp):
     return weights, {name: p.grad.clone() for name, p in module.named_parameters()}
 
 
+class WithoutPlans(GenericSSLTrainer):
+    """Halfway through a training, and asked for what a batch says itself."""
+
+    options, progress, device, grad_scaler = GenericSSLOptions(), 0.5, torch.device("cpu"), None
+    pose = staticmethod(lambda posed: posed)
+
+
+def generic_step(model, rank):
+    """A whole step with two streams, other images in each process: the state of the network after it."""
+    image, target, _, _ = (part[2 * rank : 2 * rank + 2] for part in batch())
+    every = torch.arange(1, 4).expand(2, -1)
+    truth = Truth(target, every, torch.ones(2, 3, dtype=torch.bool), None)
+    trainer = object.__new__(WithoutPlans)
+    trainer.network, trainer.is_ddp, trainer.loss = model, True, ClassWeightedDiceCE(ddp=True)
+    trainer.optimizer, trainer.taught = torch.optim.SGD(model.parameters(), lr=0.1), np.ones(3, dtype=bool)
+    torch.manual_seed(rank)
+    trainer.two_stream_step((Query(image, every), truth), {"data": image.flip(3)})
+    return model.module.state_dict()
+
+
 def reduced_counts(rank):
     """Only the second process saw anything: both must log its Dice, and neither the repeated last value."""
     logged = {}
@@ -168,11 +190,17 @@ def reduced_counts(rank):
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ddp")
+def folder(tmp_path_factory):
+    """What both processes left."""
     from nnunetv2.run.run_training import find_free_network_port
 
+    folder = tmp_path_factory.mktemp("ddp")
     mp.spawn(worker, args=(str(folder), find_free_network_port()), nprocs=WORLD)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def processes(folder):
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
 
 
@@ -231,3 +259,14 @@ def test_three_decoders_get_the_gradients_and_the_difficulty_of_the_whole_batch(
         assert torch.allclose(weights, difficulty, rtol=1e-4)
         for name, gradient in whole.items():
             assert torch.allclose(found[name], gradient, atol=1e-5), name
+
+
+def test_a_step_of_two_streams_leaves_both_processes_with_one_network(folder):
+    first, second = (torch.load(folder / f"step_{rank}.pt") for rank in range(WORLD))
+    before = generic_network().state_dict()
+    for name in before:
+        assert torch.equal(first[name], second[name]), name
+    moved = [name for name in before if not torch.equal(first[name], before[name])]
+    assert any(name.startswith("difficulty") for name in moved)
+    for part in ("encoder", "denoiser", "reweighted", "decoder"):
+        assert any(name.startswith(part) for name in moved), part

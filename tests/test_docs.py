@@ -198,7 +198,8 @@ def test_the_recipe_of_a_benchmark_is_valid(tmp_path: Path):
 @pytest.mark.parametrize("file", sorted((ROOT / "docs" / "benchmarks").glob("*.yaml")), ids=lambda file: file.stem)
 def test_recipes_of_published_figures_are_valid(file: Path):
     recipe = read_benchmark(file, {})
-    assert "ConditionalFiLMTrainer" in {arm.trainer for arm in recipe.arms}
+    learns_from_tags = recipe.hide is not None and recipe.hide.tags is not None
+    assert ("CMERTrainer" if learns_from_tags else "ConditionalFiLMTrainer") in {arm.trainer for arm in recipe.arms}
     assert recipe.hold_out or recipe.test
 
 
@@ -206,6 +207,12 @@ def test_recipes_of_published_figures_are_valid(file: Path):
 def test_the_merges_of_published_figures_are_valid(file: str, key: str):
     recipe = read_recipe(ROOT / "docs" / "benchmarks" / "merges" / file)
     assert [getattr(part, key) for part in recipe.datasets] == ["cine MR", "bSSFP MR"]
+
+
+def test_the_regions_of_a_published_merge_are_valid():
+    (part,) = read_recipe(ROOT / "docs" / "benchmarks" / "merges" / "brats.yaml").datasets
+    assert set(part.regions) == {"whole tumour", "core"}
+    assert set(part.regions["core"]) < set(part.regions["whole tumour"]) == set(part.drop)
 
 
 def test_the_walk_through_quotes_the_example():

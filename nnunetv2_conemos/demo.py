@@ -158,7 +158,7 @@ def run(args: argparse.Namespace) -> int:
     picture(folder / "nnUNet_raw" / DATASET, predictions(folder), dice).savefig(folder / "demo.png", dpi=110)
     console.print(dice_table(dice))
     console.print(
-        f"Stock nnU-Net takes an organ that a site did not annotate for background and forgets it.\n"
+        f"Stock nnU-Net takes an organ that a site did not annotate for background and loses it, or most of it.\n"
         f"Picture: {folder / 'demo.png'}\nEverything else: {folder}",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip

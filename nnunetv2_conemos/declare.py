@@ -7,11 +7,8 @@ written or both left as they were: nnU-Net copies the file only when it plans, a
 from __future__ import annotations
 
 import argparse
-import csv
-import glob
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,124 +19,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from nnunetv2_conemos import datasets
+from nnunetv2_conemos.case_table import NO_TRAITS, TRAITS, Annotated, complete_table, group_sources, read_table
 from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable, shorten
 
-Annotated = dict[str, list[str]]  # case -> labels annotated in it
-LONGEST_NAME = 40  # of a source, in characters
 NO_MAP = "nnU-Net needs one for each case: for an unlabelled case, a map of zeros (never the ignore label)."
 
 
-def read_annotated(path: Path) -> Annotated:
-    """Read case -> labels from JSON (`{"case": ["label", ...]}`) or CSV (header `case,labels`).
-
-    A CSV row holds labels separated by ';' (none = unlabelled); rows of one case are joined. Raises ValueError where
-    the file says anything else, and FileNotFoundError where it is missing.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"--annotated: there is no file {path}.")
-    readers = {".json": _read_json, ".csv": _read_csv}
-    if path.suffix.lower() not in readers:
-        raise ValueError(f"--annotated {path}: expected a .json or .csv file, found '{path.suffix}'.")
-    annotated = readers[path.suffix.lower()](path)
-    if not annotated:
-        raise ValueError(f"--annotated {path}: the file names no case.")
-    return annotated
-
-
-def _read_json(path: Path) -> Annotated:
-    def refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        repeated = [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]
-        if repeated:
-            raise ValueError(f"--annotated {path}: named more than once: {shorten(repeated)}. Join their labels.")
-        return dict(pairs)
-
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=refuse_repeated)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--annotated {path}: not valid JSON ({error}).") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"--annotated {path}: expected an object case -> labels, found {type(content).__name__}.")
-    for case, labels in content.items():
-        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-            raise ValueError(f"--annotated {path}, case '{case}': expected a list of label names, found {labels!r}.")
-    return content
-
-
-def _read_csv(path: Path) -> Annotated:
-    annotated: Annotated = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file, restkey="too many", skipinitialspace=True)
-        if rows.fieldnames != ["case", "labels"]:
-            raise ValueError(f"--annotated {path}: expected the header 'case,labels', found {rows.fieldnames}.")
-        for row in rows:
-            if not row["case"] or row["labels"] is None or "too many" in row:
-                raise ValueError(
-                    f"--annotated {path}, line {rows.line_num}: expected two fields, a case and labels separated by "
-                    f"';', found {[field for field in row.values() if field]}."
-                )
-            labels = [label.strip() for label in row["labels"].split(";")]
-            annotated.setdefault(row["case"].strip(), []).extend(label for label in labels if label)
-    return annotated
-
-
-def complete_table(annotated: Mapping[str, list[str]], cases: Iterable[str], rest: list[str] | None) -> Annotated:
-    """Match the table with the cases of the dataset; cases it does not name get the labels `rest`.
-
-    Raises SourceError for cases that are not in the dataset, and for missing ones where `rest` is None.
-    """
-    cases = sorted(cases)
-    strangers = sorted(set(annotated) - set(cases))
-    missing = sorted(set(cases) - set(annotated))
-    problems = []
-    if strangers:
-        problems.append(
-            f"{len(strangers)} case(s) of the table are not in the dataset: {shorten(strangers)}. "
-            f"Cases are named without channel and file ending, e.g. {shorten(cases[:2])}."
-        )
-    if missing and rest is None:
-        problems.append(
-            f"{len(missing)} case(s) of the dataset are not in the table: {shorten(missing)}. Add them, or say "
-            "`--missing unlabelled` (nothing is annotated in them) or `--missing all` (everything is)."
-        )
-    if problems:
-        raise SourceError(" ".join(problems))
-    return {case: annotated.get(case, rest or []) for case in cases}
-
-
-def group_sources(
-    annotated: Mapping[str, list[str]], labels: LabelSpace, dataset: str | None = None
-) -> dict[str, dict[str, Any]]:
-    """`sources` for dataset.json: one per set of labels, in the order of nnU-Net's heads, exact cases as globs.
-
-    `dataset`: what they are all parts of.
-    Raises SourceError for a label name that does not exist, with the nearest one.
-    """
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for case, names in sorted(annotated.items()):
-        columns = {labels.index(name, f"case '{case}'") for name in names}
-        groups.setdefault(tuple(labels.names[column] for column in sorted(columns)), []).append(case)
-    sources = {}
-    for number, (known, cases) in enumerate(sorted(groups.items(), key=lambda group: -len(group[1])), start=1):
-        name = _readable_name(known, labels.names)
-        if len(name) > LONGEST_NAME or name in sources:
-            name = f"group {number}"
-        sources[name] = {"cases": [glob.escape(case) for case in cases], "annotated": list(known)}
-        if dataset:
-            sources[name]["dataset"] = dataset
-    return sources
-
-
-def _readable_name(known: tuple[str, ...], every: tuple[str, ...]) -> str:
-    lacking = [name for name in every if name not in known]
-    if not known:
-        return "unlabelled"
-    if not lacking:
-        return "all labels"
-    return "all but " + ", ".join(lacking) if len(lacking) < len(known) else " + ".join(known)
-
-
 def declare(
-    dataset: str, annotated: Annotated, missing: str | None = None, overwrite: bool = False
+    dataset: str,
+    annotated: Annotated,
+    missing: str | None = None,
+    overwrite: bool = False,
+    traits: Mapping[str, dict[str, str]] = NO_TRAITS,
 ) -> tuple[SourceTable, list[Path]]:
     """Write `sources` into the raw dataset.json and an existing preprocessed copy; returns the table and these files.
 
@@ -151,7 +42,7 @@ def declare(
     labels = LabelSpace.from_dataset_json(dataset_json)
     cases = datasets.raw_cases(raw)
     rest = {"unlabelled": [], "all": list(labels.names), None: None}[missing]
-    sources = group_sources(complete_table(annotated, cases, rest), labels, name)
+    sources = group_sources(complete_table(annotated, cases, rest), labels, name, traits)
     table = SourceTable.from_dataset_json(dataset_json | {"sources": sources}, cases)
     files = {}
     for folder in filter(None, (raw, datasets.preprocessed_folder(name))):
@@ -250,6 +141,7 @@ def source_table(table: SourceTable, occurs: np.ndarray | None = None) -> Table:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", metavar="DATASET", help="name or id of a raw dataset")
     table_help = 'JSON {"case": ["label", ...]} or CSV with the header case,labels (labels separated by ";")'
+    table_help += f" and, if you like, {', '.join(TRAITS)}"
     parser.add_argument("--annotated", type=Path, required=True, metavar="FILE", help=table_help)
     missing_help = "what cases that FILE does not name are annotated for [an error]"
     parser.add_argument("--missing", choices=("unlabelled", "all"), help=missing_help)
@@ -258,7 +150,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     console = Console(soft_wrap=True)
-    table, files = declare(args.dataset, read_annotated(args.annotated), args.missing, args.overwrite)
+    given = read_table(args.annotated)
+    table, files = declare(args.dataset, given.annotated, args.missing, args.overwrite, given.traits)
     console.print(source_table(table))
     for file in files:
         console.print(f"`sources` written to {file}", markup=False, highlight=False)

@@ -27,6 +27,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from scipy.ndimage import find_objects
 
+from nnunetv2_conemos.case_table import group_sources, read_table
 from nnunetv2_conemos.datasets import (
     OWN_KEYS,
     dataset_name,
@@ -36,7 +37,6 @@ from nnunetv2_conemos.datasets import (
     write_aside,
     write_json,
 )
-from nnunetv2_conemos.declare import group_sources, read_annotated
 from nnunetv2_conemos.figures import draw_dice, print_scores
 from nnunetv2_conemos.parallel import in_processes
 from nnunetv2_conemos.raw_writer import reader_of
@@ -128,7 +128,7 @@ def who_annotated_what(args: argparse.Namespace, dataset_json: Mapping[str, Any]
     if args.complete:
         return table_of_sources({key: value for key, value in dataset_json.items() if key not in OWN_KEYS}, cases)
     if args.annotated:
-        annotated = read_annotated(args.annotated)
+        annotated = read_table(args.annotated).annotated
         unnamed = sorted(set(cases) - set(annotated))
         if unnamed:
             raise SourceError(

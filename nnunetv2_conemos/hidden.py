@@ -14,7 +14,7 @@ from typing import Any, get_args
 import numpy as np
 
 from nnunetv2_conemos import datasets
-from nnunetv2_conemos.declare import Annotated, group_sources
+from nnunetv2_conemos.case_table import Annotated, group_sources
 from nnunetv2_conemos.parallel import in_processes
 from nnunetv2_conemos.raw_writer import CaseJob, Images, dataset_entries, jobs_of, write_cases
 from nnunetv2_conemos.relabel import visible_values

@@ -14,8 +14,9 @@ from typing import get_args
 import numpy as np
 from rich.console import Console
 
+from nnunetv2_conemos.case_table import Annotated
 from nnunetv2_conemos.datasets import new_dataset_folder
-from nnunetv2_conemos.declare import Annotated, named_or_path, source_table
+from nnunetv2_conemos.declare import named_or_path, source_table
 from nnunetv2_conemos.hidden import COMPLETE, add_copy_arguments, hidden_copy, read_original, written
 from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable, shorten
 from nnunetv2_conemos.splits import write_split

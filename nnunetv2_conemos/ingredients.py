@@ -13,7 +13,8 @@ from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 
 from nnunetv2_conemos import datasets
-from nnunetv2_conemos.declare import complete_table, group_sources, named_or_path, read_annotated
+from nnunetv2_conemos.case_table import complete_table, group_sources, read_table
+from nnunetv2_conemos.declare import named_or_path
 from nnunetv2_conemos.raw_writer import CaseJob, reader_of
 from nnunetv2_conemos.recipe import Ingredient, Recipe
 from nnunetv2_conemos.relabel import NOTHING, Signature, shown, signatures
@@ -157,8 +158,9 @@ def own_table(
     try:
         if ingredient.annotated is None:
             return SourceTable.from_dataset_json(dataset_json, cases)
-        annotated = complete_table(read_annotated(ingredient.annotated), cases, None)
-        sources = group_sources(annotated, labels)
+        given = read_table(ingredient.annotated)
+        annotated = complete_table(given.annotated, cases, None)
+        sources = group_sources(annotated, labels, traits=given.traits)
         if not any(annotated.values()):
             return None
         return SourceTable.from_dataset_json({**dataset_json, "sources": sources}, cases)

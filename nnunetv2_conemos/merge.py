@@ -16,10 +16,10 @@ from typing import Any, get_args
 
 from rich.console import Console
 
+from nnunetv2_conemos.case_table import group_sources
 from nnunetv2_conemos.check import count_occurrences
 from nnunetv2_conemos.contents import CaseContent
 from nnunetv2_conemos.datasets import new_dataset_folder, new_folder, raw_folder, refuse_own_files, write_json
-from nnunetv2_conemos.declare import group_sources
 from nnunetv2_conemos.ingredients import Facts, Part, case_id, case_jobs, load_parts
 from nnunetv2_conemos.merge_report import MergeReport, print_report, write_report
 from nnunetv2_conemos.raw_writer import CaseJob, Images, common_ending, dataset_entries, input_files, write_cases

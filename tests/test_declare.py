@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import io
 import json
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
 from rich.console import Console
 
 from nnunetv2_conemos import cli, datasets
-from nnunetv2_conemos.declare import (
-    complete_table,
-    declare,
-    group_sources,
-    read_annotated,
-    source_table,
-    write_together,
-)
+from nnunetv2_conemos.case_table import group_sources
+from nnunetv2_conemos.declare import declare, source_table, write_together
 from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable
 
 LABELS = LabelSpace.from_dataset_json({"labels": {"background": 0, "liver": 1, "spleen": 2, "pancreas": 3}})
@@ -41,84 +32,6 @@ def table_of(phantom: Path, tmp_path: Path) -> Path:
     table = SourceTable.from_dataset_json(dataset_json, datasets.raw_cases(phantom))
     datasets.write_json(phantom / "dataset.json", {k: v for k, v in dataset_json.items() if k != "sources"})
     return write(tmp_path / "table.json", json.dumps({case: table.annotated(case) for case in table.cases}))
-
-
-def test_json_and_both_kinds_of_csv_say_the_same(tmp_path: Path):
-    wanted = {"a": ["liver", "spleen"], "b": ["pancreas"], "c": []}
-    wide = "case,labels\na,liver;spleen\nb, pancreas\nc,\n"
-    long = "case,labels\r\na,liver\r\na,spleen\r\nb,pancreas\r\nc,\r\n"
-    assert read_annotated(write(tmp_path / "t.json", json.dumps(wanted))) == wanted
-    assert read_annotated(write(tmp_path / "wide.csv", wide)) == wanted
-    assert read_annotated(write(tmp_path / "long.CSV", "\ufeff" + long)) == wanted
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("t.json", "{", "not valid JSON"),
-        ("t.json", "[1]", "expected an object case -> labels, found list"),
-        ("t.json", '{"a": "liver"}', "case 'a': expected a list of label names, found 'liver'"),
-        ("t.json", '{"a": ["liver"], "b": [], "a": []}', "named more than once: a"),
-        ("t.json", "{}", "names no case"),
-        ("t.csv", "", "expected the header 'case,labels', found None"),
-        ("t.csv", "id,labels\na,b\n", "expected the header 'case,labels'"),
-        ("t.csv", "case,labels\na,liver\nb,liver,spleen\n", "line 3: expected two fields"),
-        ("t.csv", "case,labels\na\n", "line 2: expected two fields"),
-        ("t.csv", "case,labels\n,liver\n", "line 2: expected two fields"),
-        ("t.xlsx", "", "expected a .json or .csv file, found '.xlsx'"),
-    ],
-)
-def test_a_file_that_says_something_else_is_refused(tmp_path: Path, name: str, text: str, message: str):
-    with pytest.raises(ValueError, match=message):
-        read_annotated(write(tmp_path / name, text))
-
-
-def test_cases_annotated_alike_become_one_source_in_label_order():
-    annotated = {"a": ["spleen", "liver"], "b": ["liver", "spleen"], "c": [], "d": ["spleen"], "e": [*LABELS.names]}
-    sources = group_sources(annotated, LABELS)
-    assert sources["all but pancreas"] == {"cases": ["a", "b"], "annotated": ["liver", "spleen"]}
-    assert {name: source["cases"] for name, source in sources.items()} == {
-        "all but pancreas": ["a", "b"],
-        "unlabelled": ["c"],
-        "spleen": ["d"],
-        "all labels": ["e"],
-    }
-
-
-def test_names_that_are_long_or_taken_become_numbers():
-    labels = LabelSpace(("a + b", "a", "b", "c", "d", "x" * 60), ((1,), (2,), (3,), (4,), (5,), (6,)), False, None)
-    sources = group_sources({"1": ["a + b"], "2": ["a", "b"], "3": ["x" * 60]}, labels)
-    assert len(sources) == 3
-    assert sum(name.startswith("group ") for name in sources) == 2
-
-
-@pytest.mark.parametrize("case", ["scan[1]", "what?", "star*", "[!x]", "plain"])
-def test_case_names_are_matched_to_the_letter(case: str):
-    (pattern,) = group_sources({case: ["liver"]}, LABELS)["liver"]["cases"]
-    assert fnmatchcase(case, pattern)
-    assert not any(fnmatchcase(other, pattern) for other in ("scan1", "whatx", "starry", "y", "plain2"))
-
-
-@given(st.dictionaries(st.text(min_size=1, max_size=6), st.lists(st.sampled_from(LABELS.names)), min_size=1))
-def test_sources_say_what_the_table_said(annotated: dict[str, list[str]]):
-    """Whatever the cases are called: each is in one source, which annotates exactly its labels."""
-    assume(any(annotated.values()))
-    labels = {"background": 0} | {name: i for i, name in enumerate(LABELS.names, start=1)}
-    table = SourceTable.from_dataset_json({"labels": labels, "sources": group_sources(annotated, LABELS)}, annotated)
-    assert {case: set(table.annotated(case)) for case in table.cases} == {c: set(v) for c, v in annotated.items()}
-
-
-def test_an_unknown_label_is_answered_with_the_nearest():
-    with pytest.raises(SourceError, match=r"case 'a': 'Spleen' is no label .*Did you mean 'spleen'\?"):
-        group_sources({"a": ["Spleen"]}, LABELS)
-
-
-def test_strangers_and_missing_cases_are_listed_together():
-    with pytest.raises(SourceError, match=r"1 case\(s\) of the table .*: x\. .*2 case\(s\) of the dataset .*: b, c\."):
-        complete_table({"a": ["liver"], "x": []}, ["a", "b", "c"], None)
-    assert complete_table({"a": ["liver"]}, ["a", "b"], []) == {"a": ["liver"], "b": []}
-    with pytest.raises(SourceError, match="not in the dataset: x"):
-        complete_table({"x": []}, ["a"], [])
 
 
 def test_the_command_writes_both_copies_and_prints_the_table(
@@ -201,6 +114,16 @@ def test_other_sources_stay_without_overwrite(phantom: Path, nnunet_folders: Pat
     assert files == [phantom / "dataset.json"]
     assert list(source_table.sources) == ["liver"]
     declare(NAME, table)  # the same again changes nothing and needs no flag
+
+
+def test_modality_and_domain_of_a_table_reach_both_copies(phantom: Path, nnunet_folders: Path):
+    cases = sorted(datasets.raw_cases(phantom))
+    rows = "".join(f"{case},liver,MR,{case[:6]}\n" for case in cases)
+    table = write(nnunet_folders / "table.csv", "case,labels,modality,domain\n" + rows)
+    cli.main(["declare", NAME, "--annotated", str(table), "--overwrite"])
+    written = SourceTable.from_dataset_json(datasets.read_dataset_json(phantom), cases)
+    assert {case: written.domain_of(case) for case in cases} == {case: case[:6] for case in cases}
+    assert {source.modality for source in written.sources.values()} == {"MR"}
 
 
 def test_missing_cases_can_be_unlabelled_or_complete(phantom: Path):

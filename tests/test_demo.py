@@ -18,8 +18,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from rich.console import Console
 
 from nnunetv2_conemos import cli, datasets, demo, env, methods, stock
+from nnunetv2_conemos.case_table import read_table
 from nnunetv2_conemos.commands import FOLDERS, CommandError
-from nnunetv2_conemos.declare import declare, read_annotated
+from nnunetv2_conemos.declare import declare
 from nnunetv2_conemos.demo_report import dice_table, draw_bars, picture, telling_slice
 from nnunetv2_conemos.phantom import ORGANS, write_phantom
 from nnunetv2_conemos.variants import EPOCHS, variant
@@ -106,7 +107,7 @@ def test_every_step_is_announced_and_both_arms_share_the_split(
         chain.announce(title)
         commands.append(tuple(map(str, command)))
         if command[:2] == ("conemos", "declare"):
-            declare(str(command[2]), read_annotated(Path(command[4])))
+            declare(str(command[2]), read_table(Path(command[4])).annotated)
         if command[0] == "nnUNetv2_plan_and_preprocess":
             preprocessed.mkdir()
             raw_json = datasets.read_dataset_json(folder / "nnUNet_raw" / demo.DATASET)

@@ -20,8 +20,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_conemos import cli, methods
 from nnunetv2_conemos.benchmark.recipe import read_recipe as read_benchmark
+from nnunetv2_conemos.case_table import group_sources, read_table
 from nnunetv2_conemos.datasets import write_json
-from nnunetv2_conemos.declare import group_sources, read_annotated
 from nnunetv2_conemos.method import method_options
 from nnunetv2_conemos.networks.conditional import FiLMOptions
 from nnunetv2_conemos.recipe import read_recipe
@@ -156,8 +156,8 @@ def test_both_tables_for_declare_say_the_same(tmp_path: Path):
     (as_csv,) = blocks(SOURCES_PAGE, "csv")
     write_json(tmp_path / "annotated.json", as_json)
     (tmp_path / "annotated.csv").write_text(as_csv)
-    annotated = read_annotated(tmp_path / "annotated.json")
-    assert annotated == read_annotated(tmp_path / "annotated.csv")
+    annotated = read_table(tmp_path / "annotated.json").annotated
+    assert annotated == read_table(tmp_path / "annotated.csv").annotated
     sources = group_sources(annotated, LabelSpace.from_dataset_json(EXAMPLES[0]))
     assert [source["annotated"] for source in sources.values()] == [["liver"], ["spleen", "kidneys"], []]
 

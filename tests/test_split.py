@@ -18,9 +18,9 @@ from raw_worlds import read_nifti, stripes, write_raw
 from test_end_to_end import command
 
 from nnunetv2_conemos import cli
+from nnunetv2_conemos.case_table import group_sources
 from nnunetv2_conemos.check import check_dataset
 from nnunetv2_conemos.datasets import raw_cases, read_dataset_json, write_json
-from nnunetv2_conemos.declare import group_sources
 from nnunetv2_conemos.methods import UniMOSTrainer
 from nnunetv2_conemos.phantom import ORGANS, write_phantom
 from nnunetv2_conemos.roles import amount

@@ -14,8 +14,8 @@ from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 
 from nnunetv2_conemos.benchmark.recipe import Recipe, TestSet
 from nnunetv2_conemos.benchmark.workplace import MODALITIES, PARTIAL, Workplace, with_validation, write_referenced
+from nnunetv2_conemos.case_table import complete_table, group_sources, read_table
 from nnunetv2_conemos.datasets import new_folder, raw_cases, read_raw_json, write_json
-from nnunetv2_conemos.declare import complete_table, group_sources, read_annotated
 from nnunetv2_conemos.evaluation import occupied, read_map
 from nnunetv2_conemos.parallel import in_processes
 from nnunetv2_conemos.raw_writer import jobs_of, reader_of, write_cases
@@ -41,8 +41,9 @@ def plan_material(recipe: Recipe, source: Path, processes: int) -> Material:
     if recipe.annotated:
         if "sources" in dataset_json:
             raise SourceError(f"{source} has `sources` already: leave `annotated` out of the recipe.")
-        annotated = complete_table(read_annotated(recipe.annotated), files, None)
-        dataset_json["sources"] = group_sources(annotated, labels, source.name)
+        given = read_table(recipe.annotated)
+        annotated = complete_table(given.annotated, files, None)
+        dataset_json["sources"] = group_sources(annotated, labels, source.name, given.traits)
     table = SourceTable.from_dataset_json(dataset_json, files)
     refuse_unfit(recipe, source, table)
     if not recipe.hold_out:

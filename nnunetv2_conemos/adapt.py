@@ -13,6 +13,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
+from nnunetv2_conemos import env
 from nnunetv2_conemos.datasets import dataset_name, preprocessed_folder, read_dataset_json, write_aside
 from nnunetv2_conemos.method import PLANS_KEY, facts_for_inference, known_modalities
 from nnunetv2_conemos.models import planned_network, read_checkpoint
@@ -34,6 +35,7 @@ def run(args: argparse.Namespace) -> None:
     """Raises SourceError, FileNotFoundError or FileExistsError before anything is written."""
     if args.output.exists() and not args.overwrite:
         raise FileExistsError(f"{args.output} exists. Choose another file or pass --overwrite.")
+    env.find_trainers()
     checkpoint = read_checkpoint(args.checkpoint)
     folder = preprocessed_folder(dataset_name(args.dataset))
     if folder is None:

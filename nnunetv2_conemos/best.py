@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -27,6 +26,7 @@ from nnunetv2.utilities.file_path_utilities import get_ensemble_name, get_output
 from nnunetv2_conemos.datasets import preprocessed_folder, raw_folder, read_dataset_json, write_json
 from nnunetv2_conemos.evaluation import CaseFiles, case_files, evaluate, known_dataset, table_of_sources
 from nnunetv2_conemos.figures import print_ranking
+from nnunetv2_conemos.parallel import default_processes
 from nnunetv2_conemos.scores import summarise
 from nnunetv2_conemos.sources import SourceError, shorten
 
@@ -57,7 +57,8 @@ class Model:
     def training_command(self, fold: int) -> str:
         """What completes this fold: its validation, the rest of its training, or all of it."""
         trained = self.validation(fold).parent
-        finished, begun = (trained / "checkpoint_final.pth").is_file(), (trained / "checkpoint_latest.pth").is_file()
+        finished = (trained / "checkpoint_final.pth").is_file()
+        begun = any((trained / f"checkpoint_{name}.pth").is_file() for name in ("latest", "best"))
         start = "--val " if finished else "--c " if begun else ""
         command = f"nnUNetv2_train {self.dataset} {self.configuration} {fold} -tr {self.trainer} -p {self.plans}"
         return f"{command} {start}--npz"
@@ -85,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", dest="configurations", nargs="+", metavar="C", help="configurations to rank [all]")
     parser.add_argument("-f", dest="folds", nargs="+", type=int, metavar="FOLD", help="folds [all that were trained]")
     parser.add_argument("--disable_ensembling", action="store_true", help="rank single models only")
-    parser.add_argument("-np", dest="processes", type=int, default=os.cpu_count() or 1, help="[%(default)s]")
+    parser.add_argument("-np", dest="processes", type=int, default=default_processes(), help="[%(default)s]")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -20,7 +20,8 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from rich.progress import track
 
 from nnunetv2_conemos import datasets, env
-from nnunetv2_conemos.complete import (
+from nnunetv2_conemos.declare import named_or_path
+from nnunetv2_conemos.labelling import (
     AT_ONCE,
     Inference,
     Labelling,
@@ -29,7 +30,6 @@ from nnunetv2_conemos.complete import (
     plan_labelling,
     predict_files,
 )
-from nnunetv2_conemos.declare import named_or_path
 from nnunetv2_conemos.models import ModelFolder, read_checkpoint, read_model
 from nnunetv2_conemos.networks.cam import SOFTNESS
 from nnunetv2_conemos.raw_writer import CaseJob, dataset_entries, input_files, write_seg
@@ -86,6 +86,7 @@ def plan_annotation(
 
 def annotate(annotation: Annotation, target: Path, overwrite: bool) -> None:
     """Write the dataset, whole or not at all."""
+    datasets.refuse_existing_dataset(target, overwrite)
     datasets.refuse_own_files(target, input_files(annotation.jobs.values()))
     with datasets.new_folder(target, overwrite) as folder:
         (folder / "labelsTr").mkdir()

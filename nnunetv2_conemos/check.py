@@ -23,6 +23,7 @@ from nnunetv2_conemos import datasets
 from nnunetv2_conemos.contents import CaseContent, read_contents
 from nnunetv2_conemos.declare import cell_texts, find_raw, source_table
 from nnunetv2_conemos.environment import Finding, check_environment
+from nnunetv2_conemos.parallel import default_processes
 from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable, shorten
 
 
@@ -164,15 +165,20 @@ def count_occurrences(table: SourceTable, contents: Iterable[CaseContent]) -> np
 
 
 def check_absent(table: SourceTable, contents: Collection[CaseContent]) -> list[Finding]:
-    """Labels that a source is said to annotate but that none of its cases holds: the worst mistake there is."""
+    """Labels that a source is said to annotate but that none of its cases holds: the worst mistake there is.
+
+    Of one or two cases it may well be true, so that is a warning.
+    """
     seen = {table.source_of(content.case) for content in contents}
     never = (table.counts() > 0) & (count_occurrences(table, contents) == 0)
     remedy = "Remove it from `annotated`, unless somebody looked for it in these cases and it truly is in none."
     findings = []
     for row, source in enumerate(table.sources):
-        what = f"declared annotated, but it occurs in none of {len(table.cases_of(source))} case(s): taught as absent."
+        cases = len(table.cases_of(source))
+        what = f"declared annotated, but it occurs in none of {cases} case(s): taught as absent."
         for name in np.array(table.labels.names)[never[row]] if source in seen else []:
-            findings.append(Finding("error", f"source '{source}', label '{name}'", what, remedy))
+            severity = "error" if cases > 2 else "warning"
+            findings.append(Finding(severity, f"source '{source}', label '{name}'", what, remedy))
     return findings
 
 
@@ -205,8 +211,9 @@ def print_findings(findings: Iterable[Finding], console: Console) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", metavar="DATASET", nargs="?", help="name or id; without it, only the environment")
-    processes = os.cpu_count() or 1
-    parser.add_argument("-np", dest="processes", type=int, default=processes, metavar="N", help="[%(default)s]")
+    parser.add_argument(
+        "-np", dest="processes", type=int, default=default_processes(), metavar="N", help="[%(default)s]"
+    )
     parser.add_argument(
         "--figure", type=Path, metavar="FILE", help="draw the label x source table, e.g. to sources.png"
     )

@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -24,45 +25,24 @@ from rich.table import Table
 
 from nnunetv2_conemos import datasets, env
 from nnunetv2_conemos.declare import named_or_path
+from nnunetv2_conemos.labelling import (
+    AT_ONCE,
+    Inference,
+    Labelling,
+    add_inference_arguments,
+    inference_of,
+    plan_labelling,
+    predict_files,
+)
 from nnunetv2_conemos.method import UNKNOWN
 from nnunetv2_conemos.models import ModelFolder, read_model
 from nnunetv2_conemos.predict import asked
-from nnunetv2_conemos.raw_writer import CaseJob, dataset_entries, input_files, jobs_of, write_seg
+from nnunetv2_conemos.raw_writer import CaseJob, dataset_entries, input_files, write_seg
 from nnunetv2_conemos.relabel import completion_table
 from nnunetv2_conemos.sources import SourceError, SourceTable, shorten
+from nnunetv2_conemos.tags import ARRAY_AXIS, slices_with
 
-AT_ONCE = 16  # cases between two moments at which everything predicted so far is safe
 SETTINGS = "completion.json"
-
-
-@dataclass(frozen=True)
-class Inference:
-    """How to predict: nnU-Net's own choices."""
-
-    folds: list[str]
-    checkpoint: str
-    device: str
-    mirroring: bool
-    preprocessing: int
-    export: int
-
-
-@dataclass(frozen=True)
-class Labelling:
-    """A dataset whose cases a model is to label."""
-
-    model: ModelFolder
-    inference: Inference
-    raw: Path
-    table: SourceTable
-    dataset_json: dict[str, Any]
-    jobs: dict[str, CaseJob]
-
-    @property
-    def ignore_value(self) -> int:
-        """That of the dataset, or the next free value."""
-        labels = self.table.labels
-        return 1 + max(v for values in labels.values for v in values) if labels.ignore is None else labels.ignore
 
 
 @dataclass(frozen=True)
@@ -94,20 +74,19 @@ class Completion(Labelling):
             "sources": self.dataset_json["sources"],
             "folds": self.inference.folds,
             "checkpoint": self.inference.checkpoint,
+            "trained weights": file_facts(
+                self.model.folder / f"fold_{fold}" / self.inference.checkpoint for fold in self.inference.folds
+            ),
+            "cases": file_facts(input_files(self.jobs.values())),
             "mirroring": self.inference.mirroring,
             "uncertain": self.uncertain,
         }
 
 
-def plan_labelling(model: ModelFolder, inference: Inference, raw: Path) -> Labelling:
-    """Raises SourceError where model and dataset have other labels."""
-    dataset_json, files = datasets.read_raw_json(raw), datasets.raw_cases(raw)
-    table = SourceTable.from_dataset_json(dataset_json, files)
-    if table.labels != model.labels:
-        theirs, ours = model.dataset_json["labels"], dataset_json["labels"]
-        raise SourceError(f"the model has other labels than {raw.name}.\n  model: {theirs}\n  dataset: {ours}")
-    jobs = {job.case: job for job in jobs_of(dataset_json, files)}
-    return Labelling(model, inference, raw, table, dataset_json, jobs)
+def file_facts(files: Iterable[Path]) -> str:
+    """A hash of the names, sizes and times of files: another one tells that some of them changed."""
+    facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return sha256(repr(facts).encode()).hexdigest()
 
 
 def plan_completion(model: ModelFolder, inference: Inference, raw: Path, uncertain: float | None) -> Completion:
@@ -125,7 +104,7 @@ def plan_completion(model: ModelFolder, inference: Inference, raw: Path, uncerta
 
 def complete(completion: Completion, target: Path, overwrite: bool) -> dict[str, int]:
     """Write the completed dataset, going on with an unfinished one; returns label -> cases in which it was missing."""
-    datasets.refuse_existing(target, overwrite)
+    datasets.refuse_existing_dataset(target, overwrite)
     datasets.refuse_own_files(target, input_files(completion.jobs.values()))
     folder = unfinished_folder(completion, target, overwrite)
     labels = folder / "labelsTr"
@@ -196,34 +175,42 @@ def complete_batch(
     shutil.rmtree(scratch)
 
 
-def predict_files(
-    predictor: nnUNetPredictor, how: Inference, images: list[list[str]], outputs: list[str], probabilities: bool
-) -> None:
-    """Write the prediction of each list of channels to a file name without ending, with probabilities if wanted."""
-    if how.preprocessing == how.export == 0:
-        predictor.predict_from_files_sequential(images, outputs, probabilities)
-    else:
-        predictor.predict_from_files(images, outputs, probabilities, True, how.preprocessing, how.export)
-
-
 def completed_map(completion: Completion, job: CaseJob, scratch: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """Label map [*S]: what is annotated and, where that leaves it open, what was predicted; and its geometry."""
     labels, missing = completion.table.labels, completion.missing(job.case)
     data, grid = job.reader.read_seg(str(job.label))
     mine = data[0].astype(np.intp)
-    table, left_open = completion_table(labels, completion.table.annotated(job.case))
-    if mine.max() >= len(table):
-        raise SourceError(f"case '{job.case}': {job.label} holds the value {mine.max()}, which stands in no label.")
-    if not missing:
-        return table[mine, mine], grid
-    predicted = job.reader.read_seg(str(scratch / f"{job.case}{job.ending}"))[0][0].astype(np.intp)
-    completed = table[mine, predicted]
+    values = {0, labels.ignore or 0, *(value for its_values in labels.values for value in its_values)}
+    if strange := set(np.unique(mine).tolist()) - values:
+        raise SourceError(f"case '{job.case}': {job.label} holds the value {min(strange)}, which stands in no label.")
+    predicted = mine
+    if missing:
+        predicted = job.reader.read_seg(str(scratch / f"{job.case}{job.ending}"))[0][0].astype(np.intp)
+    completed, left_open = np.zeros(mine.shape, dtype=np.uint16), np.zeros(mine.shape, dtype=bool)
+    axis, groups = absent_labels(completion.table, job.case, mine.shape)
+    for absent, slices in groups.items():
+        table, is_open = completion_table(labels, [*completion.table.annotated(job.case), *absent])
+        for result, found in ((completed, table[mine, predicted]), (left_open, is_open[mine])):
+            np.moveaxis(result, axis, 0)[slices] = np.moveaxis(found, axis, 0)[slices]
     if completion.uncertain is not None:
         with np.load(scratch / f"{job.case}.npz") as saved:
             columns = [labels.names.index(name) for name in missing]
             unsure = is_unsure(saved["probabilities"], columns, labels.has_regions, completion.uncertain)
-        completed[unsure & left_open[mine]] = completion.ignore
+        completed[unsure & left_open] = completion.ignore_value
     return completed, grid
+
+
+def absent_labels(
+    table: SourceTable, case: str, shape: tuple[int, ...]
+) -> tuple[int, dict[tuple[str, ...], list[int]]]:
+    """Labels that image tags say are absent -> the slices they are absent from; and the axis of these slices."""
+    tags = table.tags(case)
+    axis = ARRAY_AXIS[table.tag_axis] if tags else 0
+    absent: list[tuple[str, ...]] = [()] * shape[axis]
+    for name, tag in tags.items():
+        present, known = slices_with(tag, shape[axis], f"`tags`, case '{case}', label '{name}'")
+        absent = [(*names, name) if gone else names for names, gone in zip(absent, known & ~present, strict=True)]
+    return axis, {names: [n for n, other in enumerate(absent) if other == names] for names in dict.fromkeys(absent)}
 
 
 def is_unsure(saved: np.ndarray, missing: list[int], has_regions: bool, margin: float) -> Any:
@@ -261,21 +248,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--uncertain", type=float, metavar="P", help=uncertain_help)
     add_inference_arguments(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset, begin anew")
-
-
-def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", help="[all that were trained]")
-    parser.add_argument("-chk", default="checkpoint_final.pth", help="[%(default)s]")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("-device", default=device, choices=("cuda", "cpu", "mps"), help="[%(default)s]")
-    parser.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, less accurate")
-    parser.add_argument("-npp", type=int, default=3, help="processes for preprocessing [%(default)s]")
-    parser.add_argument("-nps", type=int, default=3, help="processes for export; both 0: all in one [%(default)s]")
-
-
-def inference_of(args: argparse.Namespace, model: ModelFolder) -> Inference:
-    folds = model.folds(args.chk, args.folds)
-    return Inference(folds, args.chk, args.device, not args.disable_tta, args.npp, args.nps)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -57,19 +57,18 @@ def read_content(
     try:
         values = np.unique(reader.read_seg(str(label))[0])
     except Exception as error:  # each image library raises its own
-        reason = (str(error).strip() or repr(error)).splitlines()[-1]
-        return CaseContent(case, frozenset(), f"{label} cannot be read: {reason}", "Write the file again.")
+        return CaseContent(case, frozenset(), f"{label} cannot be read: {brief(error)}", "Write the file again.")
     whole = np.isfinite(values) & (values == np.round(values))
     if not whole.all():
         strange = shorten(map(str, values[~whole]))
         return CaseContent(
             case, frozenset(), f"{label} holds values that are no labels: {strange}.", "Correct the map."
         )
-    problem, remedy = image_problem(images, label, channels)
+    problem, remedy = image_problem(images, label, channels, reader)
     return CaseContent(case, frozenset(map(int, values)), problem, remedy)
 
 
-def image_problem(images: Sequence[Path], label: Path, channels: int) -> tuple[str, str]:
+def image_problem(images: Sequence[Path], label: Path, channels: int, reader: BaseReaderWriter) -> tuple[str, str]:
     """What is wrong with the images of a case, and what to do; empty where nothing is."""
     in_one_file = len(images) == 1 and images[0].suffix in NaturalImage2DIO.supported_file_endings  # colours
     if len(images) != channels and not in_one_file:
@@ -79,6 +78,9 @@ def image_problem(images: Sequence[Path], label: Path, channels: int) -> tuple[s
     if gone:
         return f"there is no {shorten(gone)}.", "Restore the images, or merge again with --images copy."
     grids = {file: grid_of(file) for file in (*images, label)}
+    for file in images:
+        if grids[file] is None and (reason := unreadable(file, reader)):
+            return f"{file} cannot be read: {reason}", "Restore the image."
     expected = grids[images[0]]
     for file, grid in grids.items():
         for name, theirs in (grid or {}).items():
@@ -91,8 +93,21 @@ def image_problem(images: Sequence[Path], label: Path, channels: int) -> tuple[s
     return "", ""
 
 
+def unreadable(file: Path, reader: BaseReaderWriter) -> str:
+    """Why nnU-Net's reader cannot read an image; empty where it can."""
+    try:
+        reader.read_images([str(file)])
+    except Exception as error:
+        return brief(error)
+    return ""
+
+
+def brief(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[-1]
+
+
 def grid_of(file: Path) -> dict[str, tuple[float, ...]] | None:
-    """Size, spacing, origin and direction from the header; None where the format has no header to trust."""
+    """Size, spacing, origin and direction from the header; None where there is none to trust, or it cannot be read."""
     if not file.name.endswith((*SimpleITKIO.supported_file_endings, ".nii")):
         return None
     reader = SimpleITK.ImageFileReader()

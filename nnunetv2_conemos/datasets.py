@@ -14,10 +14,13 @@ from typing import Any
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets, maybe_convert_to_dataset_name
-from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+from nnunetv2.utilities.utils import (
+    create_lists_from_splitted_dataset_folder,
+    get_filenames_of_train_images_and_targets,
+)
 from pydantic import BaseModel, Field, ValidationError
 
-from nnunetv2_conemos.sources import SourceError
+from nnunetv2_conemos.sources import SourceError, shorten
 
 OWN_KEYS = ("sources", "tags")  # what this package adds to nnU-Net's dataset.json
 SHARED_KEYS = ("labels", "regions_class_order", *OWN_KEYS)  # what raw and preprocessed must agree on
@@ -86,6 +89,19 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def refuse_existing_dataset(target: Path, overwrite: bool) -> None:
+    """Raises FileExistsError where a raw dataset exists that is not to be replaced, or was preprocessed before.
+
+    nnU-Net would go on with the old fingerprint, and end in an assertion where the folds differ.
+    """
+    refuse_existing(target, overwrite)
+    folder = Path(nnUNet_preprocessed) / target.name if nnUNet_preprocessed.is_set() else None
+    if folder is not None and folder.is_dir():
+        raise FileExistsError(
+            f"{folder} was preprocessed from an earlier {target.name}. Delete it, or choose another name."
+        )
+
+
 def new_dataset_folder(name: str) -> Path:
     """Raw folder for a dataset yet to be written, from a name (in nnUNet_raw) or a path.
 
@@ -131,7 +147,10 @@ def _existing(base: Any, name: str) -> Path | None:
 
 def read_dataset_json(folder: Path) -> dict[str, Any]:
     """dataset.json of a folder; raises ValueError where it is no JSON object."""
-    file = folder / "dataset.json"
+    return read_object(folder / "dataset.json")
+
+
+def read_object(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
     except ValueError as error:  # bad JSON, or bytes that are no text
@@ -159,8 +178,12 @@ class RawDataset(BaseModel):
 
 def read_raw_json(folder: Path) -> dict[str, Any]:
     """dataset.json of a raw dataset; raises ValueError as `refuse_malformed` does."""
-    content = read_dataset_json(folder)
-    refuse_malformed(content, folder / "dataset.json")
+    return read_raw_file(folder / "dataset.json")
+
+
+def read_raw_file(file: Path) -> dict[str, Any]:
+    content = read_object(file)
+    refuse_malformed(content, file)
     return content
 
 
@@ -176,6 +199,15 @@ def refuse_malformed(content: dict[str, Any], file: Path) -> None:
 def raw_cases(folder: Path) -> dict[str, dict[str, Any]]:
     """Case -> {'images': [files], 'label': file} of a raw dataset, as nnU-Net finds them."""
     return get_filenames_of_train_images_and_targets(str(folder), read_dataset_json(folder))
+
+
+def image_lists(folder: Path, ending: str) -> list[list[str]]:
+    """The image files of each case in a folder, as nnU-Net finds them; raises ValueError for names without channel."""
+    strays = [file.name for file in folder.glob(f"*{ending}") if not re.search(r"_\d{4}$", file.name[: -len(ending)])]
+    if strays:
+        found = shorten(sorted(strays))
+        raise ValueError(f"{folder}: expected images CASE_0000{ending}, found {found}. Move them away.")
+    return create_lists_from_splitted_dataset_folder(str(folder), ending)
 
 
 def preprocessed_cases(configuration_folder: Path) -> list[str]:

@@ -38,7 +38,7 @@ def declare(
     SourceError (nothing is written) for anything that does not fit, and for existing `sources` without `overwrite`.
     """
     name, raw = find_raw(dataset)
-    dataset_json = datasets.read_dataset_json(raw)
+    dataset_json = datasets.read_raw_json(raw)
     labels = LabelSpace.from_dataset_json(dataset_json)
     cases = datasets.raw_cases(raw)
     rest = {"unlabelled": [], "all": list(labels.names), None: None}[missing]

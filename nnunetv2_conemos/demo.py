@@ -35,6 +35,7 @@ CASES_PER_SOURCE, TEST_CASES = 6, 4
 SHAPE, SPACING = (16, 40, 40), (9.0, 4.0, 4.0)  # one patch is a whole volume: each sample shows all organs
 ARMS = {"stock nnU-Net": "nnUNetTrainer", "conditional FiLM": "ConditionalFiLMTrainer"}
 STEPS = 5 + 3 * len(ARMS)
+MARKER = ".conemos_demo"  # file in a folder that a demo was written to
 WRITTEN = (*FOLDERS, "logs", "predictions", "annotated.json", "demo.png")  # below the folder of the demo
 
 
@@ -125,9 +126,17 @@ def read_dice(arms: Mapping[str, Path]) -> pd.DataFrame:
 
 
 def make_room(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds anything, or with `overwrite` delete what an earlier demo wrote there."""
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise FileExistsError(f"{folder} is not empty. Say --overwrite, or name another folder with -o.")
+    """Refuse a folder that holds anything, or with `overwrite` delete what an earlier demo wrote there.
+
+    Only what is marked as a demo's: the folder of somebody's data has subfolders of the same names.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        if not (folder / MARKER).is_file():
+            raise FileExistsError(f"{folder} is not empty, and no demo wrote it. Name another folder with -o.")
+        if not overwrite:
+            raise FileExistsError(f"{folder} holds a demo. Say --overwrite to replace it, or name another with -o.")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).touch()
     for name in WRITTEN:
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)

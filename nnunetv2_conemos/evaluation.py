@@ -13,8 +13,6 @@ Axis letters: **K** labels, ***S** space, with `spacing` in the order of the arr
 from __future__ import annotations
 
 import argparse
-import json
-import os
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -33,12 +31,13 @@ from nnunetv2_conemos.datasets import (
     dataset_name,
     preprocessed_folder,
     raw_folder,
+    read_raw_file,
     refuse_different_tables,
     write_aside,
     write_json,
 )
 from nnunetv2_conemos.figures import draw_dice, print_scores
-from nnunetv2_conemos.parallel import in_processes
+from nnunetv2_conemos.parallel import default_processes, in_processes
 from nnunetv2_conemos.raw_writer import reader_of
 from nnunetv2_conemos.scores import pair_scores, slice_scores, summary_json
 from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable, match_cases, parse_sources, shorten
@@ -66,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     counts.add_argument("--complete", action="store_true", help="every case is annotated for every label")
     parser.add_argument("-djfile", type=Path, help="dataset.json with the labels, if not -d [the one in PRED_FOLDER]")
     parser.add_argument("-o", dest="output", type=Path, metavar="FOLDER", help="where results go [PRED_FOLDER]")
-    parser.add_argument("-np", dest="processes", type=int, default=os.cpu_count() or 1, help="[%(default)s]")
+    parser.add_argument("-np", dest="processes", type=int, default=default_processes(), help="[%(default)s]")
     parser.add_argument("--tolerance", type=float, default=2.0, metavar="MM", help="of the NSD, in mm [%(default)s]")
     slices_help = "also the mean Dice of the slices along this axis that show a label"
     parser.add_argument("--slices", choices=get_args(Axis), help=slices_help)
@@ -78,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Evaluate two folders: writes a long table and a summary, draws the figure if asked, prints a table."""
     dataset_file = find_dataset_json(args.dataset, args.djfile, args.pred_folder)
-    dataset_json = json.loads(dataset_file.read_text())
+    dataset_json = read_raw_file(dataset_file)
     output = args.output or args.pred_folder
     written = [output / name for name in (SCORES, SUMMARY, FIGURE)[: 3 if args.figure else 2]]
     if not args.overwrite and (existing := [str(file) for file in written if file.exists()]):

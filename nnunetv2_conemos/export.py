@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,19 @@ def write_zip(folder: Path, file: Path, inside: str) -> None:
     datasets.write_aside(file, write)
 
 
+def installed_name(model: ModelFolder, configuration: str, label: str | None) -> str:
+    """Where an installed archive lies in nnUNet_results: by its plans' name beside stock models of that dataset."""
+    plans = f"{model.plans['plans_name']}_{re.sub(r'[^A-Za-z0-9]+', '_', label or 'exported')}"
+    return f"{model.plans['dataset_name']}/{TRAINER}__{plans}__{configuration}"
+
+
+def refuse_other_folders(folder: Path, model: ModelFolder) -> None:
+    """Raises ValueError where what is to be replaced is no exported model, or holds the model that is exported."""
+    datasets.refuse_own_files(folder, [model.folder / "plans.json"])
+    if folder.exists() and not ((folder / "plans.json").is_file() and list(folder.glob("fold_*"))):
+        raise ValueError(f"{folder} exists and is no model folder, so it is not replaced. Choose another name.")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", dest="model", type=Path, required=True, metavar="FOLDER", help="trained model folder")
     parser.add_argument("--label", help="the label to export [all, where the method answers all in one pass]")
@@ -117,10 +131,13 @@ def run(args: argparse.Namespace) -> None:
     folds = model.folds(args.chk, args.folds)
     if args.zip:
         datasets.refuse_existing(args.zip, args.overwrite)
+    datasets.refuse_existing(args.output, args.overwrite)
+    refuse_other_folders(args.output, model)
     with datasets.new_folder(args.output, args.overwrite) as folder:
         configuration = export(model, folds, args.chk, args.label, folder)
     print(f"Written: {args.output}\nUse: nnUNetv2_predict_from_modelfolder -i IMAGES -o PREDICTED -m {args.output}")
     if args.zip:
-        name = f"{TRAINER}__{model.plans['plans_name']}__{configuration}"
-        write_zip(args.output, args.zip, f"{model.plans['dataset_name']}/{name}")
+        inside = installed_name(model, configuration, args.label)
+        write_zip(args.output, args.zip, inside)
         print(f"Written: {args.zip}\nUse: nnUNetv2_install_pretrained_model_from_zip {args.zip}")
+        print(f"It becomes {inside}: nnUNetv2_predict -d {model.plans['dataset_name']} -p {inside.split('__')[1]} ...")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ import numpy as np
 
 from nnunetv2_conemos import datasets
 from nnunetv2_conemos.case_table import Annotated, group_sources
-from nnunetv2_conemos.parallel import in_processes
+from nnunetv2_conemos.parallel import default_processes, in_processes
 from nnunetv2_conemos.raw_writer import CaseJob, Images, dataset_entries, jobs_of, write_cases
 from nnunetv2_conemos.relabel import visible_values
 from nnunetv2_conemos.sources import EVERYTHING, LabelSpace, SourceTable
@@ -119,9 +118,10 @@ def written(copy: HiddenCopy, target: Path, images: Images, processes: int, over
     entries = {"dataset": dataset_entries(copy.jobs, ending)} if images == "reference" else {}
     with datasets.new_folder(target, overwrite) as folder:
         write_cases(copy.jobs, folder, ending, images, processes, "Hiding labels")
-        (folder / COMPLETE).mkdir()
-        for job in copy.jobs:
-            shutil.copyfile(original.files[job.case]["label"], folder / COMPLETE / f"{job.case}{ending}")
+        if all(original.table.known(job.case).all() for job in copy.jobs):
+            (folder / COMPLETE).mkdir()
+            for job in copy.jobs:
+                shutil.copyfile(original.files[job.case]["label"], folder / COMPLETE / f"{job.case}{ending}")
         yield folder
         datasets.write_json(folder / "dataset.json", copy.dataset_json | entries)
 
@@ -131,5 +131,5 @@ def add_copy_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", dest="output", required=True, metavar="DATASET", help="new dataset: Dataset100_Name")
     parser.add_argument("--seed", type=int, default=0, help="[%(default)s]")
     parser.add_argument("--images", choices=get_args(Images), default="reference", help="[%(default)s]")
-    parser.add_argument("-np", dest="processes", type=int, default=os.cpu_count() or 1, help="[%(default)s]")
+    parser.add_argument("-np", dest="processes", type=int, default=default_processes(), help="[%(default)s]")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset of that name")

@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from nnunetv2_conemos.case_table import Annotated
-from nnunetv2_conemos.datasets import new_dataset_folder
+from nnunetv2_conemos.datasets import new_dataset_folder, refuse_existing_dataset
 from nnunetv2_conemos.declare import named_or_path, source_table
 from nnunetv2_conemos.hidden import COMPLETE, add_copy_arguments, hidden_copy, read_original, written
 from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable, shorten
@@ -89,6 +89,7 @@ def scheme(args: argparse.Namespace, cases: Sequence[str], labels: LabelSpace) -
 
 def hide(raw: Path, target: Path, args: argparse.Namespace) -> tuple[SourceTable, list[str]]:
     """Write the partially labelled copy, whole or not at all; returns who keeps what, and notes."""
+    refuse_existing_dataset(target, args.overwrite)
     original = read_original(raw)
     if not original.table.is_complete:
         raise SourceError(f"{raw} is partially labelled already, by its `sources`. Hide labels of a complete dataset.")

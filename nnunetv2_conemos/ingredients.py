@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
-from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 
 from nnunetv2_conemos import datasets
 from nnunetv2_conemos.case_table import complete_table, group_sources, read_table
@@ -34,6 +33,7 @@ class Facts(NamedTuple):
     """What the source of a case says beside its labels; the modality is that of its channels, unless somebody said."""
 
     modality: str
+    dataset: str | None = None
     domain: str | None = None
     weight: float = 1.0
     tagged: tuple[str, ...] = ()
@@ -124,6 +124,7 @@ def load_labelled(ingredient: Ingredient, folder: Path, name: str, recipe: Recip
     table = own_table(ingredient, dataset_json, labels, list(found), name)
     parts, renamed = merged_labels(ingredient, labels, name, recipe)
     channels = [str(channel) for _, channel in sorted(dataset_json["channel_names"].items(), key=lambda c: int(c[0]))]
+    datasets_within = {source.dataset for source in table.sources.values()} if table else set()
     annotated, facts, tags = {}, {}, {}
     for case in found:
         source = table.sources[table.source_of(case)] if table else Source(cases=(case,), annotated=())
@@ -132,7 +133,8 @@ def load_labelled(ingredient: Ingredient, folder: Path, name: str, recipe: Recip
         modality = ingredient.modality or source.modality or "+".join(channels)
         tags[case] = joined_tags(table.tags(case) if table else {}, parts)
         domain, weight = ingredient.domain or source.domain, ingredient.weight * source.weight
-        facts[case] = Facts(modality, domain, weight, tuple(sorted(tags[case])))
+        dataset = source.dataset if len(datasets_within) > 1 else None  # of a set that was merged itself
+        facts[case] = Facts(modality, dataset, domain, weight, tuple(sorted(tags[case])))
     values = [[v for own in owns for v in labels.values[labels.names.index(own)]] for owns in parts.values()]
     every = {value: NOTHING for its_values in labels.values for value in its_values}
     files = {
@@ -223,7 +225,7 @@ def load_images(ingredient: Ingredient, folder: Path, name: str, like: Part) -> 
         raise FileNotFoundError(
             f"{folder}: expected images CASE_0000.ENDING of one kind, found {shorten(present) or 'none'}."
         )
-    lists = create_lists_from_splitted_dataset_folder(str(folder), present[0])
+    lists = datasets.image_lists(folder, present[0])
     files = {
         Path(images[0]).name.removesuffix(f"_0000{present[0]}"): Files(tuple(map(Path, images)), None)
         for images in lists
@@ -244,7 +246,7 @@ def load_images(ingredient: Ingredient, folder: Path, name: str, like: Part) -> 
         annotated,
         {},
         like.channels,
-        dict.fromkeys(files, Facts(modality, ingredient.domain, ingredient.weight)),
+        dict.fromkeys(files, Facts(modality, None, ingredient.domain, ingredient.weight)),
         None,
         override,
         None,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import glob
-import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,9 +18,17 @@ from rich.console import Console
 from nnunetv2_conemos.case_table import group_sources
 from nnunetv2_conemos.check import count_occurrences
 from nnunetv2_conemos.contents import CaseContent
-from nnunetv2_conemos.datasets import new_dataset_folder, new_folder, raw_folder, refuse_own_files, write_json
+from nnunetv2_conemos.datasets import (
+    new_dataset_folder,
+    new_folder,
+    raw_folder,
+    refuse_existing_dataset,
+    refuse_own_files,
+    write_json,
+)
 from nnunetv2_conemos.ingredients import Facts, Part, case_id, case_jobs, load_parts
 from nnunetv2_conemos.merge_report import MergeReport, print_report, write_report
+from nnunetv2_conemos.parallel import default_processes
 from nnunetv2_conemos.raw_writer import CaseJob, Images, common_ending, dataset_entries, input_files, write_cases
 from nnunetv2_conemos.recipe import Recipe, read_recipe, recipe_of, recipe_text
 from nnunetv2_conemos.relabel import Signature, label_entries, not_written, union
@@ -134,6 +141,7 @@ def merge(recipe: Recipe, target: Path, overwrite: bool, processes: int) -> Merg
     """Write the merged dataset; `target` appears whole or not at all."""
     plan = plan_merge(recipe)
     refuse_own_files(target, input_files(plan.jobs))
+    refuse_existing_dataset(target, overwrite)
     with new_folder(target, overwrite) as folder:
         ending = plan.dataset_json["file_ending"]
         found = write_cases(plan.jobs, folder, ending, recipe.images, processes, "Writing cases")
@@ -187,7 +195,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images", choices=get_args(Images), default="reference", help="how images are kept [%(default)s]"
     )
     parser.add_argument("--file-ending", metavar=".ENDING", help="of the result [the most frequent one]")
-    parser.add_argument("-np", dest="processes", type=int, default=os.cpu_count() or 1, help="[%(default)s]")
+    parser.add_argument("-np", dest="processes", type=int, default=default_processes(), help="[%(default)s]")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset of that name")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -10,6 +11,15 @@ from typing import Any
 
 import torch
 from rich.progress import track
+
+PROCESSES = "nnUNet_def_n_proc"  # nnU-Net's variable
+
+
+def default_processes() -> int:
+    """As many as nnU-Net is told to use (`nnUNet_def_n_proc`), or else as the cores that this program may use."""
+    told = os.environ.get(PROCESSES, "")
+    may_use = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(told) if told.isdecimal() and int(told) > 0 else may_use
 
 
 def in_processes(function: Callable[..., Any], jobs: Sequence[tuple], processes: int, title: str) -> list[Any]:

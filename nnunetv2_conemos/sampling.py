@@ -53,7 +53,8 @@ class Pairs:
     """A label uniformly, then a case annotated for it, and patches that centre on it (Billot et al., MIDL 2024).
 
     `questions` says what is then asked, each equally often: "one" (that label), "annotated" (all labels annotated in
-    the case) or "all" (every label). A label that is annotated but absent from the case is asked like any other.
+    the case) or "all" (every label that is annotated in some case, as at prediction). A label that is annotated but
+    absent from the case is asked like any other.
     """
 
     questions: tuple[Literal["one", "annotated", "all"], ...] = ("one",)
@@ -80,8 +81,11 @@ class Pairs:
     def parse(self, identifier: str, table: SourceTable) -> Drawn:
         case, label, question = identifier.rsplit(SEPARATOR, 2)
         one = (int(label),)
-        every = tuple(range(1, len(table.labels) + 1))
-        asked = {"one": lambda: one, "annotated": lambda: annotated_labels(case, table), "all": lambda: every}
+        asked = {
+            "one": lambda: one,
+            "annotated": lambda: annotated_labels(case, table),
+            "all": lambda: tuple((np.flatnonzero(table.taught()) + 1).tolist()),
+        }
         return Drawn(case, asked[question](), one)
 
 

@@ -55,6 +55,11 @@ def slice_scores(reference: Mask, prediction: Mask, axis: int) -> dict[str, Any]
     return {SLICE_DICE: float(dice), "slices": int(there.sum())}
 
 
+def of_present(scores: pd.DataFrame) -> pd.DataFrame:
+    """The pairs whose reference holds the label: in a comparison, what is not there to be found counts for nobody."""
+    return scores.loc[~scores["status"].isin([REFERENCE_EMPTY, BOTH_EMPTY])]
+
+
 def metrics_of(scores: pd.DataFrame) -> list[str]:
     """The metrics that a table of scores holds."""
     return [*METRICS, *([SLICE_DICE] if SLICE_DICE in scores else [])]

@@ -23,7 +23,7 @@ from torch import distributed as dist
 
 from nnunetv2_conemos.curves import draw_curves
 from nnunetv2_conemos.refusals import refuse_all_annotated
-from nnunetv2_conemos.sampling import AskedDataset
+from nnunetv2_conemos.sampling import COPIES, AskedDataset, copies
 from nnunetv2_conemos.trainer import PartialLabelTrainer
 
 
@@ -96,14 +96,17 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
         return Streams(labelled, self._unlabelled_loader(cases)), validation
 
     def _unlabelled_loader(self, cases: list[str]) -> Any:
-        """At random positions, with nnU-Net's augmentation; of weak views, that of space alone."""
+        """Cases by the weight of their source, at random positions, with nnU-Net's augmentation; of weak views, that of
+        space alone.
+        """
         assert self.dataset_class is not None
         patch_size: Any = self.configuration_manager.patch_size
         rotation, dummy_2d, initial, mirror = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         masks = self.configuration_manager.use_mask_for_norm
         augmentation: Any = self.get_training_transforms(patch_size, rotation, None, mirror, dummy_2d, masks)
+        times = copies([self.table.weight(case) for case in cases], COPIES * len(cases))
         loader = nnUNetDataLoader(
-            self.dataset_class(str(self.preprocessed_dataset_folder), cases),
+            self.dataset_class(str(self.preprocessed_dataset_folder), np.repeat(cases, times).tolist()),
             self.unlabelled_per_sample * self.batch_size,
             initial,
             patch_size,

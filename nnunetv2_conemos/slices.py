@@ -129,7 +129,9 @@ class Slices:
     """
 
     def identifiers(self, table: SourceTable, cases: Sequence[str]) -> np.ndarray:
-        """The `cases` here are those of a `SliceDataset`."""
+        """The `cases` here are those of a `SliceDataset`; raises SourceError where there is none."""
+        if not len(cases):
+            raise SourceError("no slice of these cases is known: `true` in `tags` says nothing about a slice.")
         weights = [table.weight(divided(identifier)[0]) for identifier in cases]
         return np.repeat(cases, copies(weights, COPIES * len(weights)))
 

@@ -213,8 +213,9 @@ class SourceTable:
 
     def taught(self, cases: Iterable[str] | None = None, tags: bool = False) -> np.ndarray:
         """Boolean [K]: labels that one of these cases (all, by default) is annotated, or with `tags` tagged, for."""
-        chosen = self.cases if cases is None else cases
-        return np.any([self.known(case) | (self.tagged(case) & tags) for case in chosen], axis=0)
+        sources = set(self._source_of.values()) if cases is None else {self.source_of(case) for case in cases}
+        taught = [np.zeros(len(self.labels), dtype=bool)]
+        return np.any([*taught, *(self._known[name] | (self._tagged[name] & tags) for name in sources)], axis=0)
 
     def untaught(self, cases: Iterable[str] | None = None, tags: bool = False) -> list[str]:
         """Names of the labels that none of these cases (all, by default) is annotated, or with `tags` tagged, for."""

@@ -156,7 +156,9 @@ def fold_table(table: SourceTable, roles: Roles, folds: Sequence[Fold]) -> Table
     return view
 
 
-def notes(args: argparse.Namespace, table: SourceTable, folds: Sequence[Fold]) -> Iterator[str]:
+def notes(args: argparse.Namespace, original: Original, table: SourceTable, folds: Sequence[Fold]) -> Iterator[str]:
+    if "tags" in original.dataset_json:
+        yield "Image tags are left out: what is not labelled is unlabelled."
     for number, fold in enumerate(folds):
         if untaught := set(table.untaught(fold["train"])) - set(table.untaught()):
             yield f"Fold {number} does not teach {shorten(sorted(untaught))}: its only annotated cases validate."
@@ -190,6 +192,6 @@ def run(args: argparse.Namespace) -> None:
     console = Console(soft_wrap=True)
     console.print(role_table(original.table, roles))
     console.print(fold_table(copy.table, roles, folds))
-    for note in notes(args, copy.table, folds):
+    for note in notes(args, original, copy.table, folds):
         print(note)
     print(f"Written: {target}\nNext: nnUNetv2_plan_and_preprocess -d {target.name}")

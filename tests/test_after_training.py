@@ -258,6 +258,39 @@ def test_unsure_is_what_decides():
     assert complete.is_unsure(sigmoid, [0], True, 0.1).tolist() == [False, True]
 
 
+def test_what_tags_say_is_absent_is_not_filled_in(model, preprocessed_phantom):
+    raw = preprocessed_phantom / "nnUNet_raw"
+    everywhere = completed_with(model, preprocessed_phantom)
+    (here,) = (case for case in ("site_a_00",) if (everywhere[case] == 2).any())
+    file = raw / PHANTOM / "dataset.json"
+    content = json.loads(file.read_text())
+    tagged = {"cases": [here], "annotated": ["liver"], "tagged": ["spleen", "stomach"]}
+    rest = {**content["sources"]["site_a"], "cases": ["site_a_0[12]"]}
+    of_case = {"spleen": [4, 5, 6, 7], "stomach": False}
+    changed = {"sources": {**content["sources"], "site_a": rest, "tagged": tagged}, "tags": {"cases": {here: of_case}}}
+    file.write_text(json.dumps(content | changed))
+    assert run_complete(model) == 0
+    found = maps(raw / TARGET / "labelsTr")[f"{here}.nii.gz"]
+    before = everywhere[here]
+    expected = np.where(before == 3, 0, before)  # the stomach is in no slice
+    others = [z for z in range(len(before)) if z not in range(4, 8)]
+    assert (expected[others] == 2).any(), "there is something to take away"
+    expected[others] = np.where(expected[others] == 2, 0, expected[others])
+    assert (found == expected).all()
+
+
+def test_a_completion_does_not_go_on_with_another_model(model, preprocessed_phantom, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(complete, "complete_batch", interrupted)
+        assert run_complete(model) == 130
+    os.utime(model / "fold_0" / "checkpoint_final.pth", (0, 0))
+    assert run_complete(model) == 2
+    assert "was begun with other settings (trained weights)" in capsys.readouterr().err
+
+
 def test_an_interrupted_completion_goes_on_where_it_stopped(model, preprocessed_phantom, monkeypatch, capsys):
     monkeypatch.setattr(complete, "AT_ONCE", 1)
     predicted: list[str] = []
@@ -324,9 +357,21 @@ def test_an_exported_label_needs_no_plugin_and_is_the_same(model, images, tmp_pa
     assert checkpoint["trainer_name"] == nnUNetTrainer.__name__
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "elsewhere"))
     install_model_from_zip_file(str(archive))
-    installed = tmp_path / "elsewhere" / PHANTOM / "nnUNetTrainer__nnUNetPlans__tiny" / "fold_0"
-    assert (installed / "checkpoint_final.pth").is_file()
+    installed = tmp_path / "elsewhere" / PHANTOM / "nnUNetTrainer__nnUNetPlans_spleen__tiny" / "fold_0"
+    assert (installed / "checkpoint_final.pth").is_file(), "beside a stock model of that dataset, not over it"
     assert cli.main(words) == 2, "nothing is overwritten unasked"
+    assert cli.main([*words, "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_an_export_replaces_no_other_folder(model, tmp_path, capsys, own):
+    """Neither the trained model itself nor a folder of something else."""
+    output = model if own else tmp_path / "data"
+    output.mkdir(exist_ok=True)
+    (output / "kept").touch()
+    assert cli.main(["export", "-m", str(model), "--label", "liver", "-o", str(output), "--overwrite"]) == 2
+    assert ("holds files that the result" if own else "is no model folder") in capsys.readouterr().err
+    assert (output / "kept").is_file()
 
 
 @pytest.mark.parametrize("options", [{"after_nonlinearity": True}, {"image_features": True}])

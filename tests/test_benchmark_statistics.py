@@ -37,6 +37,21 @@ def test_few_cases_have_a_mean_but_no_interval():
     assert np.isnan(found.high)
 
 
+def test_labels_that_some_cases_lack_have_an_interval_of_the_cases_that_hold_them():
+    scores = np.full((20, 2), np.nan)
+    scores[:, 0] = 0.9
+    scores[:6, 1] = np.linspace(0.2, 0.7, 6)
+    rare = interval(scores[:, 1:])
+    assert rare == interval(scores[:6, 1:])
+    assert 0.2 < rare.low < rare.mean < rare.high < 0.7
+    both = interval(scores)
+    assert both.mean == pytest.approx((0.9 + 0.45) / 2)
+    assert 0.55 <= both.low < both.mean < both.high <= 0.8, "never the mean of the frequent label alone"
+    scores[4:, 1] = np.nan
+    assert np.isnan(interval(scores[:, 1:]).low), "four cases"
+    assert interval(np.column_stack([scores, np.full(20, np.nan)])) == interval(scores)
+
+
 def test_comparisons_are_paired_by_case():
     rng = np.random.default_rng(0)
     base = rng.uniform(0, 1, (20, 2))  # cases differ far more than arms

@@ -213,7 +213,12 @@ def refused(capsys, results: Path, *options: str) -> str:
 
 @pytest.mark.parametrize(
     ("checkpoint", "remedy"),
-    [("checkpoint_final.pth", "--val --npz"), ("checkpoint_latest.pth", "--c --npz"), (None, "nnUNetPlans --npz")],
+    [
+        ("checkpoint_final.pth", "--val --npz"),
+        ("checkpoint_latest.pth", "--c --npz"),
+        ("checkpoint_best.pth", "--c --npz"),
+        (None, "nnUNetPlans --npz"),
+    ],
 )
 def test_a_fold_without_validation_names_the_command(results, capsys, checkpoint, remedy):
     train(results, FILM, everything)

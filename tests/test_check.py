@@ -92,6 +92,21 @@ def test_declared_but_never_present_is_an_error_once_per_source(phantom: Path):
     assert "source 'site_a', label 'stomach' declared annotated, but it occurs in none of 3 case(s)" in error
 
 
+def test_of_one_or_two_cases_it_may_be_true(phantom: Path):
+    sources = sources_of(phantom)
+    one = {"cases": ["site_a_00"], "annotated": ["liver", "stomach"]}
+    change(phantom, sources=sources | {"site_a": {"cases": ["site_a_0[12]"], "annotated": ["liver"]}, "one": one})
+    (finding,) = check_dataset(NAME, 1).findings
+    assert (finding.severity, finding.where) == ("warning", "source 'one', label 'stomach'")
+
+
+def test_images_that_cannot_be_read_are_named(phantom: Path):
+    (phantom / "imagesTr" / "site_b_01_0000.nii.gz").write_bytes(b"")
+    (error,) = errors()
+    assert "site_b_01" in error
+    assert "site_b_01_0000.nii.gz cannot be read" in error
+
+
 def test_absent_in_some_cases_is_no_finding(phantom: Path):
     repaint(phantom, "site_c_00", np.zeros_like)
     report = check_dataset(NAME, 1)

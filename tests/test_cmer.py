@@ -16,7 +16,7 @@ from nnunetv2_conemos import cli
 from nnunetv2_conemos.datasets import raw_cases
 from nnunetv2_conemos.losses.equivariance import Tags
 from nnunetv2_conemos.methods import CMERTrainer, CMERTrainer_NoMirroring, ConditionalFiLMTrainer, UniMOSTrainer
-from nnunetv2_conemos.slices import SliceDataset
+from nnunetv2_conemos.slices import SliceDataset, Slices
 from nnunetv2_conemos.sources import SourceError, SourceTable
 from nnunetv2_conemos.thresholds import best_threshold, dice_by_threshold
 
@@ -170,6 +170,24 @@ def test_a_label_of_which_no_slice_is_known_is_refused(nnunet_folders):
         make_trainer(nnunet_folders, CMERTrainer)
 
 
+def test_volumes_of_which_no_slice_is_known_do_not_validate(nnunet_folders):
+    """`true` for a whole volume: nothing to classify, so nothing to validate on."""
+    tags = iter([True, *[[0, 1]] * 5])
+    world(nnunet_folders, masks=0, bits=lambda _: next(tags))
+    made = make_trainer(nnunet_folders, CMERTrainer)
+    assert not made.informed("t0")
+    assert made.informed("t1")
+    with pytest.raises(SourceError, match="no slice of these cases is known"):
+        Slices().identifiers(made.table, [])
+
+
+@pytest.mark.parametrize("fusion", [2, -1])
+def test_a_channel_that_does_not_exist_is_refused_before_the_training(nnunet_folders, fusion):
+    world(nnunet_folders, options={"fusion": fusion})
+    with pytest.raises(ValueError, match=f"`fusion`: expected a channel from 0 to 1, found {fusion}"):
+        make_trainer(nnunet_folders, CMERTrainer).initialize()
+
+
 def test_a_label_that_is_almost_everywhere_is_warned_about(nnunet_folders, capsys):
     world(nnunet_folders, masks=0, bits=lambda t: [0, 1, 2, 3])
     made = make_trainer(nnunet_folders, CMERTrainer)
@@ -313,19 +331,27 @@ def test_the_commands_of_nnunet_train_resume_and_predict(preprocessed_phantom, t
     monkeypatch.setenv("nnUNet_extTrainer", str(Path(__file__).parent.parent / "trainers"))
     monkeypatch.setattr("nnunetv2.training.nnUNetTrainer.nnUNetTrainer.default_num_processes", 1)
 
-    def fresh():
-        made = CMERTrainer(plans | {"continue_training": False}, "whole", 0, content, torch.device("cpu"))
-        made.num_iterations_per_epoch = made.num_val_iterations_per_epoch = made.num_epochs = 2
+    def fresh(epochs, resume=False):
+        made = CMERTrainer(plans | {"continue_training": resume}, "whole", 0, content, torch.device("cpu"))
+        made.num_iterations_per_epoch = made.num_val_iterations_per_epoch = 2
+        made.num_epochs = epochs
         return made
 
-    trainer = fresh()
+    first = fresh(1)
+    first.run_training()
+    final = Path(first.output_folder) / "checkpoint_final.pth"
+    trainer = fresh(2, resume=True)
+    trainer.initialize()
+    trainer.load_checkpoint(str(final))
+    assert trainer.current_epoch == 1
+    resumed = trainer.network.state_dict()
+    assert all(torch.equal(value, resumed[name]) for name, value in first.network.state_dict().items())
+    steps = [state["step"].item() for state in trainer.optimizer.state_dict()["state"].values()]
+    assert set(steps) == {2.0}, "of the optimiser, which goes on"
     trainer.run_training()
+    assert trainer.current_epoch == 2
     trainer.perform_actual_validation()
-    final = Path(trainer.output_folder) / "checkpoint_final.pth"
     checkpoint = torch.load(final, weights_only=False)
-    resumed = fresh()
-    resumed.load_checkpoint(str(final))
-    assert resumed.current_epoch == 2
     checkpoint["network_weights"]["threshold"][:] = -0.01  # everything but what is classified as absent
     torch.save(checkpoint, final)
     predicted = predict(raw, tmp_path / "out", monkeypatch)

@@ -15,28 +15,31 @@ def test_one_graph_and_no_breaks(kind):
     done = subprocess.run([sys.executable, __file__, kind], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert len(found) >= 4, "two questions to each of at least two trainers"
+    assert len(found) >= 7, "three questions to each of at least two trainers, and one more to one of them"
     assert {tuple(counts) for counts in found.values()} == {(1, 0)}, found
 
 
 def graphs(kind: str) -> dict[str, tuple[int, int]]:
-    """(graphs, breaks) of every trainer's network for a query and for a plain tensor."""
+    """(graphs, breaks) of every trainer's network for what training and prediction ask of it."""
     import torch
     from architectures import build, patch, plans
     from every_trainer import TRAINERS
     from torch._dynamo import explain
 
+    from nnunetv2_conemos.methods import UniMOSTrainer
+    from nnunetv2_conemos.networks.scale_fusion import Perturb
     from nnunetv2_conemos.records import Query
 
-    image = torch.randn(2, 1, *patch(2))
+    image, labels = torch.randn(2, 1, *patch(2)), torch.tensor([[1], [2]])
+    questions = {"query": Query(image, labels), "told": Query(image, labels, torch.tensor([1, 0])), "tensor": image}
     found = {}
     for trainer in TRAINERS:
         network = build(trainer, plans(2, kind))
-        for question in (Query(image, torch.tensor([[1], [2]])), image):
+        own = {"views": Perturb(image)} if trainer is UniMOSTrainer else {}
+        for name, question in (questions | own).items():
             torch._dynamo.reset()
             seen = explain(network)(question)
-            name = f"{trainer.__name__} {type(question).__name__}"
-            found[name] = (seen.graph_count, seen.graph_break_count)
+            found[f"{trainer.__name__} {name}"] = (seen.graph_count, seen.graph_break_count)
     return found
 
 

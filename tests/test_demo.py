@@ -94,6 +94,16 @@ def test_a_failing_chain_ends_with_status_1(
     assert "[/b] no space left" in capsys.readouterr().out
 
 
+def test_a_folder_of_data_is_never_cleared(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The subfolders of a demo are called as those of everybody who runs nnU-Net."""
+    data = tmp_path / "nnUNet_raw" / "Dataset001_Mine"
+    data.mkdir(parents=True)
+    for more in ([], ["--overwrite"]):
+        assert cli.main(["demo", "-o", str(tmp_path), *more]) == 2
+        assert "no demo wrote it. Name another folder" in capsys.readouterr().err
+    assert data.is_dir()
+
+
 def test_every_step_is_announced_and_both_arms_share_the_split(
     tmp_path: Path, plans: dict, monkeypatch: pytest.MonkeyPatch
 ):
@@ -181,16 +191,17 @@ def test_the_slice_shows_the_smallest_organ_too():
     assert telling_slice(truth) == 3
 
 
-def test_an_existing_folder_is_refused_or_only_our_files_are_replaced(tmp_path: Path):
-    (tmp_path / "thesis.txt").touch()
-    (tmp_path / "logs").mkdir()
-    (tmp_path / "demo.png").touch()
-    with pytest.raises(FileExistsError, match="--overwrite"):
-        demo.make_room(tmp_path, overwrite=False)
-    assert (tmp_path / "demo.png").exists()
-    demo.make_room(tmp_path, overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+def test_of_an_earlier_demo_only_our_files_are_replaced_and_only_if_asked(tmp_path: Path):
     demo.make_room(tmp_path / "new", overwrite=False)
+    folder = tmp_path / "new"
+    (folder / "thesis.txt").touch()
+    (folder / "logs").mkdir()
+    (folder / "demo.png").touch()
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        demo.make_room(folder, overwrite=False)
+    assert (folder / "demo.png").exists()
+    demo.make_room(folder, overwrite=True)
+    assert {path.name for path in folder.iterdir()} == {"thesis.txt", demo.MARKER}
 
 
 def test_the_command_refuses_before_it_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
+from nnunetv2_conemos.losses.adaptive import AdaptiveTverskyBCE
 from nnunetv2_conemos.losses.class_weighted import ClassWeightedDiceCE
 from nnunetv2_conemos.losses.marginal import MarginalExclusionLoss
 from nnunetv2_conemos.losses.masked import MaskedDiceBCE, hard_counts
 from nnunetv2_conemos.losses.target_adaptive import TargetAdaptiveLoss
-from nnunetv2_conemos.records import Asked, Truth, pose_truth
+from nnunetv2_conemos.records import Answer, Asked, Truth, pose_truth
 
 SHAPE = (6, 5)
 
@@ -160,9 +161,13 @@ def test_half_precision_logits_do_not_overflow():
     assert loss.item() == pytest.approx(-1.0, abs=1e-2)
 
 
+def tversky(logits, truth):
+    return AdaptiveTverskyBCE()(Answer(logits, torch.zeros(len(logits), 1)), truth)
+
+
 @pytest.mark.parametrize(
     "loss",
-    [MaskedDiceBCE(), MarginalExclusionLoss(), TargetAdaptiveLoss(dice_weight=1.0), ClassWeightedDiceCE()],
+    [MaskedDiceBCE(), MarginalExclusionLoss(), TargetAdaptiveLoss(dice_weight=1.0), ClassWeightedDiceCE(), tversky],
     ids=str,
 )
 def test_large_labels_do_not_overflow_under_mixed_precision(loss):

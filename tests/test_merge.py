@@ -179,6 +179,8 @@ def test_a_merged_dataset_can_be_merged_again(raw):
     assert known.annotated("Two_Spleen_a") == ("spleen",)
     assert known.annotated("Two_Liver_b") == ("liver", "tumour")
     assert (label_of(raw, "Two_Spleen_a") == 3 * stripes(0, 1)).all()
+    datasets_of = {known.dataset_of(case) for case in known.cases}
+    assert datasets_of == {"Liver", "Spleen", "Kidney"}, "they stay datasets of their own"
 
 
 def test_unlabelled_images_join_and_the_ignore_label_is_kept(raw, tmp_path):
@@ -310,6 +312,17 @@ def test_an_existing_target_is_kept_unless_it_may_be_replaced(raw, capsys):
     assert contents(raw / "Dataset100_Abdomen") == before
     assert run("3", "-o", "Dataset100_Abdomen", "--overwrite") == 0
     assert list(result(raw)["labels"]) == ["background", "liver", "tumour"]
+
+
+def test_a_target_that_was_preprocessed_before_is_refused(raw, capsys, monkeypatch, tmp_path):
+    """nnU-Net would take the old fingerprint, and assert that the folds are the old ones."""
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    assert run("3", "9", "-o", "Dataset100_Abdomen") == 0
+    before = contents(raw / "Dataset100_Abdomen")
+    (tmp_path / "Dataset100_Abdomen").mkdir()
+    assert run("3", "-o", "Dataset100_Abdomen", "--overwrite") == 2
+    assert "was preprocessed from an earlier Dataset100_Abdomen. Delete it" in capsys.readouterr().err
+    assert contents(raw / "Dataset100_Abdomen") == before
 
 
 def with_tags(raw, tags, axis="z"):

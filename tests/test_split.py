@@ -216,6 +216,7 @@ def test_partial_labels_stay_partial_and_unlabelled_cases_unlabelled(raw):
     liver, spleen = (known.sources[known.source_of(case)] for case in ("l0", "s0"))
     assert (liver.weight, liver.domain, known.dataset_of("l0")) == (2, "A", "ours")
     assert (spleen.modality, spleen.domain, known.dataset_of("s0")) == ("CT", None, "spleens")
+    assert not (raw / TARGET / "labelsTr_complete").exists(), "the maps were never complete"
 
 
 def test_a_dataset_without_sources_is_annotated_for_everything(raw):

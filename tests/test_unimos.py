@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -323,10 +324,13 @@ def test_unlabelled_cases_are_asked_everything_or_what_their_dataset_annotates()
         "V": {"cases": ["v*"], "annotated": []},
     }
     table = SourceTable.from_dataset_json({"labels": LABELS, "sources": sources}, ["a0", "b0", "u0", "v0"])
-    assert unimos.targets_of(table, table.cases, "u0", "all").tolist() == [True, True, False], "nobody annotates c"
-    assert unimos.targets_of(table, table.cases, "u0", "dataset").tolist() == [True, False, False]
-    assert unimos.targets_of(table, table.cases, "v0", "dataset").tolist() == [True, True, False]
-    assert unimos.targets_of(table, ["a0", "u0"], "u0", "all").tolist() == [True, False, False], "b is not trained"
+    everything = unimos.targets_of(table, table.cases, "all")
+    assert everything.keys() == set(table.cases)
+    assert everything["u0"].tolist() == [True, True, False], "nobody annotates c"
+    of_dataset = unimos.targets_of(table, table.cases, "dataset")
+    assert of_dataset["u0"].tolist() == [True, False, False]
+    assert of_dataset["v0"].tolist() == [True, True, False]
+    assert unimos.targets_of(table, ["a0", "u0"], "all")["u0"].tolist() == [True, False, False], "b is not trained"
 
 
 # ---- network
@@ -502,6 +506,41 @@ def test_terms_in_turn_give_the_gradient_of_their_sum(nnunet_folders, network, m
     assert all(torch.allclose(a, p.grad, atol=1e-5) for a, p in zip(in_turn, trainer.network.parameters(), strict=True))
 
 
+def test_a_scaler_changes_neither_gradient_nor_step_and_skips_what_overflows(nnunet_folders):
+    """Mixed precision as on a GPU: several terms are scaled alike, unscaled once, and clipped after that."""
+    two_stream_world(nnunet_folders)
+    trainer = make_trainer(nnunet_folders, UniMOSTrainer)
+    trainer.initialize()
+    query, truths = trainer.pose(next(trainer.get_dataloaders()[0])[0])
+    terms = [lambda w=w: w * trainer.loss(trainer.network(query), truths) for w in (0.5, 0.3, 0.2)]
+    start = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    stepped = []
+    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=1024.0)):
+        trainer.network.load_state_dict(start)
+        trainer.optimizer.state.clear()
+        trainer.grad_scaler = scaler
+        trainer.backward_in_turn(terms)
+        stepped.append([p.detach().clone() for p in trainer.network.parameters()])
+    assert any(not torch.equal(p, start[name]) for name, p in trainer.network.named_parameters())
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*stepped, strict=True))
+    trainer.network.load_state_dict(start)
+    trainer.backward_in_turn([*terms, lambda: torch.inf * trainer.loss(trainer.network(query), truths)])
+    assert all(torch.equal(p, start[name]) for name, p in trainer.network.named_parameters()), "skipped"
+    assert trainer.grad_scaler.get_scale() == 512
+
+
+def test_sources_of_more_weight_are_drawn_more_often_unlabelled_too(nnunet_folders):
+    two_stream_world(nnunet_folders)
+    trainer = make_trainer(nnunet_folders, UniMOSTrainer)
+    trainer.initialize()
+    unlabelled = [case for case in trainer.table.cases if not trainer.table.known(case).any()]
+    weights = dict(zip(unlabelled, (3.0, *[1.0] * (len(unlabelled) - 1)), strict=True))
+    trainer.table.weight = lambda case: weights.get(case, 1.0)
+    stream = trainer.get_dataloaders()[0].unlabelled.data_loader
+    times = Counter(map(str, stream._data.identifiers))
+    assert times[unlabelled[0]] == pytest.approx(3 * times[unlabelled[1]], abs=3)
+
+
 def test_the_sum_is_weighted_and_nothing_believed_is_supervised_training(nnunet_folders, monkeypatch):
     two_stream_world(nnunet_folders)
     trainer = make_trainer(nnunet_folders, UniMOSTrainer)
@@ -521,9 +560,16 @@ def test_the_sum_is_weighted_and_nothing_believed_is_supervised_training(nnunet_
     assert taken["terms"][0]().item() == pytest.approx(supervised / 2)
     monkeypatch.undo()
     monkeypatch.setattr(unimos, "threshold", lambda _: 1.1)
+    monkeypatch.setattr(trainer.optimizer, "step", lambda: None)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: None)
     report = trainer.train_step(batch)
     assert report["unsupervised loss"] == 0
     assert report[unimos.ACCEPTED] == 0
+    found = [p.grad.clone() for p in trainer.network.parameters() if p.grad is not None]
+    trainer.optimizer.zero_grad()
+    (trainer.loss(trainer.network(query), truths) / 2).backward()
+    expected = [p.grad for p in trainer.network.parameters() if p.grad is not None]
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, expected, strict=True))
 
 
 def test_views_are_turned_only_where_sides_do_not_matter(nnunet_folders):

@@ -45,7 +45,7 @@ class Batch(NamedTuple):
 def costs_against_k(
     plans: dict[str, Any], configuration: str, channels: int, device: str, trainers: Sequence[str]
 ) -> pd.DataFrame:
-    """Columns trainer, labels, step_s, predict_s (one patch); a method that refuses a number of labels has no row.
+    """Columns trainer, labels, step_s, predict_s (one patch); a method that refuses a number of labels has no values.
 
     Trainers that learn from unlabelled cases too have no `step_s`: random patches are no such step.
     """
@@ -61,6 +61,7 @@ def costs_against_k(
             try:
                 network = trainer.build_network_architecture(manager, chosen, channels, labels + 1, False)
             except (NotImplementedError, ValueError):
+                rows.append({"trainer": name, "labels": labels})
                 continue
             batch = Batch(image, torch.randint_like(image[:, :1], labels + 1).long(), labels)
             rows.append({"trainer": name, "labels": labels, **costs(trainer, network.to(device), batch)})

@@ -117,6 +117,7 @@ def draw_steps(per_budget: Sequence[Results], file: Path) -> None:
 
 def draw_against_k(costs: pd.DataFrame, file: Path) -> None:
     """Seconds of a training step and of the prediction of a patch against the number of labels."""
+    costs = costs.dropna(how="all", subset=["step_s", "predict_s"])
     figure = Figure(figsize=(10, 4.8))
     palette = colours(list(costs["trainer"].unique()))
     panels = {"step_s": "training step, s", "predict_s": "prediction of a patch, s"}

@@ -17,7 +17,7 @@ import pandas as pd
 
 from nnunetv2_conemos.benchmark.recipe import Run
 from nnunetv2_conemos.datasets import write_aside
-from nnunetv2_conemos.scores import METRICS, summarise
+from nnunetv2_conemos.scores import METRICS, of_present, summarise
 
 KEY = ["arm", "epochs", "seed", "fold"]
 DONE = "done"
@@ -45,7 +45,7 @@ class Ledger:
     def enter(self, run: Run, scores: pd.DataFrame, facts: Mapping[str, Any]) -> None:
         """Enter a run that is done; `scores` has a row per test case and label."""
         labels = list(dict.fromkeys(scores["label"]))
-        summary = summarise(scores, labels)
+        summary = summarise(of_present(scores), labels)
         means = {metric: summary[metric].mean() for metric in METRICS}
         per_label = {f"{metric} {label}": summary[metric][label] for metric in METRICS for label in labels}
         replace(self.folder / "cases.csv", self.cases, run, scores.drop(columns="source").assign(**run.key))

@@ -36,6 +36,8 @@ from nnunetv2_conemos.benchmark.workplace import PARTIAL, Workplace, prepare
 from nnunetv2_conemos.commands import CommandError, own_environment
 from nnunetv2_conemos.datasets import remove, write_aside
 from nnunetv2_conemos.declare import named_or_path
+from nnunetv2_conemos.env import find_trainers
+from nnunetv2_conemos.parallel import default_processes
 
 RECIPE = "benchmark.yaml"
 PLAIN: dict[str, Any] = {"style": "red", "markup": False, "highlight": False}
@@ -53,12 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-pl", dest="planner", help="planner [ExperimentPlanner]")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("-device", default=device, choices=("cuda", "cpu", "mps"), help="[%(default)s]")
-    parser.add_argument("-np", dest="processes", type=int, default=os.cpu_count() or 1, help="[%(default)s]")
+    parser.add_argument("-np", dest="processes", type=int, default=default_processes(), help="[%(default)s]")
     parser.add_argument("--report", action="store_true", help="train nothing: write the report of what is there")
     parser.epilog = "Started again, it goes on with what is missing."
 
 
 def run(args: argparse.Namespace) -> int:
+    find_trainers()
     recipe, folder = asked(args), args.folder.resolve()
     source = named_or_path(recipe.dataset).resolve()
     if args.report and not (folder / RECIPE).is_file():
@@ -150,13 +153,14 @@ def run_all(place: Workplace, test: TestSet) -> list[Run]:
 
 def write_costs_against_k(place: Workplace) -> None:
     """For the trainers of the recipe, at its configuration, in a process of its own."""
-    if (place.folder / AGAINST_K).is_file():
-        return
     trainers = dict.fromkeys(arm.trainer for arm in place.recipe.arms)
+    file = place.folder / AGAINST_K
+    if file.is_file() and set(trainers) <= set(pd.read_csv(file)["trainer"]):
+        return
     plans = place.preprocessed / PARTIAL / f"{place.recipe.plans}.json"
     what = (plans, place.recipe.configuration, str(len(place.dataset_json["channel_names"])), place.device)
     module = (sys.executable, "-m", "nnunetv2_conemos.benchmark.against_k")
-    place.command("costs_against_k", *module, place.folder / AGAINST_K, *what, *trainers)
+    place.command("costs_against_k", *module, file, *what, *trainers)
 
 
 def reason(error: Exception) -> str:

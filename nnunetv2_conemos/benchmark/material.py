@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 
 from nnunetv2_conemos.benchmark.recipe import Recipe, TestSet
 from nnunetv2_conemos.benchmark.workplace import MODALITIES, PARTIAL, Workplace, with_validation, write_referenced
 from nnunetv2_conemos.case_table import complete_table, group_sources, read_table
-from nnunetv2_conemos.datasets import new_folder, raw_cases, read_raw_json, write_json
+from nnunetv2_conemos.datasets import image_lists, new_folder, raw_cases, read_raw_json, write_json
 from nnunetv2_conemos.evaluation import occupied, read_map
 from nnunetv2_conemos.parallel import in_processes
 from nnunetv2_conemos.raw_writer import jobs_of, reader_of, write_cases
@@ -91,7 +90,7 @@ def test_set(recipe: Recipe, source: Path, dataset_json: Mapping[str, Any]) -> T
             f"{test.labels}: expected one label map for each image CASE_0000{ending} in {test.images}, found "
             f"{', '.join(lacking) or 'no image'}."
         )
-    files = create_lists_from_splitted_dataset_folder(str(test.images), ending)
+    files = image_lists(test.images, ending)
     channels = max(map(len, files))
     if few := [Path(case[0]).name for case in files if len(case) < channels]:
         raise FileNotFoundError(f"{test.images}: expected {channels} channels, found fewer of {shorten(few)}.")

@@ -76,11 +76,12 @@ def facts(place: Workplace, results: Results) -> dict[str, Any]:
     }
 
 
-def undefined_hd95(results: Results) -> dict[str, int]:
-    """Arm -> scored pairs without HD95, because only one of the two maps holds the label."""
+def undefined_hd95(results: Results) -> dict[str, float]:
+    """Arm -> pairs without HD95 in a training of it, because only the reference holds the label."""
     lacking = results.cases["hd95_mm"].isna() & results.cases["dice"].notna()
     arms = results.cases["arm"].to_numpy()[lacking.to_numpy()].tolist()
-    return {arm.name: arms.count(arm.name) for arm in results.arms}
+    trainings = results.runs["arm"].tolist()
+    return {arm.name: arms.count(arm.name) / trainings.count(arm.name) for arm in results.arms}
 
 
 def tables(results: Results) -> dict[str, pd.DataFrame]:
@@ -88,9 +89,9 @@ def tables(results: Results) -> dict[str, pd.DataFrame]:
     means, lacking = results.means, undefined_hd95(results)
     overview = pd.DataFrame({HEADS[metric]: means[metric].map(shown) for metric in ("dice", "nsd")})
     overview["HD95, mm"] = [shown(value, 1) for value in means["hd95_mm"]]
-    overview["pairs without HD95"] = [str(lacking[arm]) for arm in overview.index]
+    overview["pairs without HD95"] = [f"{lacking[arm]:g}" for arm in overview.index]
     if results.false_finds:
-        overview["absent labels predicted"] = [str(results.false_finds.get(arm, 0)) for arm in overview.index]
+        overview["absent labels predicted"] = [f"{results.false_finds.get(arm, 0):g}" for arm in overview.index]
     seeds = results.per_seed().map(shown)
     seeds.columns = [f"seed {seed}, fold {fold}" for seed, fold in seeds.columns]
     costs = results.costs()

@@ -11,7 +11,7 @@ import pandas as pd
 from nnunetv2_conemos.benchmark.ledger import DONE, KEY, Ledger, of_run
 from nnunetv2_conemos.benchmark.recipe import Arm, Fold, Recipe
 from nnunetv2_conemos.benchmark.statistics import Comparison, Interval, case_scores, compare, interval, mean_of
-from nnunetv2_conemos.scores import BOTH_EMPTY, METRICS, REFERENCE_EMPTY
+from nnunetv2_conemos.scores import METRICS, REFERENCE_EMPTY, of_present
 
 COSTS = ["networks", "steps", "parameters", "step_s", "train_peak_mib", "predict_s", "predict_peak_mib"]
 
@@ -20,14 +20,14 @@ COSTS = ["networks", "steps", "parameters", "step_s", "train_peak_mib", "predict
 class Results:
     """The runs of a recipe that are done, at one number of epochs, and those that failed.
 
-    Labels that a test case truly lacks count for no arm; how often an arm predicts one is counted in `false_finds`.
+    Labels that a test case truly lacks count for no arm; `false_finds`: how often a training of an arm predicts one.
     """
 
     recipe: Recipe
     runs: pd.DataFrame
     cases: pd.DataFrame
     failed: pd.DataFrame
-    false_finds: dict[str, int]
+    false_finds: dict[str, float]
 
     @classmethod
     def from_ledger(cls, recipe: Recipe, ledger: Ledger, epochs: int | None = None) -> Results:
@@ -44,9 +44,10 @@ class Results:
         epochs = epochs or common_epochs(done)
         done = done.loc[done["epochs"] == epochs]
         cases = ledger.cases.merge(done.loc[:, KEY], on=KEY)
-        lacking = cases["status"].isin([REFERENCE_EMPTY, BOTH_EMPTY])
         finds = cases.loc[cases["status"] == REFERENCE_EMPTY]["arm"].value_counts()
-        return cls(recipe, done, cases.loc[~lacking], failed, {str(arm): int(n) for arm, n in finds.items()})
+        trainings = done["arm"].tolist()
+        per_training = {str(arm): n / trainings.count(arm) for arm, n in finds.items()}
+        return cls(recipe, done, of_present(cases), failed, per_training)
 
     @property
     def epochs(self) -> int:

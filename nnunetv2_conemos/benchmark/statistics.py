@@ -13,14 +13,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap, wilcoxon
+from scipy.stats import DegenerateDataWarning, bootstrap, wilcoxon
 
 RESAMPLES = 2000
 FEWEST = 5  # cases below which an interval or a test says nothing
 
 
 class Interval(NamedTuple):
-    """A mean and its 95 % interval (NaN with fewer than five cases)."""
+    """A mean and its 95 % interval (NaN with fewer than five cases that have a value)."""
 
     mean: float
     low: float
@@ -61,20 +61,26 @@ def mean_of(scores: np.ndarray) -> float:
 
 
 def interval(scores: np.ndarray) -> Interval:
-    """Mean of scores [N, K] (see `mean_of`) and its bootstrap percentile interval over cases."""
-    mean = mean_of(scores)
-    if len(scores) < FEWEST or np.isnan(mean):
-        return Interval(mean, np.nan, np.nan)
-    rows = (np.arange(len(scores)),)
-    drawn = bootstrap(
-        rows,
-        lambda chosen: mean_of(scores[chosen]),
-        n_resamples=RESAMPLES,
-        vectorized=False,
-        method="percentile",
-        random_state=np.random.default_rng(0),  # pyright: ignore[reportCallIssue]
-    )
-    return Interval(mean, float(drawn.confidence_interval.low), float(drawn.confidence_interval.high))
+    """Mean of scores [N, K] (see `mean_of`) and its bootstrap percentile interval over the cases that have a value.
+
+    Draws in which a label keeps none of its values are left out: their mean is that of other labels.
+    """
+    known = ~np.isnan(scores)
+    scores = scores[known.any(1)][:, known.any(0)]
+    if len(scores) < FEWEST:
+        return Interval(mean_of(scores), np.nan, np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # draws left out
+        drawn = bootstrap(
+            (np.arange(len(scores)),),
+            lambda chosen: mean_of(scores[chosen]) if (~np.isnan(scores[chosen])).any(0).all() else np.nan,
+            n_resamples=RESAMPLES,
+            vectorized=False,
+            method="percentile",
+            random_state=np.random.default_rng(0),  # pyright: ignore[reportCallIssue]
+        )
+    low, high = np.nanquantile(drawn.bootstrap_distribution, (0.025, 0.975))
+    return Interval(mean_of(scores), float(low), float(high))
 
 
 def compare(ours: pd.DataFrame, theirs: pd.DataFrame) -> Comparison:

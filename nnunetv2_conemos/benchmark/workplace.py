@@ -173,7 +173,9 @@ def complete_dataset(place: Workplace, fold: Fold) -> str:
     """The same cases with their complete label maps, which `conemos hide` keeps; raises FileNotFoundError."""
     maps = (place.raw / PARTIAL if place.recipe.hide else place.source) / COMPLETE
     if not maps.is_dir():
-        raise FileNotFoundError(f"no complete label maps: {place.source} was not made by `conemos hide`.")
+        raise FileNotFoundError(
+            f"no complete label maps: {place.source} was not made by `conemos hide` or `split` of a complete dataset."
+        )
     if not (place.raw / CEILING).is_dir():
         ending = place.dataset_json["file_ending"]
         files = {

@@ -50,7 +50,7 @@ class CMEROptions(BaseModel):
 
     `reduction` of the squared difference of unit maps over the pixels: their mean is at most 2 / (H W), about a
     thousandth of the equivariance term; the sum is 2 - 2 cos. `jitter`: largest random shift of a sample before the
-    views are made. `fusion`: how the channels are joined at prediction, or the number of the one that is used.
+    views are made. `fusion`: how the channels are joined at prediction, or the number (from 0) of the one that is used.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -73,6 +73,8 @@ def cam_networks(
     plans: PlansManager, configuration: ConfigurationManager, channels: int, heads: int, deep_supervision: bool
 ) -> CAMNetworks:
     options, background = method_options(configuration, CMEROptions), has_background_head(plans)
+    if isinstance(options.fusion, int) and not 0 <= options.fusion < channels:
+        raise ValueError(f"`fusion`: expected a channel from 0 to {channels - 1}, found {options.fusion}.")
     answered, width = answered_labels(plans, heads - background), WIDTH // options.width_divisor
     return CAMNetworks(channels, heads - background, background, answered, width, options.dropout, options.fusion)
 
@@ -103,6 +105,10 @@ class CMERTrainer(PartialLabelTrainer):
         refuse_small_patch(plans, configuration, largest, type(self).__name__)
         tagged_only = set(self.table.untaught()).difference(self.table.untaught(tags=True))
         refuse_unknown_slices(self.tags, self.table, sorted(tagged_only))
+
+    def informed(self, case: str) -> bool:
+        """Whether any slice is known: that a label is somewhere in a volume says nothing of its slices."""
+        return bool(self.tags[case].known.any())
 
     @property
     def cam(self) -> CAMNetworks:
@@ -213,7 +219,7 @@ class CMERTrainer(PartialLabelTrainer):
         """Choose the thresholds for the last weights and for the best ones, then write the final checkpoint."""
         self.tune_thresholds()
         best = Path(self.output_folder) / "checkpoint_best.pth"
-        if best.is_file() and self.local_rank == 0:
+        if best.is_file() and self.local_rank == 0 and not self.disable_checkpointing:
             last, network = deepcopy(self.cam.state_dict()), self.cam
             checkpoint = torch.load(best, map_location="cpu", weights_only=False)
             network.load_state_dict(checkpoint["network_weights"])

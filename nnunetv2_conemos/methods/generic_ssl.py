@@ -114,25 +114,28 @@ class GenericSSLTrainer(SemiSupervisedTrainer):
     def two_stream_step(self, labelled: dict, unlabelled: dict) -> dict:
         """Denoising + reweighted + weighted unlabelled loss, in one pass back."""
         network = self.bare_network
-        network.pull(PULL)
         query, truth = self.pose(labelled)
-        truth, images = move(truth, self.device), unlabelled["data"].to(self.device, non_blocking=True)
+        truth = move(truth, self.device)
         assert isinstance(truth, Truth)
         noisy = with_noise(query.image.to(self.device, non_blocking=True), truth)
-        believed = self._believed(images)
+        images, believed = None, None
+        if network.learns_unlabelled:
+            network.pull(PULL)
+            images = unlabelled["data"].to(self.device, non_blocking=True)
+            believed = self._believed(images)
         weight = ramp_up(self.progress, self.options.unlabelled_weight, self.options.ramp)
         parts: list[Tensor] = []
 
         def total() -> Tensor:
-            denoised, reweighted, answered = map(against_background, self.network(BothStreams(noisy, images)))
+            denoised, reweighted, *answered = map(against_background, self.network(BothStreams(noisy, images)))
             difficulty = network.difficulty.update(self._summed(class_counts(denoised, truth)))
-            parts.extend(
-                (self.loss(denoised, truth), self.loss(reweighted, truth, difficulty), self.loss(answered, believed))
-            )
-            return parts[0] + parts[1] + weight * parts[2]
+            parts.extend((self.loss(denoised, truth), self.loss(reweighted, truth, difficulty)))
+            parts.extend(self.loss(logits, believed) for logits in answered)
+            return parts[0] + parts[1] + weight * sum(parts[2:])
 
         (loss,) = self.backward_in_turn([total])
-        return {"loss": np.array(loss), **dict(zip(self.extras, [*(p.item() for p in parts), weight], strict=True))}
+        parts_and_weight = [*(p.item() for p in parts), *[0.0] * (3 - len(parts)), weight]
+        return {"loss": np.array(loss), **dict(zip(self.extras, parts_and_weight, strict=True))}
 
     @torch.no_grad()
     def _believed(self, images: Float[Tensor, "B M *S"]) -> Truth:

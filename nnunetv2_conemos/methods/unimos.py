@@ -138,10 +138,20 @@ class Views:
         return consistency(logits, self.asked, believed.label, believed.confidence >= self.believed)
 
 
-def targets_of(table: SourceTable, cases: Sequence[str], case: str, how: str) -> np.ndarray:
-    """Boolean [K]: the labels that an unlabelled case is asked, of those that the training `cases` teach."""
-    own = table.taught(other for other in cases if table.dataset_of(other) == table.dataset_of(case))
-    return own if how == "dataset" and own.any() else table.taught(cases)
+def targets_of(table: SourceTable, cases: Sequence[str], how: str) -> dict[str, np.ndarray]:
+    """Training case -> boolean [K]: the labels that it is asked unlabelled, of those that all `cases` teach, or that
+    those of its dataset do.
+    """
+    everything = table.taught(cases)
+    members: dict[str, list[str]] = {}
+    for case in cases:
+        members.setdefault(table.dataset_of(case) if how == "dataset" else "", []).append(case)
+    taught = {dataset: table.taught(of_dataset) for dataset, of_dataset in members.items()}
+    return {
+        case: taught[dataset] if taught[dataset].any() else everything
+        for dataset, of_dataset in members.items()
+        for case in of_dataset
+    }
 
 
 class UniMOSTrainer(SemiSupervisedTrainer):
@@ -153,6 +163,13 @@ class UniMOSTrainer(SemiSupervisedTrainer):
     settings = {"enable_deep_supervision": False}  # noqa: RUF012
     unlabelled_per_sample = 2  # one of them is pasted into the other
     extras = ("unsupervised loss", ACCEPTED)
+    targets: dict[str, np.ndarray]  # training case -> boolean [K]: the labels that it is asked unlabelled
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        loaders = super().get_dataloaders()
+        how = method_options(self.configuration_manager, UniMOSOptions).targets
+        self.targets = targets_of(self.table, self.training_cases, how)
+        return loaders
 
     def _build_loss(self) -> torch.nn.Module:
         loss: Any = super()._build_loss()
@@ -181,9 +198,8 @@ class UniMOSTrainer(SemiSupervisedTrainer):
     def _views(self, unlabelled: dict) -> Views:
         images = unlabelled["data"].to(self.device, non_blocking=True)
         weak, mixed = (turned(images) if self._may_turn() else images).chunk(2)
-        how, train = method_options(self.configuration_manager, UniMOSOptions).targets, self.training_cases
-        targets = [targets_of(self.table, train, str(key), how) for key in unlabelled["keys"][: len(weak)]]
-        asked = torch.from_numpy(np.stack(targets)).to(self.device)
+        targets = np.stack([self.targets[str(key)] for key in unlabelled["keys"][: len(weak)]])
+        asked = torch.from_numpy(targets).to(self.device)
         believed = threshold(self.progress)
         with torch.no_grad(), self.precision():
             return Views(self.network, weak, mixed, asked, believed)

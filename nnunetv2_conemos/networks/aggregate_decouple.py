@@ -27,10 +27,13 @@ class Noisy(NamedTuple):
 
 
 class BothStreams(NamedTuple):
-    """All that a training step asks with a gradient: annotated images with noisy maps, unlabelled images [B,M,*S]."""
+    """All that a training step asks with a gradient: annotated images with noisy maps, unlabelled images [B,M,*S].
+
+    No unlabelled ones, where nothing is learnt from them.
+    """
 
     annotated: Noisy
-    unlabelled: Tensor
+    unlabelled: Tensor | None
 
 
 class AggregateDecouple(nn.Module):
@@ -39,7 +42,7 @@ class AggregateDecouple(nn.Module):
 
     `of_classes`: parameters that mean something for its labels in their order only.
     `forward(Query)` answers the labels asked [B,Q,*S] against background, `forward(Tensor)` nnU-Net's heads, and
-    `forward(BothStreams)` the logits [B,C,*S] of the three decoders.
+    `forward(BothStreams)` the logits [B,C,*S] of the three decoders, or of two.
     """
 
     of_classes = ("denoiser.head", "reweighted.head", "decoder.head", "diffusion_stem.operation", "difficulty")
@@ -55,12 +58,14 @@ class AggregateDecouple(nn.Module):
         self.encoder = Encoder(shape)
         self.denoiser = Decoder(shape, classes, timed=True)
         self.reweighted, self.decoder = Decoder(shape, classes), Decoder(shape, classes)
+        self.decoder.requires_grad_(learns_unlabelled)
         self.difficulty = ClassDifficulty(classes)
 
-    def forward(self, query: Query | BothStreams | Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    def forward(self, query: Query | BothStreams | Tensor) -> Tensor | tuple[Tensor, ...]:
         if isinstance(query, BothStreams):
             annotated, unlabelled = query
-            return self.denoise(annotated), self.reweight(annotated.image), self.decoder(self.encode(unlabelled))
+            taught = self.denoise(annotated), self.reweight(annotated.image)
+            return taught if unlabelled is None else (*taught, self.decoder(self.encode(unlabelled)))
         if isinstance(query, Query):
             return chosen_channels(self._labels(query.image), query.labels)
         logits = self._labels(query)

@@ -12,11 +12,11 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from dynamic_network_architectures.building_blocks.helper import get_matching_instancenorm, get_matching_pool_op
 from torch import Tensor, nn
 
 from nnunetv2_conemos.networks.planned import UNet
+from nnunetv2_conemos.networks.scale_fusion import resized
 
 
 class Pyramid(nn.Module):
@@ -106,8 +106,3 @@ class PlannedScales(nn.Module):
 
     def decode(self, features: list[Tensor]) -> list[Tensor]:
         return [*self.decoder(features), self.bottleneck(features[-1])]
-
-
-def resized(x: Tensor, like: Tensor) -> Tensor:
-    mode = {2: "bilinear", 3: "trilinear"}[x.ndim - 2]
-    return F.interpolate(x.float(), like.shape[2:], mode=mode, align_corners=True).to(x.dtype)

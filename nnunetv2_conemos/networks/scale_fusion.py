@@ -43,9 +43,11 @@ class ScaleFusion(nn.Module):
         )
 
     def forward(self, scales: Sequence[Float[Tensor, "B C *S"]]) -> Float[Tensor, "B C *S"]:
-        stacked = torch.stack(list(scales), dim=1)
-        weights = self.weights(scales)
-        return (stacked * weights.view(*weights.shape, *(1,) * (stacked.ndim - 2))).sum(1)
+        weights = self.weights(scales).unbind(1)
+        fused = torch.zeros_like(scales[0])
+        for weight, logits in zip(weights, scales, strict=True):  # stacked, they would be in memory twice
+            fused = fused + logits * weight.to(logits.dtype).view(-1, *(1,) * (logits.ndim - 1))
+        return fused
 
     def weights(self, scales: Sequence[Float[Tensor, "B C *S"]]) -> Float[Tensor, "B L"]:
         maps = [self.attention(logits).flatten(1) for logits in scales]
@@ -95,11 +97,13 @@ class FusedScalesUNet(nn.Module):
 
 def full_size(scales: Sequence[Tensor], image: Tensor) -> list[Tensor]:
     """Logits of every scale at the resolution of the image, linearly interpolated."""
-    size, mode = image.shape[2:], {2: "bilinear", 3: "trilinear"}[image.ndim - 2]
-    return [
-        z if z.shape[2:] == size else F.interpolate(z.float(), size, mode=mode, align_corners=True).to(z.dtype)
-        for z in scales
-    ]
+    return [z if z.shape[2:] == image.shape[2:] else resized(z, image) for z in scales]
+
+
+def resized(x: Tensor, like: Tensor) -> Tensor:
+    """Linearly interpolated to the resolution of another map, in single precision."""
+    mode = {2: "bilinear", 3: "trilinear"}[x.ndim - 2]
+    return F.interpolate(x.float(), like.shape[2:], mode=mode, align_corners=True).to(x.dtype)
 
 
 def drop_channels(x: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def check_dataset(dataset: str, processes: int) -> Report:
     if lacking:
         return Report([Finding("error", str(file), f"lacks {shorten(lacking)}.", "Add what nnU-Net requires.")])
     try:
-        datasets.refuse_malformed(dataset_json, file)
+        dataset_json = datasets.read_raw_json(raw)
     except ValueError as error:
         return Report([Finding("error", str(file), str(error), "Correct the file.")])
     cases = datasets.raw_cases(raw)

@@ -167,33 +167,34 @@ class CaseEntry(BaseModel):
     label: str
 
 
-class RawDataset(BaseModel):
+class LabelMaps(BaseModel):
+    """What a dataset.json must say of its label maps."""
+
+    labels: dict[str, int | list[int]]
+    file_ending: str
+
+
+class RawDataset(LabelMaps):
     """What nnU-Net requires of the dataset.json of a raw dataset."""
 
     channel_names: dict[str, str]
-    labels: dict[str, int | list[int]]
-    file_ending: str
     dataset: dict[str, CaseEntry] | None = None
 
 
 def read_raw_json(folder: Path) -> dict[str, Any]:
-    """dataset.json of a raw dataset; raises ValueError as `refuse_malformed` does."""
-    return read_raw_file(folder / "dataset.json")
+    """dataset.json of a raw dataset; raises ValueError as `read_checked` does."""
+    return read_checked(folder / "dataset.json", RawDataset)
 
 
-def read_raw_file(file: Path) -> dict[str, Any]:
+def read_checked(file: Path, model: type[BaseModel]) -> dict[str, Any]:
+    """A dataset.json; raises ValueError that names file, key, what is expected and what was found."""
     content = read_object(file)
-    refuse_malformed(content, file)
-    return content
-
-
-def refuse_malformed(content: dict[str, Any], file: Path) -> None:
-    """Raises ValueError that names file, key, what is expected and what was found."""
     try:
-        RawDataset.model_validate(content)
+        model.model_validate(content)
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r})" for e in error.errors())
         raise ValueError(f"{file}: {wrong[:600]}") from None
+    return content
 
 
 def raw_cases(folder: Path) -> dict[str, dict[str, Any]]:

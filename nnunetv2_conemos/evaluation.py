@@ -28,10 +28,11 @@ from scipy.ndimage import find_objects
 from nnunetv2_conemos.case_table import group_sources, read_table
 from nnunetv2_conemos.datasets import (
     OWN_KEYS,
+    LabelMaps,
     dataset_name,
     preprocessed_folder,
     raw_folder,
-    read_raw_file,
+    read_checked,
     refuse_different_tables,
     write_aside,
     write_json,
@@ -77,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Evaluate two folders: writes a long table and a summary, draws the figure if asked, prints a table."""
     dataset_file = find_dataset_json(args.dataset, args.djfile, args.pred_folder)
-    dataset_json = read_raw_file(dataset_file)
+    dataset_json = read_checked(dataset_file, LabelMaps)
     output = args.output or args.pred_folder
     written = [output / name for name in (SCORES, SUMMARY, FIGURE)[: 3 if args.figure else 2]]
     if not args.overwrite and (existing := [str(file) for file in written if file.exists()]):

@@ -42,11 +42,16 @@ def architecture(dim: int, kind: str, anisotropic: bool = False, features: tuple
 
 
 def plans(
-    dim: int = 2, kind: str = "plain", labels: dict = LABELS, anisotropic: bool = False, **options
+    dim: int = 2,
+    kind: str = "plain",
+    labels: dict = LABELS,
+    anisotropic: bool = False,
+    features: tuple[int, ...] = (4, 6, 8),
+    **options,
 ) -> PlansManager:
     """Plans with one configuration `tiny`; `options` go under its `conemos` key."""
     configuration = {
-        "architecture": architecture(dim, kind, anisotropic),
+        "architecture": architecture(dim, kind, anisotropic, features),
         "patch_size": patch(dim),
         "batch_size": 2,
         PLANS_KEY: options,

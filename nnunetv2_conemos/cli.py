@@ -24,6 +24,7 @@ COMMANDS = {
     "cams": ("cams", "label maps of tagged cases from a model that learnt from tags, as a source to train on"),
     "export": ("export", "one label of a model, or all, as a stock nnU-Net model"),
     "evaluate": ("evaluation", "Dice, NSD and HD95 of predictions, on annotated labels only"),
+    "compare": ("compare", "evaluations of several models on the same cases, paired by case"),
     "best": ("best", "rank trained configurations and ensembles on annotated labels"),
     "adapt": ("adapt", "turn a checkpoint into a start for -pretrained_weights"),
     "env": ("env", "print the line that lets nnU-Net find the trainers"),

@@ -85,3 +85,28 @@ def draw_dice(scores: pd.DataFrame, labels: Sequence[str], file: Path) -> None:
     if sources:
         sns.move_legend(axes, "upper left", bbox_to_anchor=(1, 1), frameon=False, title="source")
     figure.savefig(file, format="png")
+
+
+def draw_differences(differences: pd.DataFrame, reference: str, file: Path) -> None:
+    """Write a PNG: difference of every case to a reference, per label and model, with means and their intervals.
+
+    `differences`: columns case, label, model, difference.
+    """
+    import seaborn as sns
+    from matplotlib.figure import Figure
+
+    models, labels = list(differences["model"].unique()), list(differences["label"].unique())
+    figure = Figure(
+        figsize=(min(40.0, 3 + len(labels) * (0.4 + 0.4 * len(models))), 4.5), layout="constrained", dpi=150
+    )
+    axes = figure.subplots()
+    where = {"x": "label", "y": "difference", "hue": "model", "order": labels, "hue_order": models, "ax": axes}
+    sns.stripplot(differences, **where, dodge=True, size=3, alpha=0.5, palette="colorblind", legend=False)
+    means = {"dodge": 0.8 - 0.8 / len(models) if len(models) > 1 else False, "errorbar": ("ci", 95), "seed": 0}
+    sns.pointplot(differences, **where, **means, palette="colorblind", linestyle="none", marker="_", markersize=14)
+    axes.axhline(0, color="0.4", lw=1, zorder=0)
+    axes.set(xlabel="", ylabel=f"difference to {reference}")
+    axes.tick_params(axis="x", rotation=30)
+    axes.grid(axis="y", alpha=0.3)
+    sns.move_legend(axes, "upper left", bbox_to_anchor=(1, 1), frameon=False, title="")
+    figure.savefig(file, format="png")

@@ -16,8 +16,8 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 from nnunetv2_conemos.benchmark.figures import save
 from nnunetv2_conemos.benchmark.recipe import TestSet
-from nnunetv2_conemos.benchmark.statistics import case_scores
 from nnunetv2_conemos.raw_writer import reader_of
+from nnunetv2_conemos.statistics import case_scores
 
 
 def draw_overlays(arms: Mapping[str, tuple[Path, pd.DataFrame]], test: TestSet, dataset_json: dict, file: Path) -> None:

@@ -14,11 +14,11 @@ from nnunetv2_conemos.benchmark.networks import STEPS_PER_EPOCH
 from nnunetv2_conemos.benchmark.overlays import draw_overlays
 from nnunetv2_conemos.benchmark.priors import draw_priors, prior_similarity
 from nnunetv2_conemos.benchmark.recipe import TestSet, recipe_text
-from nnunetv2_conemos.benchmark.results import Results, shown
-from nnunetv2_conemos.benchmark.statistics import holm
+from nnunetv2_conemos.benchmark.results import Results
 from nnunetv2_conemos.benchmark.workplace import PARTIAL, Workplace
 from nnunetv2_conemos.datasets import write_aside
 from nnunetv2_conemos.models import read_model
+from nnunetv2_conemos.statistics import holm, p_value, shown
 
 REPORTS = ("report.md", "report.html")
 AGAINST_K = "costs_against_k.csv"
@@ -119,10 +119,6 @@ def tables(results: Results) -> dict[str, pd.DataFrame]:
 
 def vanilla(results: Results) -> str | None:
     return next((arm.name for arm in results.arms if arm.kind == "vanilla"), None)
-
-
-def p_value(p: float) -> str:
-    return "-" if pd.isna(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def similarities(place: Workplace, results: Results) -> dict[str, pd.DataFrame]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import pandas as pd
 
 from nnunetv2_conemos.benchmark.ledger import DONE, KEY, Ledger, of_run
 from nnunetv2_conemos.benchmark.recipe import Arm, Fold, Recipe
-from nnunetv2_conemos.benchmark.statistics import Comparison, Interval, case_scores, compare, interval, mean_of
 from nnunetv2_conemos.scores import METRICS, REFERENCE_EMPTY, of_present
+from nnunetv2_conemos.statistics import Comparison, case_scores, compare, interval, mean_of
 
 COSTS = ["networks", "steps", "parameters", "step_s", "train_peak_mib", "predict_s", "predict_peak_mib"]
 
@@ -128,14 +127,3 @@ def common_epochs(done: pd.DataFrame) -> int:
     """The largest number of epochs at which every arm has a run, or else the largest."""
     arms = {int(epochs): rows["arm"].nunique() for epochs, rows in done.groupby("epochs")}  # pyright: ignore
     return max(arms, key=lambda epochs: (arms[epochs], epochs))
-
-
-def shown(value: Interval | float, digits: int = 3, signed: bool = False) -> str:
-    """`0.812 (0.790 to 0.831)`, or a dash."""
-    sign = "+" if signed else ""
-    if not isinstance(value, Interval):
-        return "-" if np.isnan(value) else f"{value:{sign}.{digits}f}"
-    if np.isnan(value.mean):
-        return "-"
-    spread = "" if np.isnan(value.low) else f" ({value.low:{sign}.{digits}f} to {value.high:{sign}.{digits}f})"
-    return f"{value.mean:{sign}.{digits}f}{spread}"

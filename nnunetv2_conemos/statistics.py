@@ -92,3 +92,18 @@ def compare(ours: pd.DataFrame, theirs: pd.DataFrame) -> Comparison:
         return Comparison(interval(difference), np.nan)
     p = 1.0 if (per_case == 0).all() else float(wilcoxon(per_case)[1])  # pyright: ignore
     return Comparison(interval(difference), p)
+
+
+def shown(value: Interval | float, digits: int = 3, signed: bool = False) -> str:
+    """`0.812 (0.790 to 0.831)`, or a dash."""
+    sign = "+" if signed else ""
+    if not isinstance(value, Interval):
+        return "-" if np.isnan(value) else f"{value:{sign}.{digits}f}"
+    if np.isnan(value.mean):
+        return "-"
+    spread = "" if np.isnan(value.low) else f" ({value.low:{sign}.{digits}f} to {value.high:{sign}.{digits}f})"
+    return f"{value.mean:{sign}.{digits}f}{spread}"
+
+
+def p_value(p: float) -> str:
+    return "-" if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"

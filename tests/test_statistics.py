@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import wilcoxon
 
-from nnunetv2_conemos.benchmark.statistics import case_scores, compare, holm, interval, mean_of
+from nnunetv2_conemos.statistics import case_scores, compare, holm, interval, mean_of
 
 
 def table(scores: np.ndarray) -> pd.DataFrame:

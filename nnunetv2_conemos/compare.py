@@ -1,0 +1,164 @@
+"""`conemos compare`: evaluations of several models on the same cases, paired by case with the first of them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from nnunetv2_conemos.datasets import refuse_existing, write_aside
+from nnunetv2_conemos.figures import draw_differences
+from nnunetv2_conemos.scores import METRICS, SLICE_DICE, of_present
+from nnunetv2_conemos.sources import shorten
+from nnunetv2_conemos.statistics import Comparison, Interval, case_scores, compare, holm, interval, p_value, shown
+
+SCORES = "evaluation.csv"
+MEAN = "all labels"
+TEXTS = ("case", "source", "label", "status")
+
+
+def named_folders(words: Sequence[str]) -> dict[str, Path]:
+    """Name -> folder, from FOLDER (called by its last part) or NAME=FOLDER; raises ValueError for equal names."""
+    pairs = [(Path(word).resolve().name, word) if "=" not in word else tuple(word.split("=", 1)) for word in words]
+    twice = sorted({name for name, _ in pairs if [other for other, _ in pairs].count(name) > 1})
+    if twice:
+        raise ValueError(f"several folders are called {shorten(twice)}. Name them: film=FOLDER stock=FOLDER.")
+    return {name: Path(folder) for name, folder in pairs}
+
+
+def read_evaluations(folders: Mapping[str, Path], metric: str) -> pd.DataFrame:
+    """Rows of all evaluations, with the column `arm`; raises FileNotFoundError or ValueError that names the file."""
+    tables = []
+    for name, folder in folders.items():
+        file = folder / SCORES
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: no such file. `conemos evaluate LABELS {folder} ...` writes it.")
+        table = pd.read_csv(file, dtype=dict.fromkeys(TEXTS, str), keep_default_na=False, na_values=[""])
+        lacking = [column for column in ("case", "label", "status", metric) if column not in table]
+        if lacking:
+            raise ValueError(f"{file}: expected the columns that `conemos evaluate` writes, lacks {shorten(lacking)}.")
+        tables.append(table.assign(arm=name))
+    return pd.concat(tables, ignore_index=True)
+
+
+def paired(scores: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, int]:
+    """The (case, label) pairs that every arm evaluated, and how many were left out; ValueError where there is none.
+
+    Labels that the reference lacks count for no arm.
+    """
+    present = of_present(scores)
+    arms = present.pivot_table("status", ["case", "label"], "arm", aggfunc="count")
+    everywhere = arms.notna().all(axis=1)
+    if not everywhere.any():
+        raise ValueError("no (case, label) pair was evaluated for all of them. Evaluate the same cases and labels.")
+    chosen = pd.MultiIndex.from_arrays([present["case"], present["label"]]).isin(arms.index[everywhere])
+    return present.loc[chosen, ["arm", "case", "label", metric]], int((~everywhere).sum())
+
+
+class Row(NamedTuple):
+    """One model on one label, or on the mean over labels; without a comparison for the first model."""
+
+    label: str
+    model: str
+    cases: int
+    mean: Interval
+    against: Comparison | None
+
+
+def comparison(scores: pd.DataFrame, arms: Sequence[str], metric: str) -> list[Row]:
+    """The mean over labels first, then each label; the first arm is what the others are compared with."""
+    of_arm = case_scores(scores, metric)
+    labels = list(of_arm[arms[0]].columns)
+    groups = {MEAN: labels, **{label: [label] for label in labels}} if len(labels) > 1 else {labels[0]: labels}
+    rows = []
+    for label, chosen in groups.items():
+        tables = {arm: of_arm[arm].filter(items=chosen) for arm in arms}
+        for arm, ours in tables.items():
+            values = ours.to_numpy(dtype=float)
+            cases = int((~np.isnan(values)).any(1).sum())
+            against = None if arm == arms[0] else compare(ours, tables[arms[0]])
+            rows.append(Row(label, arm, cases, interval(values), against))
+    return rows
+
+
+def corrected(rows: Sequence[Row]) -> list[float]:
+    """p of each row by Holm, those of the means among each other and those of single labels; NaN without one."""
+    found = np.array([np.nan if row.against is None else row.against.p for row in rows])
+    of_mean = np.array([row.label == rows[0].label for row in rows])
+    for chosen in (of_mean, ~of_mean):
+        found[chosen] = holm(found[chosen].tolist())
+    return found.tolist()
+
+
+def as_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """What is written: a line per row, intervals as three columns."""
+    lines = []
+    for row, p in zip(rows, corrected(rows), strict=True):
+        mean = dict(zip(("mean", "mean_low", "mean_high"), row.mean, strict=True))
+        difference = row.against.difference if row.against else (np.nan,) * 3
+        lines.append(
+            {"label": row.label, "model": row.model, "cases": row.cases, **mean}
+            | dict(zip(("difference", "difference_low", "difference_high"), difference, strict=True))
+            | {"p": row.against.p if row.against else np.nan, "p_holm": p}
+        )
+    return pd.DataFrame(lines)
+
+
+def print_comparison(rows: Sequence[Row], metric: str) -> None:
+    caption = "p: Wilcoxon's signed-rank test, corrected by Holm"
+    view = Table("label", "model", title=f"{metric}: means and 95 % intervals over cases", caption=caption)
+    view.box, view.pad_edge, view.collapse_padding = box.SIMPLE, False, True
+    for column in ("mean", f"difference to {escape(rows[0].model)}", "p"):
+        view.add_column(column, justify="right", no_wrap=True)
+    for row, p in zip(rows, corrected(rows), strict=True):
+        if row.against is None:
+            view.add_section()
+        label = escape(row.label) if row.against is None else ""
+        difference = shown(row.against.difference, signed=True) if row.against else ""
+        p_text = p_value(p) if row.against else ""
+        view.add_row(label, escape(row.model), shown(row.mean), difference, p_text)
+    Console().print(view)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    folders = "folders with an evaluation.csv; the first is what the others are compared with"
+    parser.add_argument("folders", nargs="+", metavar="[NAME=]FOLDER", help=folders)
+    parser.add_argument("--metric", choices=(*METRICS, SLICE_DICE), default=METRICS[0], help="[%(default)s]")
+    parser.add_argument("-o", dest="output", type=Path, metavar="FILE", help="also write the table, as CSV")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the differences of every case, as PNG")
+    parser.add_argument("--overwrite", action="store_true", help="replace what exists")
+
+
+def run(args: argparse.Namespace) -> None:
+    folders = named_folders(args.folders)
+    if len(folders) < 2:
+        raise ValueError("name at least two folders, the first is what the others are compared with.")
+    for file in filter(None, (args.output, args.figure)):
+        refuse_existing(file, args.overwrite)
+    arms = list(folders)
+    scores, left_out = paired(read_evaluations(folders, args.metric), args.metric)
+    rows = comparison(scores, arms, args.metric)
+    print_comparison(rows, args.metric)
+    if left_out:
+        print(f"{left_out} (case, label) pair(s) that not all of them evaluated are left out.")
+    if args.output:
+        write_aside(args.output, lambda file: as_table(rows).to_csv(file, index=False))
+        print(f"Written: {args.output}")
+    if args.figure:
+        write_aside(args.figure, lambda file: draw_differences(differences(scores, arms, args.metric), arms[0], file))
+        print(f"Drawn: {args.figure}")
+
+
+def differences(scores: pd.DataFrame, arms: Sequence[str], metric: str) -> pd.DataFrame:
+    """Columns case, label, model, difference: of every case to the first arm."""
+    wide = scores.pivot_table(metric, ["case", "label"], "arm", sort=False)
+    lines = [(*pair, arm, row[arm] - row[arms[0]]) for pair, row in wide.iterrows() for arm in arms[1:]]  # pyright: ignore
+    return pd.DataFrame(lines, columns=pd.Index(["case", "label", "model", "difference"])).dropna()

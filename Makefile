@@ -10,13 +10,14 @@ CODE := pyproject.toml nnunetv2_conemos/__init__.py
 # Tests train tiny networks: more threads and processes than that only wait for each other.
 SMALL := PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE nnUNet_def_n_proc=2 nnUNet_n_proc_DA=1
 
-.PHONY: help demo test slow lint wheel clean
+.PHONY: help demo test slow gpu lint wheel clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    the whole chain on generated data, at most 10 minutes on two cores; results in $(DEMO)/"
 	@echo "make test    format, lint, types and the tests"
 	@echo "make slow    whole chains and more seeds"
+	@echo "make gpu     the tests that need a CUDA device"
 	@echo "make lint    format, lint and types only"
 	@echo "make wheel   dist/*.whl"
 	@echo "make clean   remove what was built; keeps $(VENV)/ and $(DEMO)/"
@@ -30,6 +31,9 @@ test: lint
 
 slow: $(TESTS)
 	$(SMALL) $(BIN)/pytest -m "slow and not gpu"
+
+gpu: $(TESTS)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pytest -m gpu
 
 lint: $(TESTS)
 	$(BIN)/ruff format --check .

@@ -307,7 +307,7 @@ def test_without_validation_masks_the_threshold_stays_and_there_is_no_final_dice
     made.tune_thresholds()
     made.perform_actual_validation()
     assert made.cam.threshold.tolist() == [0.5]
-    assert "Threshold of 'lesion': 0.50 (no label map to choose)" in log_of(made)
+    assert "Threshold of 'lesion': 0.50 (no label map to choose on)" in log_of(made)
     assert "No validation case has a label map: there is no final Dice." in log_of(made)
     assert not (Path(made.output_folder) / "validation").exists()
 

@@ -104,13 +104,18 @@ def write_world(
 
 
 def make_trainer(
-    base: Path, trainer: type, fold: int | str = 0, configuration: str = CONFIGURATION, **settings: object
+    base: Path,
+    trainer: type,
+    fold: int | str = 0,
+    configuration: str = CONFIGURATION,
+    device: str = "cpu",
+    **settings: object,
 ):
     """A trainer on the world below `base`, as nnU-Net makes it; `settings` are nnU-Net's hyper-parameters."""
     folder = base / "nnUNet_preprocessed" / NAME
     plans = json.loads((folder / "nnUNetPlans.json").read_text()) | {"continue_training": False}
     dataset_json = json.loads((folder / "dataset.json").read_text())
-    made = trainer(plans, configuration, fold, dataset_json, torch.device("cpu"))
+    made = trainer(plans, configuration, fold, dataset_json, torch.device(device))
     for name, value in settings.items():
         assert hasattr(made, name)
         setattr(made, name, value)

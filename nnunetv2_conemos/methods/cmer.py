@@ -239,7 +239,9 @@ class CMERTrainer(PartialLabelTrainer):
         for k, name in enumerate(self.table.labels.names):
             best = best_threshold(np.array(dice[k])) if dice[k] else None
             self.cam.threshold[k] = best[0] if best else DEFAULT
-            why = f"Dice {best[1]:.3f}, chosen on {len(dice[k])} validation cases" if best else "no label map to choose"
+            why = "none finds it in a label map" if dice[k] else "no label map to choose on"
+            if best:
+                why = f"Dice {best[1]:.3f}, chosen on {len(dice[k])} validation cases"
             self.print_to_log_file(f"Threshold of '{name}': {best[0] if best else DEFAULT:.2f} ({why}).")
 
     def dice_of_case(self, case: str) -> dict[int, np.ndarray]:

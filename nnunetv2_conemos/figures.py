@@ -20,8 +20,8 @@ CAPTION = "one empty: Dice and NSD are 0, no HD95. both empty: not counted."
 def print_scores(scores: pd.DataFrame, labels: Sequence[str], tolerance: float) -> None:
     """Print a section per source with its annotated labels, then all sources together and the mean over labels."""
     table = Table("label", box=box.SIMPLE, collapse_padding=True, pad_edge=False, caption=CAPTION)
-    metrics = ("Dice", f"NSD {tolerance:g} mm", "HD95 mm", "Dice of slices")[: len(metrics_of(scores))]
-    for column in (*metrics, "pairs", "one empty", "both empty"):
+    metrics = ("Dice", f"NSD\n{tolerance:g} mm", "HD95\nmm", "slice\nDice")[: len(metrics_of(scores))]
+    for column in (*metrics, "pairs", "one\nempty", "both\nempty"):
         table.add_column(column, justify="right", no_wrap=True)
     by_source = [(str(name), rows) for name, rows in scores.groupby("source", sort=False)]
     for name, rows in by_source if len(by_source) > 1 else []:

@@ -15,6 +15,7 @@ from raw_worlds import read_nifti, write_nifti
 from nnunetv2_conemos import cli
 from nnunetv2_conemos.benchmark.arms import joined
 from nnunetv2_conemos.benchmark.main import locked
+from nnunetv2_conemos.benchmark.overlays import median_and_worst, shown_values
 from nnunetv2_conemos.benchmark.workplace import Workplace
 from nnunetv2_conemos.commands import CommandError
 from nnunetv2_conemos.datasets import read_dataset_json, write_json
@@ -348,6 +349,15 @@ def test_overlays_show_a_training_that_is_done(stand_in: StandIn):
     assert benchmark(stand_in, "--arms", ARMS[1], "--seeds", "0", "1") == 1
     (stand_in.base / "bench/runs/ConditionalFiLMTrainer__1epochs__seed0__fold0/predictions/test_00.nii.gz").unlink()
     assert benchmark(stand_in, "--arms", ARMS[1], "--seeds", "0", "1", "--report") == 0
+
+
+def test_pictures_are_of_different_cases_and_show_what_nnunet_writes():
+    dice = pd.Series({"a": 0.5, "b": np.nan, "c": 0.9, "d": 0.1})
+    assert list(median_and_worst(dice).items()) == [("a", "median, Dice 0.50"), ("d", "worst, Dice 0.10")]
+    assert median_and_worst(dice[["c"]]) == {"c": "Dice 0.90"}
+    labels = {"background": 0, "whole": [1, 2], "core": 1, "ignore": 3}
+    assert shown_values({"labels": labels, "regions_class_order": [2, 1]}) == {"whole": 2, "core": 1, "ignore": 3}
+    assert shown_values({"labels": {"background": 0, "b": 2, "a": 1}}) == {"b": 2, "a": 1}
 
 
 def test_what_was_prepared_for_a_wrong_recipe_does_not_stay(stand_in: StandIn):

@@ -21,35 +21,49 @@ from nnunetv2_conemos.statistics import case_scores
 
 
 def draw_overlays(arms: Mapping[str, tuple[Path, pd.DataFrame]], test: TestSet, dataset_json: dict, file: Path) -> None:
-    """A row per arm: truth and prediction of its median case, then of its worst.
+    """A row per arm: truth and prediction of its median case, then of its worst, if that is another.
 
     `arms`: folder of label maps, and the scores of each case and label in them.
     """
     ending = dataset_json["file_ending"]
     reader = reader_of(dataset_json, next(iter(sorted(test.labels.glob(f"*{ending}")))))
-    values = [np.atleast_1d(value).tolist() for name, value in dataset_json["labels"].items() if name != "background"]
-    number = max(value for entry in values for value in entry)
-    figure = Figure(figsize=(11, 2.9 * len(arms) + 0.6), layout="constrained")
-    grid = figure.subplots(len(arms), 4, squeeze=False)
-    for row, (arm, (folder, scores)) in zip(grid, arms.items(), strict=True):
-        dice: pd.Series = case_scores(scores, "dice")[arm].mean(axis=1).dropna().sort_values()
-        picked = {"median": str(dice.index[(len(dice) - 1) // 2]), "worst": str(dice.index[0])}
-        for (which, case), place in zip(picked.items(), (0, 2), strict=True):
+    values = shown_values(dataset_json)
+    number = max(values.values())
+    picked = {arm: median_and_worst(case_scores(scores, "dice")[arm].mean(axis=1)) for arm, (_, scores) in arms.items()}
+    columns = 2 * max(map(len, picked.values()))
+    figure = Figure(figsize=(0.6 + 2.6 * columns, 2.9 * len(arms) + 0.6), layout="constrained")
+    grid = figure.subplots(len(arms), columns, squeeze=False)
+    for row, (arm, (folder, _)) in zip(grid, arms.items(), strict=True):
+        for place, (case, title) in enumerate(picked[arm].items()):
             image, truth, aspect = read(reader, test, case, ending)
             predicted = reader.read_seg(str(folder / f"{case}{ending}"))[0][0].astype(int)
             level = fullest_slice(truth)
-            show(row[place], image[level], truth[level], number, aspect, f"{case}: truth")
-            show(row[place + 1], image[level], predicted[level], number, aspect, f"{which}, Dice {dice[case]:.2f}")
+            show(row[2 * place], image[level], truth[level], number, aspect, f"{case}: truth")
+            show(row[2 * place + 1], image[level], predicted[level], number, aspect, title)
+        for axes in row[2 * len(picked[arm]) :]:
+            axes.set_axis_off()
         row[0].set_ylabel(arm, fontsize="small")
     palette = sns.color_palette("bright", number)
-    shown = [(name, values[0]) for name, values in zip(label_names(dataset_json), values, strict=True)]
-    handles = [Patch(color=palette[value - 1], label=name) for name, value in shown]
+    handles = [Patch(color=palette[value - 1], label=name) for name, value in values.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=8, frameon=False)
     save(figure, file)
 
 
-def label_names(dataset_json: dict) -> list[str]:
-    return [name for name in dataset_json["labels"] if name != "background"]
+def median_and_worst(dice: pd.Series) -> dict[str, str]:
+    """Case -> title of its picture; one, where both are the same."""
+    dice = dice.dropna().sort_values()
+    median, worst = str(dice.index[(len(dice) - 1) // 2]), str(dice.index[0])
+    if median == worst:
+        return {worst: f"Dice {dice[worst]:.2f}"}
+    return {median: f"median, Dice {dice[median]:.2f}", worst: f"worst, Dice {dice[worst]:.2f}"}
+
+
+def shown_values(dataset_json: dict) -> dict[str, int]:
+    """Label -> the value that nnU-Net writes for it."""
+    first = {name: int(np.atleast_1d(value)[0]) for name, value in dataset_json["labels"].items()}
+    del first["background"]
+    regions = [name for name in first if name != "ignore"]
+    return first | dict(zip(regions, dataset_json.get("regions_class_order") or [], strict=False))
 
 
 def read(reader: BaseReaderWriter, test: TestSet, case: str, ending: str) -> tuple[np.ndarray, np.ndarray, float]:

@@ -33,7 +33,7 @@ from nnunetv2_conemos.labelling import (
 from nnunetv2_conemos.models import ModelFolder, read_checkpoint, read_model
 from nnunetv2_conemos.networks.cam import SOFTNESS
 from nnunetv2_conemos.raw_writer import CaseJob, dataset_entries, input_files, write_seg
-from nnunetv2_conemos.sources import SourceError, shorten
+from nnunetv2_conemos.sources import SourceError, SourceTable, shorten
 from nnunetv2_conemos.splits import stratified_split
 from nnunetv2_conemos.tags import ARRAY_AXIS, slices_with, without_tags
 
@@ -84,8 +84,8 @@ def plan_annotation(
     return annotation
 
 
-def annotate(annotation: Annotation, target: Path, overwrite: bool) -> None:
-    """Write the dataset, whole or not at all."""
+def annotate(annotation: Annotation, target: Path, overwrite: bool) -> np.ndarray:
+    """Write the dataset, whole or not at all; returns `found_slices` of all tagged cases together."""
     datasets.refuse_existing_dataset(target, overwrite)
     datasets.refuse_own_files(target, input_files(annotation.jobs.values()))
     with datasets.new_folder(target, overwrite) as folder:
@@ -93,22 +93,24 @@ def annotate(annotation: Annotation, target: Path, overwrite: bool) -> None:
         for case, job in annotation.jobs.items():
             if not annotation.table.tagged(case).any():
                 shutil.copyfile(job.label or "", folder / "labelsTr" / f"{case}{job.ending}")
-        predict_tagged(annotation, folder)
+        slices = predict_tagged(annotation, folder)
         datasets.write_json(folder / "dataset.json", annotated_json(annotation))
         splits = training_only(annotation)
         if splits:
             datasets.write_json(folder / "splits_final.json", splits)
         else:
             print("no splits_final.json: fewer than two cases have label maps to validate on. Write it by hand.")
+    return slices
 
 
-def predict_tagged(annotation: Annotation, folder: Path) -> None:
-    """Label maps of the tagged cases, some at a time."""
+def predict_tagged(annotation: Annotation, folder: Path) -> np.ndarray:
+    """Label maps of the tagged cases, some at a time; returns `found_slices` of all of them together."""
     how = annotation.inference
     predictor = nnUNetPredictor(use_mirroring=how.mirroring, device=torch.device(how.device), allow_tqdm=False)
     folds: Any = tuple(how.folds)
     predictor.initialize_from_trained_model_folder(str(annotation.model.folder), folds, how.checkpoint)
     scratch, jobs = folder / "scratch", annotation.tagged
+    slices = np.zeros((len(annotation.table.labels), 2), dtype=int)
     for start in track(range(0, len(jobs), AT_ONCE), "Annotating"):
         batch = jobs[start : start + AT_ONCE]
         scratch.mkdir()
@@ -119,7 +121,21 @@ def predict_tagged(annotation: Annotation, folder: Path) -> None:
             with np.load(scratch / f"{job.case}.npz") as saved:
                 found = pseudo_map(annotation, job.case, saved["probabilities"], own[0].astype(np.intp))
             write_seg(job.reader, found, folder / "labelsTr" / f"{job.case}{job.ending}", grid)
+            slices += found_slices(annotation.table, job.case, found)
         shutil.rmtree(scratch)
+    return slices
+
+
+def found_slices(table: SourceTable, case: str, found: np.ndarray) -> np.ndarray:
+    """Integer [K,2]: slices of a label map [*S] that are tagged as showing each label, and how many of them do."""
+    counts = np.zeros((len(table.labels), 2), dtype=int)
+    in_slices = np.moveaxis(found, ARRAY_AXIS[table.tag_axis], 0)
+    for name, tag in table.tags(case).items():
+        k = table.labels.names.index(name)
+        present, known = slices_with(tag, len(in_slices), f"`tags`, case '{case}', label '{name}'")
+        there = np.isin(in_slices, table.labels.values[k]).any((1, 2))
+        counts[k] = (present & known).sum(), (present & known & there).sum()
+    return counts
 
 
 def distances(probabilities: np.ndarray, has_regions: bool) -> np.ndarray:
@@ -133,14 +149,18 @@ def distances(probabilities: np.ndarray, has_regions: bool) -> np.ndarray:
 def pseudo_map(annotation: Annotation, case: str, probabilities: np.ndarray, own: np.ndarray) -> np.ndarray:
     """Label map [*S]: annotated labels as in its `own`, tagged ones where the activation leaves no doubt, else ignore.
 
-    A slice that is tagged as without a label has no voxel of it, and no doubt.
+    A slice that is tagged as without a label has no voxel of it, and no doubt. Where one is tagged as showing a label
+    of which no voxel is sure, what seems to be background is in doubt too.
     """
     table, labels = annotation.table, annotation.table.labels
     distance = distances(probabilities, labels.has_regions)
     axis = ARRAY_AXIS[table.tag_axis]
+    shown = np.zeros((len(labels), own.shape[axis]), dtype=bool)  # slices that show a label, by their tags
     for name, tag in table.tags(case).items():
+        k = labels.names.index(name)
         present, known = slices_with(tag, own.shape[axis], f"`tags`, case '{case}', label '{name}'")
-        np.moveaxis(distance[labels.names.index(name)], axis, 0)[known & ~present] = -np.inf
+        np.moveaxis(distance[k], axis, 0)[known & ~present] = -np.inf
+        shown[k] = present & known
     tagged = np.flatnonzero(table.tagged(case))
     taken = drawn(annotation, case, own)
     best = tagged[distance[tagged].argmax(0)]
@@ -153,6 +173,8 @@ def pseudo_map(annotation: Annotation, case: str, probabilities: np.ndarray, own
             chosen = (distance[k] > annotation.margin) & (labels.has_regions | (best == k))
             result[chosen & ~taken] = value
             unsure |= (distance[k] <= annotation.margin) & (distance[k] >= annotation.sure_background[k])
+            missed = shown[k] & ~np.moveaxis(chosen & ~taken, axis, 0).any((1, 2))
+            np.moveaxis(unsure, axis, 0)[missed] = True
     doubtful = unsure & (labels.has_regions | (result == 0))
     result[(doubtful & ~taken) | (own == labels.ignore)] = annotation.ignore_value
     return result
@@ -222,6 +244,10 @@ def run(args: argparse.Namespace) -> None:
     datasets.refuse_existing(target, args.overwrite)
     raw = named_or_path(args.dataset)
     annotation = plan_annotation(model, inference_of(args, model), raw, args.margin, args.background)
-    annotate(annotation, target, args.overwrite)
+    slices = annotate(annotation, target, args.overwrite)
+    for name, (tagged, found) in zip(annotation.table.labels.names, slices.tolist(), strict=True):
+        if tagged:
+            doubt = ": look at the maps before you train on them" if found < tagged / 2 else ""
+            print(f"'{name}' was annotated in {found} of {tagged} slices that are tagged with it{doubt}.")
     print(f"Written: {target}, with {len(annotation.tagged)} cases annotated by the model")
     print(f"Next: nnUNetv2_plan_and_preprocess -d {target.name}")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nnunetv2_conemos.cams import Annotation, annotated_json, distances, pseudo_map
+from nnunetv2_conemos.cams import Annotation, annotated_json, distances, found_slices, pseudo_map
 from nnunetv2_conemos.sources import SourceTable
 
 LABELS = {"background": 0, "oedema": 1, "core": 2}
@@ -60,14 +60,13 @@ def test_background_has_a_bound_of_its_own_below_a_high_threshold():
     activation = np.array([0.75, 0.5, 0.35, 0.25])
     made = annotation(thresholds=(0.8, 0.3), background=0.3)
     assert made.sure_background == pytest.approx([-0.5, -0.1])
-    high = pseudo_map(
-        made, "t1", softmax(volume(*activation - 0.8), volume(*np.full(4, -0.3))), np.zeros((2, 1, 4), int)
-    )
-    assert high[1, 0].tolist() == [3, 3, 3, 0]
-    low = pseudo_map(
-        made, "t1", softmax(volume(*np.full(4, -0.8)), volume(*activation - 0.3)), np.zeros((2, 1, 4), int)
-    )
-    assert low[1, 0].tolist() == [2, 2, 3, 3], "not below the threshold by the margin"
+    found = (0.15, -0.8), (-0.3, 0.4)  # oedema, core: each is found somewhere in the slice
+    high = volume(*activation - 0.8, *found[0]), volume(*np.full(4, -0.3), *found[1])
+    made_of_high = pseudo_map(made, "t1", softmax(*high), np.zeros((2, 1, 6), int))
+    assert made_of_high[1, 0].tolist() == [3, 3, 3, 0, 1, 2]
+    low = volume(*np.full(4, -0.8), *found[0]), volume(*activation - 0.3, *found[1])
+    made_of_low = pseudo_map(made, "t1", softmax(*low), np.zeros((2, 1, 6), int))
+    assert made_of_low[1, 0].tolist() == [2, 2, 3, 3, 1, 2], "not below the threshold by the margin"
 
 
 def test_what_is_drawn_stays_and_what_is_neither_drawn_nor_tagged_is_not_added():
@@ -75,6 +74,16 @@ def test_what_is_drawn_stays_and_what_is_neither_drawn_nor_tagged_is_not_added()
     oedema, core = volume(-0.4, 0.4, -0.4, 0.4), volume(0.4, 0.4, 0.0, 0.0)
     found = pseudo_map(annotation(), "x1", softmax(oedema, core), own)
     assert found[0, 0].tolist() == [1, 2, 1, 3]
+
+
+def test_nothing_is_sure_in_a_slice_whose_tag_was_not_found():
+    """Core is tagged in slice 1, but nowhere sure; oedema, which is found there, stays."""
+    oedema, core = volume(0.3, -0.3, -0.3), volume(-0.4, -0.4, 0.05)
+    found = pseudo_map(annotation(), "t1", softmax(oedema, core), np.zeros((2, 1, 3), np.intp))
+    assert found[1, 0].tolist() == [1, 3, 3]
+    assert found[0, 0].tolist() == [1, 0, 0], "slice 0 is tagged as without core"
+    none = pseudo_map(annotation(), "t1", softmax(volume(-0.4), volume(-0.4)), np.zeros((2, 1, 1), np.intp))
+    assert none.ravel().tolist() == [3, 3], "both slices are tagged with oedema"
 
 
 def test_regions_are_written_from_the_largest_to_the_smallest():
@@ -88,6 +97,15 @@ def test_regions_are_written_from_the_largest_to_the_smallest():
         annotation(labels, sources, regions_class_order=[1, 2]), "t1", saved, np.zeros((2, 1, 4), np.intp)
     )
     assert found[1, 0].tolist() == [1, 2, 0, 3]
+
+
+def test_it_is_counted_in_how_many_tagged_slices_a_label_was_annotated():
+    table, found = annotation().table, np.zeros((2, 3, 3), dtype=int)
+    found[1, 0] = (1, 3, 3)
+    assert found_slices(table, "t1", found).tolist() == [[2, 1], [1, 0]], "oedema in one of two, core in none of one"
+    found[0, 0] = (2, 2, 0)
+    assert found_slices(table, "t1", found).tolist() == [[2, 1], [1, 0]], "core is not tagged in the slice it is in"
+    assert found_slices(table, "x1", found).tolist() == [[0, 0], [2, 1]], "oedema is annotated there, not tagged"
 
 
 def test_the_result_declares_what_the_model_annotated():

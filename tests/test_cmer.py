@@ -315,7 +315,7 @@ def test_without_validation_masks_the_threshold_stays_and_there_is_no_final_dice
 # ---- the commands
 
 
-def test_the_commands_of_nnunet_train_resume_and_predict(preprocessed_phantom, tmp_path, monkeypatch):
+def test_the_commands_of_nnunet_train_resume_and_predict(preprocessed_phantom, tmp_path, monkeypatch, capsys):
     """2D slices of volumes, two sources tagged and one with masks; all in this process."""
     raw, done = (preprocessed_phantom / part / PHANTOM for part in ("nnUNet_raw", "nnUNet_preprocessed"))
     content = json.loads((raw / "dataset.json").read_text())
@@ -360,6 +360,7 @@ def test_the_commands_of_nnunet_train_resume_and_predict(preprocessed_phantom, t
     torch.save(checkpoint, final)
     assert not any(p.any() for p in predict(raw, tmp_path / "none", monkeypatch))
     annotated_by_the_model(final.parent.parent, raw, cases, checkpoint["network_weights"]["threshold"])
+    assert "'liver' was annotated in 0 of 12 slices that are tagged with it: look at" in capsys.readouterr().out
 
 
 def annotated_by_the_model(model, raw, cases, threshold):

@@ -29,7 +29,7 @@ from nnunetv2_conemos.datasets import (
 from nnunetv2_conemos.ingredients import Facts, Part, case_id, case_jobs, load_parts
 from nnunetv2_conemos.merge_report import MergeReport, print_report, write_report
 from nnunetv2_conemos.parallel import default_processes
-from nnunetv2_conemos.raw_writer import CaseJob, Images, common_ending, dataset_entries, input_files, write_cases
+from nnunetv2_conemos.raw_writer import CaseJob, Held, Images, common_ending, dataset_entries, input_files, write_cases
 from nnunetv2_conemos.recipe import Recipe, read_recipe, recipe_of, recipe_text
 from nnunetv2_conemos.relabel import Signature, label_entries, not_written, union
 from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable, shorten
@@ -146,22 +146,37 @@ def merge(recipe: Recipe, target: Path, overwrite: bool, processes: int) -> Merg
         ending = plan.dataset_json["file_ending"]
         found = write_cases(plan.jobs, folder, ending, recipe.images, processes, "Writing cases")
         notes = [*write_split(plan.table, folder), *plan.notes]
-        written = [CaseContent(job.case, frozenset(job.values[v] for v in found[job.case])) for job in plan.jobs]
+        written = [CaseContent(job.case, frozenset(job.values[v] for v in found[job.case].values)) for job in plan.jobs]
         occurs = count_occurrences(plan.table, written)
-        report = MergeReport(plan.table, occurs, [*notes, *hidden_notes(plan, found)], plan.parts)
+        report = MergeReport(
+            plan.table, occurs, [*notes, *duplicate_notes(found), *hidden_notes(plan, found)], plan.parts
+        )
         write_report(report, folder)
         (folder / RECIPE).write_text(recipe_text(recipe))
         write_json(folder / "dataset.json", plan.dataset_json)
     return report
 
 
-def hidden_notes(plan: Plan, found: Mapping[str, frozenset[int]]) -> list[str]:
+def duplicate_notes(found: Mapping[str, Held]) -> list[str]:
+    """Cases with the same image, voxel by voxel: collections borrow scans from each other."""
+    alike: dict[str, list[str]] = {}
+    for case, held in found.items():
+        alike.setdefault(held.image, []).append(case)
+    twice = [" = ".join(cases) for cases in alike.values() if len(cases) > 1]
+    note = (
+        f"the same image, voxel by voxel, in {len(twice)} group(s) of cases: {shorten(twice)}. One may train while "
+        "another validates: keep one of each, or put them into the same fold of splits_final.json."
+    )
+    return [note] if twice else []
+
+
+def hidden_notes(plan: Plan, found: Mapping[str, Held]) -> list[str]:
     """Labels that stand in maps of cases not annotated for them: they were left out, and that is said."""
     notes = []
     for part in plan.parts:
         cases: dict[str, list[str]] = {}
         for case, known in part.annotated.items():
-            present = set().union(*(part.space.get(value, frozenset()) for value in found[case_id(part, case)]))
+            present = set().union(*(part.space.get(value, frozenset()) for value in found[case_id(part, case)].values))
             for label in present - known:
                 cases.setdefault(label, []).append(case)
         for label, holders in sorted(cases.items()):

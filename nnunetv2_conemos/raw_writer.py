@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stderr
+from hashlib import blake2b
 from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -46,6 +47,13 @@ class CaseJob(NamedTuple):
     channels: int
 
 
+class Held(NamedTuple):
+    """What the files of a case held: the values of its label map, and a digest of its image."""
+
+    values: frozenset[int]
+    image: str
+
+
 def reader_of(dataset_json: Mapping[str, Any], example: Path) -> BaseReaderWriter:
     """nnU-Net's reader of a raw dataset, one that can read the example; raises ValueError where there is none."""
     try:
@@ -76,8 +84,8 @@ def input_files(jobs: Iterable[CaseJob]) -> list[Path]:
 
 def write_cases(
     jobs: Sequence[CaseJob], folder: Path, ending: str, images: Images, processes: int, title: str
-) -> dict[str, frozenset[int]]:
-    """Write `labelsTr` and, unless images are only referenced, `imagesTr`; returns the old values found in each case.
+) -> dict[str, Held]:
+    """Write `labelsTr` and, unless images are only referenced, `imagesTr`; returns what each case held before.
 
     Images with another ending than `ending` are converted whatever `images` says. Raises SourceError for values that
     are not mapped, ValueError where image and label map do not lie on one grid, OSError for unreadable files.
@@ -86,7 +94,7 @@ def write_cases(
     if images != "reference" or any(job.ending != ending for job in jobs):
         (folder / "imagesTr").mkdir()
     found = in_processes(write_case, [(job, folder, ending, images) for job in jobs], processes, title)
-    return {job.case: values for job, values in zip(jobs, found, strict=True)}
+    return {job.case: held for job, held in zip(jobs, found, strict=True)}
 
 
 def dataset_entries(jobs: Sequence[CaseJob], ending: str) -> dict[str, dict[str, Any]]:
@@ -103,8 +111,8 @@ def dataset_entries(jobs: Sequence[CaseJob], ending: str) -> dict[str, dict[str,
     }
 
 
-def write_case(job: CaseJob, folder: Path, ending: str, images: Images) -> frozenset[int]:
-    """Write one case; returns the values that its label map held."""
+def write_case(job: CaseJob, folder: Path, ending: str, images: Images) -> Held:
+    """Write one case."""
     data, grid = _read(job.case, job.reader.read_images, [str(file) for file in job.images], "image")
     if len(data) != job.channels:
         raise ValueError(
@@ -122,7 +130,7 @@ def write_case(job: CaseJob, folder: Path, ending: str, images: Images) -> froze
             as_sitk(label.astype(np.uint8 if label.max() < 256 else np.uint16), grid), str(output), True
         )
     write_images(job, data, grid, folder, ending, images)
-    return values
+    return Held(values, f"{data.shape} {blake2b(data.tobytes(), digest_size=16).hexdigest()}")
 
 
 def write_seg(reader: BaseReaderWriter, label: np.ndarray, file: Path, grid: dict[str, Any]) -> None:

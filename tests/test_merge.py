@@ -314,6 +314,19 @@ def test_an_existing_target_is_kept_unless_it_may_be_replaced(raw, capsys):
     assert list(result(raw)["labels"]) == ["background", "liver", "tumour"]
 
 
+def test_images_that_two_datasets_share_are_pointed_out(raw):
+    """The first case of each dataset has the same image here; the cases stay two."""
+    assert run("3", "9", "-o", "Dataset100_Abdomen") == 0
+    notes = json.loads((raw / "Dataset100_Abdomen" / "merge_report.json").read_text())["notes"]
+    (note,) = (note for note in notes if "the same image" in note)
+    assert "in 1 group(s) of cases: Liver_a = Spleen_a" in note
+    image = raw / "Dataset009_Spleen" / "imagesTr" / "a_0000.nii.gz"
+    write_nifti(image, read_nifti(image) + 1)
+    assert run("3", "9", "-o", "Dataset100_Abdomen", "--overwrite") == 0
+    notes = json.loads((raw / "Dataset100_Abdomen" / "merge_report.json").read_text())["notes"]
+    assert not any("the same image" in note for note in notes)
+
+
 def test_a_target_that_was_preprocessed_before_is_refused(raw, capsys, monkeypatch, tmp_path):
     """nnU-Net would take the old fingerprint, and assert that the folds are the old ones."""
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))

@@ -178,6 +178,7 @@ def hold_out(place: Workplace, material: Material) -> TestSet:
         with new_folder(folder) as aside:
             ending = material.dataset_json["file_ending"]
             shown = write_cases(jobs, aside, ending, "link", place.processes, "Test cases")
-            refuse_empty_truth(shown.values(), labels, place.source / "labelsTr")
+            maps = (held.values for held in shown.values())
+            refuse_empty_truth(maps, labels, place.source / "labelsTr")
             write_json(aside / MODALITIES, modalities)
     return TestSet(images=folder / "imagesTr", labels=folder / "labelsTr")

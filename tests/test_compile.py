@@ -10,7 +10,7 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("kind", ["plain", "residual"])
+@pytest.mark.parametrize("kind", ["plain", pytest.param("residual", marks=pytest.mark.slow)])
 def test_one_graph_and_no_breaks(kind):
     done = subprocess.run([sys.executable, __file__, kind], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -150,7 +150,7 @@ def pseudo_map(annotation: Annotation, case: str, probabilities: np.ndarray, own
     """Label map [*S]: annotated labels as in its `own`, tagged ones where the activation leaves no doubt, else ignore.
 
     A slice that is tagged as without a label has no voxel of it, and no doubt. Where one is tagged as showing a label
-    of which no voxel is sure, what seems to be background is in doubt too.
+    of which no voxel is sure, what seems to be without it is in doubt too.
     """
     table, labels = annotation.table, annotation.table.labels
     distance = distances(probabilities, labels.has_regions)

@@ -192,7 +192,7 @@ def completed_map(completion: Completion, job: CaseJob, scratch: Path) -> tuple[
         table, is_open = completion_table(labels, [*completion.table.annotated(job.case), *absent])
         for result, found in ((completed, table[mine, predicted]), (left_open, is_open[mine])):
             np.moveaxis(result, axis, 0)[slices] = np.moveaxis(found, axis, 0)[slices]
-    if completion.uncertain is not None:
+    if missing and completion.uncertain is not None:
         with np.load(scratch / f"{job.case}.npz") as saved:
             columns = [labels.names.index(name) for name in missing]
             unsure = is_unsure(saved["probabilities"], columns, labels.has_regions, completion.uncertain)

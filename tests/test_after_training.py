@@ -248,6 +248,19 @@ def completed_with(model: Path, base: Path) -> dict[str, np.ndarray]:
     return {name.removesuffix(".nii.gz"): array for name, array in maps(folder).items()}
 
 
+def test_cases_that_lack_nothing_stay_as_they_are(model, preprocessed_phantom):
+    raw = preprocessed_phantom / "nnUNet_raw"
+    file = raw / PHANTOM / "dataset.json"
+    content = json.loads(file.read_text())
+    rest = {**content["sources"]["site_a"], "cases": ["site_a_0[12]"]}
+    complete_case = {"cases": ["site_a_00"], "annotated": list(LABELS)}
+    content["sources"] |= {"site_a": rest, "complete": complete_case}
+    file.write_text(json.dumps(content))
+    assert run_complete(model, "--uncertain", "0.1") == 0
+    before, after = (read_nifti(raw / name / "labelsTr" / "site_a_00.nii.gz") for name in (PHANTOM, TARGET))
+    assert (before == after).all()
+
+
 def test_unsure_is_what_decides():
     z = np.array([[0.0, 0.0, 0.0], [1.5, 0.3, 0.3], [-2.0, -2.0, 30.0]])  # background, a, b at three voxels
     softmax = np.exp(z) / np.exp(z).sum(0)

@@ -33,6 +33,7 @@ from nnunetv2_conemos.labelling import (
 from nnunetv2_conemos.models import ModelFolder, read_checkpoint, read_model
 from nnunetv2_conemos.networks.cam import SOFTNESS
 from nnunetv2_conemos.raw_writer import CaseJob, dataset_entries, input_files, write_seg
+from nnunetv2_conemos.relabel import completion_table
 from nnunetv2_conemos.sources import SourceError, SourceTable, shorten
 from nnunetv2_conemos.splits import stratified_split
 from nnunetv2_conemos.tags import ARRAY_AXIS, slices_with, without_tags
@@ -150,7 +151,7 @@ def pseudo_map(annotation: Annotation, case: str, probabilities: np.ndarray, own
     """Label map [*S]: annotated labels as in its `own`, tagged ones where the activation leaves no doubt, else ignore.
 
     A slice that is tagged as without a label has no voxel of it, and no doubt. Where one is tagged as showing a label
-    of which no voxel is sure, what seems to be without it is in doubt too.
+    of which no voxel is sure, what seems to be without it is in doubt too, unless annotations say that it is.
     """
     table, labels = annotation.table, annotation.table.labels
     distance = distances(probabilities, labels.has_regions)
@@ -163,6 +164,7 @@ def pseudo_map(annotation: Annotation, case: str, probabilities: np.ndarray, own
         shown[k] = present & known
     tagged = np.flatnonzero(table.tagged(case))
     taken = drawn(annotation, case, own)
+    left_open = completion_table(labels, table.annotated(case))[1][own]
     best = tagged[distance[tagged].argmax(0)]
     values = annotation.dataset_json.get("regions_class_order") or [v[0] for v in labels.values]
     result, unsure = np.zeros(own.shape, dtype=np.uint16), np.zeros(own.shape, dtype=bool)
@@ -174,7 +176,7 @@ def pseudo_map(annotation: Annotation, case: str, probabilities: np.ndarray, own
             result[chosen & ~taken] = value
             unsure |= (distance[k] <= annotation.margin) & (distance[k] >= annotation.sure_background[k])
             missed = shown[k] & ~np.moveaxis(chosen & ~taken, axis, 0).any((1, 2))
-            np.moveaxis(unsure, axis, 0)[missed] = True
+            np.moveaxis(unsure, axis, 0)[missed] |= np.moveaxis(left_open, axis, 0)[missed]
     doubtful = unsure & (labels.has_regions | (result == 0))
     result[(doubtful & ~taken) | (own == labels.ignore)] = annotation.ignore_value
     return result

@@ -26,6 +26,8 @@ from nnunetv2_conemos.environment import Finding, check_environment
 from nnunetv2_conemos.parallel import default_processes
 from nnunetv2_conemos.sources import LabelSpace, SourceError, SourceTable, shorten
 
+FEW = 2  # cases of which a label may well be absent
+
 
 @dataclass(frozen=True)
 class Report:
@@ -167,18 +169,19 @@ def count_occurrences(table: SourceTable, contents: Iterable[CaseContent]) -> np
 def check_absent(table: SourceTable, contents: Collection[CaseContent]) -> list[Finding]:
     """Labels that a source is said to annotate but that none of its cases holds: the worst mistake there is.
 
-    Of one or two cases it may well be true, so that is a warning.
+    Of one or two cases it may well be true, so that is a warning, unless no other source shows the label either.
     """
     seen = {table.source_of(content.case) for content in contents}
-    never = (table.counts() > 0) & (count_occurrences(table, contents) == 0)
+    counts, occurs = table.counts(), count_occurrences(table, contents)
+    never, nowhere = (counts > 0) & (occurs == 0), (occurs.sum(0) == 0) & (counts.sum(0) > FEW)
     remedy = "Remove it from `annotated`, unless somebody looked for it in these cases and it truly is in none."
     findings = []
     for row, source in enumerate(table.sources):
         cases = len(table.cases_of(source))
         what = f"declared annotated, but it occurs in none of {cases} case(s): taught as absent."
-        for name in np.array(table.labels.names)[never[row]] if source in seen else []:
-            severity = "error" if cases > 2 else "warning"
-            findings.append(Finding(severity, f"source '{source}', label '{name}'", what, remedy))
+        for k in np.flatnonzero(never[row]) if source in seen else []:
+            severity = "error" if cases > FEW or nowhere[k] else "warning"
+            findings.append(Finding(severity, f"source '{source}', label '{table.labels.names[k]}'", what, remedy))
     return findings
 
 

@@ -27,7 +27,8 @@ TEXTS = ("case", "source", "label", "status")
 
 def named_folders(words: Sequence[str]) -> dict[str, Path]:
     """Name -> folder, from FOLDER (called by its last part) or NAME=FOLDER; raises ValueError for equal names."""
-    pairs = [(Path(word).resolve().name, word) if "=" not in word else tuple(word.split("=", 1)) for word in words]
+    plain = [word for word in words if "=" not in word or Path(word).is_dir()]
+    pairs = [(Path(word).resolve().name, word) if word in plain else tuple(word.split("=", 1)) for word in words]
     twice = sorted({name for name, _ in pairs if [other for other, _ in pairs].count(name) > 1})
     if twice:
         raise ValueError(f"several folders are called {shorten(twice)}. Name them: film=FOLDER stock=FOLDER.")
@@ -49,18 +50,20 @@ def read_evaluations(folders: Mapping[str, Path], metric: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def paired(scores: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, int]:
-    """The (case, label) pairs that every arm evaluated, and how many were left out; ValueError where there is none.
+def paired(scores: pd.DataFrame, arms: Sequence[str], metric: str) -> tuple[pd.DataFrame, int]:
+    """The (case, label) pairs for which every arm has a value, and how many have none; ValueError where all have none.
 
     Labels that the reference lacks count for no arm.
     """
     present = of_present(scores)
-    arms = present.pivot_table("status", ["case", "label"], "arm", aggfunc="count")
-    everywhere = arms.notna().all(axis=1)
+    table = present.pivot_table(metric, ["case", "label"], "arm", dropna=False).reindex(columns=list(arms))
+    everywhere = table.notna().all(axis=1)
     if not everywhere.any():
-        raise ValueError("no (case, label) pair was evaluated for all of them. Evaluate the same cases and labels.")
-    chosen = pd.MultiIndex.from_arrays([present["case"], present["label"]]).isin(arms.index[everywhere])
-    return present.loc[chosen, ["arm", "case", "label", metric]], int((~everywhere).sum())
+        raise ValueError(f"no (case, label) pair has a {metric} of all of them. Evaluate the same cases and labels.")
+    chosen = pd.MultiIndex.from_arrays([present["case"], present["label"]]).isin(table.index[everywhere])
+    return present.loc[chosen, ["arm", "case", "label", metric]], len(
+        present.loc[~chosen, ["case", "label"]].drop_duplicates()
+    )
 
 
 class Row(NamedTuple):
@@ -144,11 +147,11 @@ def run(args: argparse.Namespace) -> None:
     for file in filter(None, (args.output, args.figure)):
         refuse_existing(file, args.overwrite)
     arms = list(folders)
-    scores, left_out = paired(read_evaluations(folders, args.metric), args.metric)
+    scores, left_out = paired(read_evaluations(folders, args.metric), arms, args.metric)
     rows = comparison(scores, arms, args.metric)
     print_comparison(rows, args.metric)
     if left_out:
-        print(f"{left_out} (case, label) pair(s) that not all of them evaluated are left out.")
+        print(f"{left_out} (case, label) pair(s) without a {args.metric} of all of them are left out.")
     if args.output:
         write_aside(args.output, lambda file: as_table(rows).to_csv(file, index=False))
         print(f"Written: {args.output}")

@@ -71,7 +71,7 @@ class Completion(Labelling):
         return {
             "model": str(self.model.folder.resolve()),
             "dataset": str(self.raw),
-            "sources": self.dataset_json["sources"],
+            **{key: self.dataset_json.get(key) for key in datasets.SHARED_KEYS},
             "folds": self.inference.folds,
             "checkpoint": self.inference.checkpoint,
             "trained weights": file_facts(
@@ -190,8 +190,8 @@ def completed_map(completion: Completion, job: CaseJob, scratch: Path) -> tuple[
     axis, groups = absent_labels(completion.table, job.case, mine.shape)
     for absent, slices in groups.items():
         table, is_open = completion_table(labels, [*completion.table.annotated(job.case), *absent])
-        for result, found in ((completed, table[mine, predicted]), (left_open, is_open[mine])):
-            np.moveaxis(result, axis, 0)[slices] = np.moveaxis(found, axis, 0)[slices]
+        here = (*(slice(None),) * axis, slices)
+        completed[here], left_open[here] = table[mine[here], predicted[here]], is_open[mine[here]]
     if missing and completion.uncertain is not None:
         with np.load(scratch / f"{job.case}.npz") as saved:
             columns = [labels.names.index(name) for name in missing]

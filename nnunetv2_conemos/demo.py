@@ -132,7 +132,9 @@ def make_room(folder: Path, overwrite: bool) -> None:
     """
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / MARKER).is_file():
-            raise FileExistsError(f"{folder} is not empty, and no demo wrote it. Name another folder with -o.")
+            raise FileExistsError(
+                f"{folder} is not empty, and no demo of this version wrote it. Name another folder with -o."
+            )
         if not overwrite:
             raise FileExistsError(f"{folder} holds a demo. Say --overwrite to replace it, or name another with -o.")
     folder.mkdir(parents=True, exist_ok=True)

@@ -99,8 +99,15 @@ def write_zip(folder: Path, file: Path, inside: str) -> None:
 
 def installed_name(model: ModelFolder, configuration: str, label: str | None) -> str:
     """Where an installed archive lies in nnUNet_results: by its plans' name beside stock models of that dataset."""
-    plans = f"{model.plans['plans_name']}_{re.sub(r'[^A-Za-z0-9]+', '_', label or 'exported')}"
-    return f"{model.plans['dataset_name']}/{TRAINER}__{plans}__{configuration}"
+    return f"{model.plans['dataset_name']}/{TRAINER}__{installed_plans(model, label)}__{configuration}"
+
+
+def installed_plans(model: ModelFolder, label: str | None) -> str:
+    """nnU-Net parts names at double underscores."""
+    readable = re.sub(r"[^A-Za-z0-9]+", "_", label or "exported").strip("_")
+    if not readable:
+        readable = f"label_{model.labels.names.index(str(label)) + 1}"
+    return f"{model.plans['plans_name']}_{readable}"
 
 
 def refuse_other_folders(folder: Path, model: ModelFolder) -> None:
@@ -140,4 +147,5 @@ def run(args: argparse.Namespace) -> None:
         inside = installed_name(model, configuration, args.label)
         write_zip(args.output, args.zip, inside)
         print(f"Written: {args.zip}\nUse: nnUNetv2_install_pretrained_model_from_zip {args.zip}")
-        print(f"It becomes {inside}: nnUNetv2_predict -d {model.plans['dataset_name']} -p {inside.split('__')[1]} ...")
+        dataset, plans = model.plans["dataset_name"], installed_plans(model, args.label)
+        print(f"It becomes {inside}: nnUNetv2_predict -d {dataset} -p {plans} ...")

@@ -16,6 +16,7 @@ import pandas as pd
 from scipy.stats import DegenerateDataWarning, bootstrap, wilcoxon
 
 RESAMPLES = 2000
+MOST_LOST = 0.1  # share of the draws
 FEWEST = 5  # cases below which an interval or a test says nothing
 
 
@@ -63,7 +64,8 @@ def mean_of(scores: np.ndarray) -> float:
 def interval(scores: np.ndarray) -> Interval:
     """Mean of scores [N, K] (see `mean_of`) and its bootstrap percentile interval over the cases that have a value.
 
-    Draws in which a label keeps none of its values are left out: their mean is that of other labels.
+    Draws in which a label keeps none of its values are left out: their mean is that of other labels. Where these are
+    more than a tenth, there is no interval.
     """
     known = ~np.isnan(scores)
     scores = scores[known.any(1)][:, known.any(0)]
@@ -79,7 +81,10 @@ def interval(scores: np.ndarray) -> Interval:
             method="percentile",
             random_state=np.random.default_rng(0),  # pyright: ignore[reportCallIssue]
         )
-    low, high = np.nanquantile(drawn.bootstrap_distribution, (0.025, 0.975))
+    means = drawn.bootstrap_distribution
+    if np.isnan(means).mean() > MOST_LOST:
+        return Interval(mean_of(scores), np.nan, np.nan)
+    low, high = np.nanquantile(means, (0.025, 0.975))
     return Interval(mean_of(scores), float(low), float(high))
 
 

@@ -20,12 +20,12 @@ from raw_worlds import read_nifti
 from stock import predict_without_the_plugin
 from worlds import train
 
-from nnunetv2_conemos import cli, complete
+from nnunetv2_conemos import cli, complete, export
 from nnunetv2_conemos.datasets import raw_cases
 from nnunetv2_conemos.methods import ConditionalFiLMTrainer, HermesTrainer
 from nnunetv2_conemos.networks.conditional import ConditionalUNet
 from nnunetv2_conemos.networks.hermes import HermesUNet
-from nnunetv2_conemos.sources import SourceTable
+from nnunetv2_conemos.sources import LabelSpace, SourceTable
 
 LABELS = ["liver", "spleen", "stomach", "gallbladder"]
 HOW = ["-device", "cpu", "--disable_tta", "-npp", "0", "-nps", "0"]  # all in one process
@@ -374,6 +374,19 @@ def test_an_exported_label_needs_no_plugin_and_is_the_same(model, images, tmp_pa
     assert (installed / "checkpoint_final.pth").is_file(), "beside a stock model of that dataset, not over it"
     assert cli.main(words) == 2, "nothing is overwritten unasked"
     assert cli.main([*words, "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("label", "plans"),
+    [("left kidney", "left_kidney"), ("(left) kidney", "left_kidney"), ("肝", "label_2"), (None, "exported")],
+)
+def test_installed_names_have_no_double_underscore(label, plans):
+    class Model:
+        plans = {"plans_name": "nnUNetPlans", "dataset_name": "Dataset001_A"}  # noqa: RUF012
+        labels = LabelSpace(("spleen", "肝"), ((1,), (2,)), False, None)
+
+    inside = export.installed_name(Model(), "2d", label)
+    assert inside == f"Dataset001_A/nnUNetTrainer__nnUNetPlans_{plans}__2d"
 
 
 @pytest.mark.parametrize("own", [True, False])

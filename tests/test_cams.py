@@ -86,6 +86,17 @@ def test_nothing_is_sure_in_a_slice_whose_tag_was_not_found():
     assert none.ravel().tolist() == [3, 3], "both slices are tagged with oedema"
 
 
+def test_a_tag_that_was_not_found_leaves_a_drawn_region_and_what_is_outside_it_alone():
+    """Core lies within oedema, which somebody drew: outside there is none, inside the outline stays."""
+    sources = {**SOURCES, "mixed": {"cases": ["x*"], "annotated": ["oedema"], "tagged": ["core"]}}
+    labels = {"background": 0, "oedema": [1, 2], "core": 2}
+    own = np.tile(np.array([1, 0], np.intp)[None, None], (2, 1, 1))
+    nothing = volume(-0.5, -0.5)
+    saved = 1 / (1 + np.exp(-np.stack([nothing, nothing]) / 0.1))
+    found = pseudo_map(annotation(labels, sources, regions_class_order=[1, 2]), "x1", saved, own)
+    assert found.reshape(2, 2).tolist() == [[1, 0], [1, 0]]
+
+
 def test_regions_are_written_from_the_largest_to_the_smallest():
     labels = {"background": 0, "oedema": [1, 2], "core": 2}
     sources = {name: source for name, source in SOURCES.items() if name != "mixed"} | {

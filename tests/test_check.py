@@ -100,6 +100,16 @@ def test_of_one_or_two_cases_it_may_be_true(phantom: Path):
     assert (finding.severity, finding.where) == ("warning", "source 'one', label 'stomach'")
 
 
+def test_of_many_small_sources_it_is_hardly_true(phantom: Path):
+    labels = datasets.read_dataset_json(phantom)["labels"] | {"pancreas": 5}
+    sources = sources_of(phantom)
+    rest = {name: source for name, source in sources.items() if name != "site_a"}
+    alone = {f"a{i}": {"cases": [f"site_a_0{i}"], "annotated": ["liver", "pancreas"]} for i in range(3)}
+    change(phantom, labels=labels, sources=rest | alone)
+    found = {(finding.severity, finding.where) for finding in check_dataset(NAME, 1).findings}
+    assert found == {("error", f"source 'a{i}', label 'pancreas'") for i in range(3)}
+
+
 def test_images_that_cannot_be_read_are_named(phantom: Path):
     (phantom / "imagesTr" / "site_b_01_0000.nii.gz").write_bytes(b"")
     (error,) = errors()

@@ -92,6 +92,27 @@ def test_models_of_one_name_and_other_metrics(tmp_path: Path, capsys):
     assert "hd95_mm" in capsys.readouterr().out
 
 
+def test_a_model_that_finds_nothing_somewhere_has_no_distance_there(tmp_path: Path, capsys):
+    """Means of a metric are of the same cases for every model."""
+    folders = [write(tmp_path / name, {"liver": np.linspace(0.4, 0.9, 8)}) for name in "ab"]
+    file = folders[1] / "evaluation.csv"
+    table = pd.read_csv(file, dtype={"case": str})
+    table.loc[:1, ["hd95_mm", "status"]] = [np.nan, "prediction empty"]
+    table.to_csv(file, index=False)
+    words = ["compare", *map(str, folders), "--metric", "hd95_mm", "--figure", str(tmp_path / "f.png")]
+    assert main([*words, "-o", str(tmp_path / "t.csv")]) == 0
+    assert "2 (case, label) pair(s) without a hd95_mm of all" in capsys.readouterr().out
+    assert pd.read_csv(tmp_path / "t.csv")["cases"].tolist() == [6, 6]
+    table.assign(hd95_mm=np.nan, status="prediction empty").to_csv(file, index=False)
+    assert main([*words, "--overwrite"]) == 2
+    assert "no (case, label) pair has a hd95_mm" in capsys.readouterr().err
+
+
+def test_a_folder_may_have_an_equals_sign_in_its_name(tmp_path: Path):
+    folders = [write(tmp_path / name, {"liver": np.linspace(0.4, 0.9, 8)}) for name in ("lr=1", "lr=2")]
+    assert main(["compare", *map(str, folders)]) == 0
+
+
 def write_other(folder: Path) -> None:
     (folder / "evaluation.csv").unlink()
     folder.rmdir()
@@ -103,7 +124,7 @@ def write_other(folder: Path) -> None:
     [
         (lambda folder: (folder / "evaluation.csv").unlink(), "`conemos evaluate LABELS"),
         (lambda folder: (folder / "evaluation.csv").write_text("case,label\n1,liver\n"), "lacks status, dice"),
-        (write_other, "no (case, label) pair was evaluated for all"),
+        (write_other, "no (case, label) pair has a dice of all of them"),
     ],
 )
 def test_bad_input_names_the_file(three: list[Path], capsys, spoil, message):

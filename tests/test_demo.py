@@ -100,7 +100,7 @@ def test_a_folder_of_data_is_never_cleared(tmp_path: Path, capsys: pytest.Captur
     data.mkdir(parents=True)
     for more in ([], ["--overwrite"]):
         assert cli.main(["demo", "-o", str(tmp_path), *more]) == 2
-        assert "no demo wrote it. Name another folder" in capsys.readouterr().err
+        assert "no demo of this version wrote it. Name another" in capsys.readouterr().err
     assert data.is_dir()
 
 

@@ -47,6 +47,9 @@ def test_labels_that_some_cases_lack_have_an_interval_of_the_cases_that_hold_the
     both = interval(scores)
     assert both.mean == pytest.approx((0.9 + 0.45) / 2)
     assert 0.55 <= both.low < both.mean < both.high <= 0.8, "never the mean of the frequent label alone"
+    disjoint = np.full((5, 5), np.nan)
+    np.fill_diagonal(disjoint, [0.2, 0.4, 0.6, 0.8, 0.9])
+    assert np.isnan(interval(disjoint).low), "nearly every draw loses a label"
     scores[4:, 1] = np.nan
     assert np.isnan(interval(scores[:, 1:]).low), "four cases"
     assert interval(np.column_stack([scores, np.full(20, np.nan)])) == interval(scores)

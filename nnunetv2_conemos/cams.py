@@ -36,7 +36,7 @@ from nnunetv2_conemos.raw_writer import CaseJob, dataset_entries, input_files, w
 from nnunetv2_conemos.relabel import completion_table
 from nnunetv2_conemos.sources import SourceError, SourceTable, shorten
 from nnunetv2_conemos.splits import stratified_split
-from nnunetv2_conemos.tags import ARRAY_AXIS, slices_with, without_tags
+from nnunetv2_conemos.tags import ARRAY_AXIS, slices_by_label, without_tags
 
 PSEUDO = "pseudo"  # in the names of sources whose label maps were predicted
 FOLDS = 5
@@ -87,7 +87,6 @@ def plan_annotation(
 
 def annotate(annotation: Annotation, target: Path, overwrite: bool) -> np.ndarray:
     """Write the dataset, whole or not at all; returns `found_slices` of all tagged cases together."""
-    datasets.refuse_existing_dataset(target, overwrite)
     datasets.refuse_own_files(target, input_files(annotation.jobs.values()))
     with datasets.new_folder(target, overwrite) as folder:
         (folder / "labelsTr").mkdir()
@@ -131,9 +130,8 @@ def found_slices(table: SourceTable, case: str, found: np.ndarray) -> np.ndarray
     """Integer [K,2]: slices of a label map [*S] that are tagged as showing each label, and how many of them do."""
     counts = np.zeros((len(table.labels), 2), dtype=int)
     in_slices = np.moveaxis(found, ARRAY_AXIS[table.tag_axis], 0)
-    for name, tag in table.tags(case).items():
+    for name, (present, known) in slices_by_label(table.tags(case), len(in_slices), case).items():
         k = table.labels.names.index(name)
-        present, known = slices_with(tag, len(in_slices), f"`tags`, case '{case}', label '{name}'")
         there = np.isin(in_slices, table.labels.values[k]).any((1, 2))
         counts[k] = (present & known).sum(), (present & known & there).sum()
     return counts
@@ -157,9 +155,8 @@ def pseudo_map(annotation: Annotation, case: str, probabilities: np.ndarray, own
     distance = distances(probabilities, labels.has_regions)
     axis = ARRAY_AXIS[table.tag_axis]
     shown = np.zeros((len(labels), own.shape[axis]), dtype=bool)  # slices that show a label, by their tags
-    for name, tag in table.tags(case).items():
+    for name, (present, known) in slices_by_label(table.tags(case), own.shape[axis], case).items():
         k = labels.names.index(name)
-        present, known = slices_with(tag, own.shape[axis], f"`tags`, case '{case}', label '{name}'")
         np.moveaxis(distance[k], axis, 0)[known & ~present] = -np.inf
         shown[k] = present & known
     tagged = np.flatnonzero(table.tagged(case))
@@ -243,7 +240,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--background {args.background:g}: expected a number from 0 to 1.")
     env.find_trainers()
     model, target = read_model(args.model), datasets.new_dataset_folder(args.output)
-    datasets.refuse_existing(target, args.overwrite)
+    datasets.refuse_existing_dataset(target, args.overwrite)
     raw = named_or_path(args.dataset)
     annotation = plan_annotation(model, inference_of(args, model), raw, args.margin, args.background)
     slices = annotate(annotation, target, args.overwrite)

@@ -50,7 +50,7 @@ def check_dataset(dataset: str, processes: int) -> Report:
     if lacking:
         return Report([Finding("error", str(file), f"lacks {shorten(lacking)}.", "Add what nnU-Net requires.")])
     try:
-        dataset_json = datasets.read_raw_json(raw)
+        datasets.refuse_malformed(dataset_json, file)
     except ValueError as error:
         return Report([Finding("error", str(file), str(error), "Correct the file.")])
     cases = datasets.raw_cases(raw)
@@ -169,7 +169,7 @@ def count_occurrences(table: SourceTable, contents: Iterable[CaseContent]) -> np
 def check_absent(table: SourceTable, contents: Collection[CaseContent]) -> list[Finding]:
     """Labels that a source is said to annotate but that none of its cases holds: the worst mistake there is.
 
-    Of one or two cases it may well be true, so that is a warning, unless no other source shows the label either.
+    Of one or two cases it may well be true, so that is a warning, unless more cases, of all sources together, lack it.
     """
     seen = {table.source_of(content.case) for content in contents}
     counts, occurs = table.counts(), count_occurrences(table, contents)

@@ -15,12 +15,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from nnunetv2_conemos.datasets import refuse_existing, write_aside
+from nnunetv2_conemos.evaluation import SCORES
 from nnunetv2_conemos.figures import draw_differences
-from nnunetv2_conemos.scores import METRICS, SLICE_DICE, of_present
+from nnunetv2_conemos.scores import METRICS, SLICE_DICE, of_present, read_named
 from nnunetv2_conemos.sources import shorten
 from nnunetv2_conemos.statistics import Comparison, Interval, case_scores, compare, holm, interval, p_value, shown
 
-SCORES = "evaluation.csv"
 MEAN = "all labels"
 TEXTS = ("case", "source", "label", "status")
 
@@ -42,7 +42,7 @@ def read_evaluations(folders: Mapping[str, Path], metric: str) -> pd.DataFrame:
         file = folder / SCORES
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such file. `conemos evaluate LABELS {folder} ...` writes it.")
-        table = pd.read_csv(file, dtype=dict.fromkeys(TEXTS, str), keep_default_na=False, na_values=[""])
+        table = read_named(file, TEXTS)
         lacking = [column for column in ("case", "label", "status", metric) if column not in table]
         if lacking:
             raise ValueError(f"{file}: expected the columns that `conemos evaluate` writes, lacks {shorten(lacking)}.")
@@ -61,9 +61,8 @@ def paired(scores: pd.DataFrame, arms: Sequence[str], metric: str) -> tuple[pd.D
     if not everywhere.any():
         raise ValueError(f"no (case, label) pair has a {metric} of all of them. Evaluate the same cases and labels.")
     chosen = pd.MultiIndex.from_arrays([present["case"], present["label"]]).isin(table.index[everywhere])
-    return present.loc[chosen, ["arm", "case", "label", metric]], len(
-        present.loc[~chosen, ["case", "label"]].drop_duplicates()
-    )
+    left_out = present.loc[~chosen, ["case", "label"]].drop_duplicates()
+    return present.loc[chosen, ["arm", "case", "label", metric]], len(left_out)
 
 
 class Row(NamedTuple):

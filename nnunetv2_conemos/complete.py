@@ -40,7 +40,7 @@ from nnunetv2_conemos.predict import asked
 from nnunetv2_conemos.raw_writer import CaseJob, dataset_entries, input_files, write_seg
 from nnunetv2_conemos.relabel import completion_table
 from nnunetv2_conemos.sources import SourceError, SourceTable, shorten
-from nnunetv2_conemos.tags import ARRAY_AXIS, slices_with
+from nnunetv2_conemos.tags import ARRAY_AXIS, slices_by_label
 
 SETTINGS = "completion.json"
 
@@ -204,11 +204,9 @@ def absent_labels(
     table: SourceTable, case: str, shape: tuple[int, ...]
 ) -> tuple[int, dict[tuple[str, ...], list[int]]]:
     """Labels that image tags say are absent -> the slices they are absent from; and the axis of these slices."""
-    tags = table.tags(case)
-    axis = ARRAY_AXIS[table.tag_axis] if tags else 0
+    axis = ARRAY_AXIS[table.tag_axis]
     absent: list[tuple[str, ...]] = [()] * shape[axis]
-    for name, tag in tags.items():
-        present, known = slices_with(tag, shape[axis], f"`tags`, case '{case}', label '{name}'")
+    for name, (present, known) in slices_by_label(table.tags(case), shape[axis], case).items():
         absent = [(*names, name) if gone else names for names, gone in zip(absent, known & ~present, strict=True)]
     return axis, {names: [n for n, other in enumerate(absent) if other == names] for names in dict.fromkeys(absent)}
 

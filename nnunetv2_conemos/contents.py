@@ -14,6 +14,7 @@ from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunetv2_conemos.declare import NO_MAP
+from nnunetv2_conemos.errors import brief
 from nnunetv2_conemos.parallel import in_processes
 from nnunetv2_conemos.raw_writer import reader_of
 from nnunetv2_conemos.sources import shorten
@@ -100,10 +101,6 @@ def unreadable(file: Path, reader: BaseReaderWriter) -> str:
     except Exception as error:
         return brief(error)
     return ""
-
-
-def brief(error: Exception) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[-1]
 
 
 def grid_of(file: Path) -> dict[str, tuple[float, ...]] | None:

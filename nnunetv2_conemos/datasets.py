@@ -182,19 +182,24 @@ class RawDataset(LabelMaps):
 
 
 def read_raw_json(folder: Path) -> dict[str, Any]:
-    """dataset.json of a raw dataset; raises ValueError as `read_checked` does."""
+    """dataset.json of a raw dataset; raises ValueError as `refuse_malformed` does."""
     return read_checked(folder / "dataset.json", RawDataset)
 
 
 def read_checked(file: Path, model: type[BaseModel]) -> dict[str, Any]:
-    """A dataset.json; raises ValueError that names file, key, what is expected and what was found."""
+    """A dataset.json; raises ValueError as `refuse_malformed` does."""
     content = read_object(file)
+    refuse_malformed(content, file, model)
+    return content
+
+
+def refuse_malformed(content: dict[str, Any], file: Path, model: type[BaseModel] = RawDataset) -> None:
+    """Raises ValueError that names file, key, what is expected and what was found."""
     try:
         model.model_validate(content)
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r})" for e in error.errors())
         raise ValueError(f"{file}: {wrong[:600]}") from None
-    return content
 
 
 def raw_cases(folder: Path) -> dict[str, dict[str, Any]]:

@@ -10,6 +10,11 @@ class SourceError(ValueError):
     """`labels`, `sources` and `tags` of a dataset.json, and its cases, do not fit together."""
 
 
+def brief(error: Exception) -> str:
+    """The last line of what a library says of a file that it cannot read."""
+    return (str(error).strip() or repr(error)).splitlines()[-1]
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name."""
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)

@@ -23,6 +23,7 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
+from nnunetv2_conemos.errors import brief
 from nnunetv2_conemos.parallel import in_processes
 from nnunetv2_conemos.relabel import lookup
 from nnunetv2_conemos.sources import SourceError, shorten
@@ -130,7 +131,7 @@ def write_case(job: CaseJob, folder: Path, ending: str, images: Images) -> Held:
             as_sitk(label.astype(np.uint8 if label.max() < 256 else np.uint16), grid), str(output), True
         )
     write_images(job, data, grid, folder, ending, images)
-    return Held(values, f"{data.shape} {blake2b(data.tobytes(), digest_size=16).hexdigest()}")
+    return Held(values, f"{data.shape} {blake2b(np.ascontiguousarray(data).data, digest_size=16).hexdigest()}")
 
 
 def write_seg(reader: BaseReaderWriter, label: np.ndarray, file: Path, grid: dict[str, Any]) -> None:
@@ -185,8 +186,7 @@ def _read(case: str, read: Any, file: Any, what: str) -> tuple[np.ndarray, dict[
     try:
         return read(file)
     except Exception as error:  # each image library raises its own
-        reason = (str(error).strip() or repr(error)).splitlines()[-1]
-        raise OSError(f"case '{case}': {what} {file} cannot be read: {reason}. Restore the file.") from None
+        raise OSError(f"case '{case}': {what} {file} cannot be read: {brief(error)}. Restore the file.") from None
 
 
 def write_images(

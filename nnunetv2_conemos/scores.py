@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,11 @@ def slice_scores(reference: Mask, prediction: Mask, axis: int) -> dict[str, Any]
     there = size > 0
     dice = (2 * both[there] / (size + found)[there]).mean() if there.any() else np.nan
     return {SLICE_DICE: float(dice), "slices": int(there.sum())}
+
+
+def read_named(file: Path, names: Sequence[str]) -> pd.DataFrame:
+    """A CSV whose columns of `names` are text, also where they look like numbers or like nothing at all."""
+    return pd.read_csv(file, dtype=dict.fromkeys(names, str), keep_default_na=False, na_values=[""])
 
 
 def of_present(scores: pd.DataFrame) -> pd.DataFrame:

@@ -102,6 +102,7 @@ class SourceTable:
         self.labels = labels
         self.sources = dict(sources)
         self._source_of = dict(source_of)
+        self._with_cases = set(source_of.values())
         self._tags = tags
         self._known = {name: self._columns(name, "annotated") for name in sources}
         self._tagged = {name: self._columns(name, "tagged") for name in sources}
@@ -213,7 +214,7 @@ class SourceTable:
 
     def taught(self, cases: Iterable[str] | None = None, tags: bool = False) -> np.ndarray:
         """Boolean [K]: labels that one of these cases (all, by default) is annotated, or with `tags` tagged, for."""
-        sources = set(self._source_of.values()) if cases is None else {self.source_of(case) for case in cases}
+        sources = self._with_cases if cases is None else {self.source_of(case) for case in cases}
         taught = [np.zeros(len(self.labels), dtype=bool)]
         return np.any([*taught, *(self._known[name] | (self._tagged[name] & tags) for name in sources)], axis=0)
 

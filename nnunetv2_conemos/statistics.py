@@ -69,8 +69,9 @@ def interval(scores: np.ndarray) -> Interval:
     """
     known = ~np.isnan(scores)
     scores = scores[known.any(1)][:, known.any(0)]
+    mean = mean_of(scores)
     if len(scores) < FEWEST:
-        return Interval(mean_of(scores), np.nan, np.nan)
+        return Interval(mean, np.nan, np.nan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateDataWarning)  # draws left out
         drawn = bootstrap(
@@ -83,9 +84,9 @@ def interval(scores: np.ndarray) -> Interval:
         )
     means = drawn.bootstrap_distribution
     if np.isnan(means).mean() > MOST_LOST:
-        return Interval(mean_of(scores), np.nan, np.nan)
+        return Interval(mean, np.nan, np.nan)
     low, high = np.nanquantile(means, (0.025, 0.975))
-    return Interval(mean_of(scores), float(low), float(high))
+    return Interval(mean, float(low), float(high))
 
 
 def compare(ours: pd.DataFrame, theirs: pd.DataFrame) -> Comparison:

@@ -117,3 +117,8 @@ def slices_with(present: Present, slices: int, where: str) -> tuple[np.ndarray, 
             " Correct `tags` or its `axis`."
         )
     return np.isin(np.arange(slices), present), np.ones(slices, dtype=bool)
+
+
+def slices_by_label(tags: Mapping[str, Present], slices: int, case: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """`slices_with` of every label that a case is tagged for."""
+    return {name: slices_with(tag, slices, f"`tags`, case '{case}', label '{name}'") for name, tag in tags.items()}

@@ -10,15 +10,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from raw_worlds import read_nifti, write_nifti
 
 from nnunetv2_conemos import cli
 from nnunetv2_conemos.benchmark.arms import joined
+from nnunetv2_conemos.benchmark.ledger import Ledger
 from nnunetv2_conemos.benchmark.main import locked
 from nnunetv2_conemos.benchmark.overlays import median_and_worst, shown_values
+from nnunetv2_conemos.benchmark.recipe import Arm, Run
 from nnunetv2_conemos.benchmark.workplace import Workplace
 from nnunetv2_conemos.commands import CommandError
 from nnunetv2_conemos.datasets import read_dataset_json, write_json
+from nnunetv2_conemos.env import VARIABLE
 
 TAUGHT = {"vanilla": ["liver"], "per-label": None}  # arm -> labels that its stand-in finds; None: all
 ARMS = ["vanilla", "ConditionalFiLMTrainer", "per-label", "completed"]
@@ -349,6 +353,34 @@ def test_overlays_show_a_training_that_is_done(stand_in: StandIn):
     assert benchmark(stand_in, "--arms", ARMS[1], "--seeds", "0", "1") == 1
     (stand_in.base / "bench/runs/ConditionalFiLMTrainer__1epochs__seed0__fold0/predictions/test_00.nii.gz").unlink()
     assert benchmark(stand_in, "--arms", ARMS[1], "--seeds", "0", "1", "--report") == 0
+
+
+def test_the_trainers_are_found_whatever_the_shell_says(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch):
+    """The report builds networks in this process."""
+    monkeypatch.setenv(VARIABLE, "")
+    assert benchmark(stand_in, "--arms", ARMS[0], "--seeds", "0") == 0
+    assert recursive_find_trainer_class_by_name("ConditionalFiLMTrainer").__name__ == "ConditionalFiLMTrainer"
+
+
+def test_costs_against_the_number_of_labels_are_those_of_all_trainers(stand_in: StandIn):
+    measured = []
+    for arms in (ARMS[:1], ARMS[:1], ARMS[:2], ARMS[:2]):
+        assert benchmark(stand_in, "--arms", *arms, "--seeds", "0") == 0
+        measured.append(stand_in.done.count("costs_against_k"))
+    assert measured == [1, 1, 2, 2], "again where an arm was added, and only then"
+
+
+def test_labels_that_a_case_lacks_are_in_no_mean_of_the_table(tmp_path: Path):
+    """As in the report: neither a right nothing nor a false find counts."""
+    pairs = [("a", 0.8, "scored"), ("b", 0.0, "reference empty"), ("c", np.nan, "both empty"), ("d", 0.4, "scored")]
+    rows = [
+        {"case": case, "label": "liver", "dice": dice, "nsd": dice, "hd95_mm": 1.0, "status": status, "source": "s"}
+        for case, dice, status in pairs
+    ]
+    ledger, run = Ledger(tmp_path), Run(Arm(arm="vanilla"), 1, 0, 0)
+    ledger.enter(run, pd.DataFrame(rows), {})
+    assert ledger.runs.loc[0, ["dice", "dice liver"]].tolist() == pytest.approx([0.6, 0.6])
+    assert len(ledger.cases) == 4, "the pairs themselves are all there"
 
 
 def test_pictures_are_of_different_cases_and_show_what_nnunet_writes():

@@ -17,7 +17,7 @@ import pandas as pd
 
 from nnunetv2_conemos.benchmark.recipe import Run
 from nnunetv2_conemos.datasets import write_aside
-from nnunetv2_conemos.scores import METRICS, of_present, summarise
+from nnunetv2_conemos.scores import METRICS, of_present, read_named, summarise
 
 KEY = ["arm", "epochs", "seed", "fold"]
 DONE = "done"
@@ -65,8 +65,7 @@ def read(file: Path, columns: list[str]) -> pd.DataFrame:
 
 
 def read_table(file: Path) -> pd.DataFrame:
-    """A CSV in which names are text, also those that look like numbers or like nothing at all."""
-    return pd.read_csv(file, dtype=dict.fromkeys(TEXTS, str), keep_default_na=False, na_values=[""])
+    return read_named(file, TEXTS)
 
 
 def of_run(table: pd.DataFrame, run: Run) -> pd.DataFrame:

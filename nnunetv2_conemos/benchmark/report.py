@@ -14,7 +14,7 @@ from nnunetv2_conemos.benchmark.networks import STEPS_PER_EPOCH
 from nnunetv2_conemos.benchmark.overlays import draw_overlays
 from nnunetv2_conemos.benchmark.priors import draw_priors, prior_similarity
 from nnunetv2_conemos.benchmark.recipe import TestSet, recipe_text
-from nnunetv2_conemos.benchmark.results import Results
+from nnunetv2_conemos.benchmark.results import Results, per_training
 from nnunetv2_conemos.benchmark.workplace import PARTIAL, Workplace
 from nnunetv2_conemos.datasets import write_aside
 from nnunetv2_conemos.models import read_model
@@ -79,9 +79,7 @@ def facts(place: Workplace, results: Results) -> dict[str, Any]:
 def undefined_hd95(results: Results) -> dict[str, float]:
     """Arm -> pairs without HD95 in a training of it, because only the reference holds the label."""
     lacking = results.cases["hd95_mm"].isna() & results.cases["dice"].notna()
-    arms = results.cases["arm"].to_numpy()[lacking.to_numpy()].tolist()
-    trainings = results.runs["arm"].tolist()
-    return {arm.name: arms.count(arm.name) / trainings.count(arm.name) for arm in results.arms}
+    return per_training(results.cases.loc[lacking], results.runs)
 
 
 def tables(results: Results) -> dict[str, pd.DataFrame]:
@@ -89,7 +87,7 @@ def tables(results: Results) -> dict[str, pd.DataFrame]:
     means, lacking = results.means, undefined_hd95(results)
     overview = pd.DataFrame({HEADS[metric]: means[metric].map(shown) for metric in ("dice", "nsd")})
     overview["HD95, mm"] = [shown(value, 1) for value in means["hd95_mm"]]
-    overview["pairs without HD95"] = [f"{lacking[arm]:g}" for arm in overview.index]
+    overview["pairs without HD95"] = [f"{lacking.get(arm, 0):g}" for arm in overview.index]
     if results.false_finds:
         overview["absent labels predicted"] = [f"{results.false_finds.get(arm, 0):g}" for arm in overview.index]
     seeds = results.per_seed().map(shown)

@@ -43,10 +43,8 @@ class Results:
         epochs = epochs or common_epochs(done)
         done = done.loc[done["epochs"] == epochs]
         cases = ledger.cases.merge(done.loc[:, KEY], on=KEY)
-        finds = cases.loc[cases["status"] == REFERENCE_EMPTY]["arm"].value_counts()
-        trainings = done["arm"].tolist()
-        per_training = {str(arm): n / trainings.count(arm) for arm, n in finds.items()}
-        return cls(recipe, done, of_present(cases), failed, per_training)
+        finds = per_training(cases.loc[cases["status"] == REFERENCE_EMPTY], done)
+        return cls(recipe, done, of_present(cases), failed, finds)
 
     @property
     def epochs(self) -> int:
@@ -121,6 +119,12 @@ class Results:
         return {
             arm.name: compare(self.dice[arm.name], self.dice[reference]) for arm in self.arms if arm.name != reference
         }
+
+
+def per_training(rows: pd.DataFrame, runs: pd.DataFrame) -> dict[str, float]:
+    """Arm -> how many of these rows a training of it has, of the arms that have some."""
+    found, trainings = rows["arm"].tolist(), runs["arm"].tolist()
+    return {arm: found.count(arm) / trainings.count(arm) for arm in dict.fromkeys(found)}
 
 
 def common_epochs(done: pd.DataFrame) -> int:

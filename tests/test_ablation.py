@@ -39,8 +39,9 @@ ablation = load()
 def test_the_recipe_names_trainers_that_nnunet_finds(monkeypatch):
     doorway = FILE.parents[3] / "trainers"
     monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join((str(doorway), str(FILE.parent))))
-    arms = [arm.arm for arm in read_recipe(FOLDER / "ablation.yaml", {}).arms]
-    assert {trainer.__name__ for trainer in ablation.TRAINERS} <= set(arms)
+    recipes = [read_recipe(FOLDER / name, {}) for name in ("ablation.yaml", "ablation_openkbp.yaml")]
+    arms = {arm.arm for recipe in recipes for arm in recipe.arms}
+    assert {trainer.__name__ for trainer in ablation.TRAINERS} <= arms
     for arm in arms:
         assert recursive_find_trainer_class_by_name(f"{arm}_Adam1en3_1epoch").settings["num_epochs"] == 1
 

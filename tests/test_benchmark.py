@@ -355,6 +355,27 @@ def test_overlays_show_a_training_that_is_done(stand_in: StandIn):
     assert benchmark(stand_in, "--arms", ARMS[1], "--seeds", "0", "1", "--report") == 0
 
 
+def test_an_arm_may_have_another_optimiser(stand_in: StandIn):
+    recipe = stand_in.base / "recipe.yaml"
+    recipe.write_text("dataset: 901\noptimiser: AdamW\narms: [vanilla, {arm: vanilla, optimiser: SGD}]\nseeds: [0]\n")
+    words = (
+        "benchmark",
+        str(recipe),
+        "-o",
+        str(stand_in.base / "bench"),
+        "--epochs",
+        "1",
+        "-device",
+        "cpu",
+        "-np",
+        "1",
+    )
+    assert cli.main([*words]) == 0
+    assert [name for name, _ in stand_in.trained] == ["nnUNetTrainerAdam1en3_1epoch", "nnUNetTrainer_1epoch"]
+    for name in ("report.md", "report.html"):
+        assert "of AdamW (vanilla SGD: SGD), plans" in (stand_in.base / "bench" / name).read_text()
+
+
 def test_the_trainers_are_found_whatever_the_shell_says(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch):
     """The report builds networks in this process."""
     monkeypatch.setenv(VARIABLE, "")

@@ -39,6 +39,8 @@ def test_the_teacher_of_a_completed_set_is_the_conditional_method_unless_named()
     other = Arm(arm="completed", name="x", configuration="3d_4f")
     assert other.teacher == Arm(arm="ConditionalFiLMTrainer", configuration="3d_4f")
     assert other.teacher.name == "ConditionalFiLMTrainer 3d_4f", "another configuration is another run"
+    sgd = Arm(arm="completed", optimiser="SGD")
+    assert (sgd.name, sgd.teacher.name) == ("completed SGD", "ConditionalFiLMTrainer SGD")
 
 
 def test_every_arm_runs_once_before_any_is_repeated():

@@ -30,7 +30,8 @@ class Model(NamedTuple):
     configuration: str
 
     def variant(self, recipe: Recipe) -> str:
-        return variant(self.trainer, self.run.epochs, recipe.mirroring, recipe.optimiser == "AdamW")
+        optimiser = self.run.arm.optimiser or recipe.optimiser
+        return variant(self.trainer, self.run.epochs, recipe.mirroring, optimiser == "AdamW")
 
     def words(self, place: Workplace) -> tuple[str, ...]:
         """-tr, -p and -device of nnU-Net's commands."""

@@ -14,6 +14,7 @@ from nnunetv2_conemos.tags import Axis
 from nnunetv2_conemos.variants import EPOCHS, STOCK
 
 Fold = int | Literal["all"]
+Optimiser = Literal["SGD", "AdamW"]
 Kind = Literal["trainer", "vanilla", "annotated-only", "per-label", "completed", "ceiling"]
 CONDITIONAL = "ConditionalFiLMTrainer"
 OWN = (CONDITIONAL, "LabelSetFiLMTrainer")  # the package's own methods; other arms are published ones, or ceilings
@@ -40,7 +41,7 @@ class Arm(BaseModel):
     - `completed` or `completed:TRAINER`: TRAINER fills in what is missing, then stock nnU-Net trains on the result.
     - `ceiling` or `ceiling:TRAINER`: stock nnU-Net, or TRAINER, on complete labels.
 
-    As a mapping an arm can have a `name` of its own and another plans `configuration`.
+    As a mapping an arm can have a `name` of its own, another plans `configuration` and another `optimiser`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,6 +49,7 @@ class Arm(BaseModel):
     arm: str
     name: str = ""
     configuration: str | None = None
+    optimiser: Optimiser | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -58,7 +60,8 @@ class Arm(BaseModel):
     def _complete(self) -> Arm:
         if not re.fullmatch(r"vanilla|per-label|(annotated-only|completed|ceiling)(:\w+)?|\w*Trainer\w*", self.arm):
             raise ValueError(f"'{self.arm}' is no arm: expected {', '.join(ALL_ARMS)} or the name of a trainer")
-        object.__setattr__(self, "name", self.name or " ".join(filter(None, (self.arm, self.configuration))))
+        words = (self.arm, self.configuration, self.optimiser)
+        object.__setattr__(self, "name", self.name or " ".join(filter(None, words)))
         return self
 
     @property
@@ -80,7 +83,8 @@ class Arm(BaseModel):
     @property
     def teacher(self) -> Arm:
         """Of `completed`: the arm that fills in."""
-        return Arm(arm=self.arm.partition(":")[2] or CONDITIONAL, configuration=self.configuration)
+        teacher = self.arm.partition(":")[2] or CONDITIONAL
+        return Arm(arm=teacher, configuration=self.configuration, optimiser=self.optimiser)
 
 
 class Configuration(BaseModel):
@@ -148,7 +152,8 @@ class Recipe(BaseModel):
     its completely annotated cases instead, drawn by `hold_out_seed`. `configuration`: of the plans, for every arm, one
     of nnU-Net's or of `configurations`. `epochs`: nnU-Net's, of 250 steps; with several, Dice is shown against steps.
     `folds`: numbers, or `all`, which trains on every case.
-    `optimiser` of every arm: nnU-Net's SGD, or its AdamW with a learning rate of 0.001, which short trainings need.
+    `optimiser` of every arm that names no other: nnU-Net's SGD, or its AdamW with a learning rate of 0.001, which short
+    trainings need.
     `mirroring: false` for labels that have a side. `tta`: mirror at prediction. `tolerance` of the NSD in mm.
     `notes` go into the report.
     """
@@ -169,7 +174,7 @@ class Recipe(BaseModel):
     plans: str = "nnUNetPlans"
     configuration: str = "3d_fullres"
     configurations: dict[str, Configuration] = {}
-    optimiser: Literal["SGD", "AdamW"] = "SGD"
+    optimiser: Optimiser = "SGD"
     mirroring: bool = True
     tta: bool = True
     tolerance: float = Field(default=2.0, gt=0)

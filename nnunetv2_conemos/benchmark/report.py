@@ -13,7 +13,7 @@ from nnunetv2_conemos.benchmark.ledger import PACKAGES, Ledger, of_run
 from nnunetv2_conemos.benchmark.networks import STEPS_PER_EPOCH
 from nnunetv2_conemos.benchmark.overlays import draw_overlays
 from nnunetv2_conemos.benchmark.priors import draw_priors, prior_similarity
-from nnunetv2_conemos.benchmark.recipe import TestSet, recipe_text
+from nnunetv2_conemos.benchmark.recipe import Recipe, TestSet, recipe_text
 from nnunetv2_conemos.benchmark.results import Results, per_training
 from nnunetv2_conemos.benchmark.workplace import PARTIAL, Workplace
 from nnunetv2_conemos.datasets import write_aside
@@ -68,12 +68,19 @@ def facts(place: Workplace, results: Results) -> dict[str, Any]:
         "test_cases": results.cases["case"].nunique(),
         "epochs": results.epochs,
         "steps": results.epochs * STEPS_PER_EPOCH,
+        "optimisers": optimisers(recipe, results),
         "best_baseline": results.best_baseline,
         "failed": [dict(row) for _, row in results.failed.iterrows()],
         "devices": ", ".join(sorted(set(runs["device"].astype(str)))),
         "versions": ", ".join(f"{name} {'/'.join(sorted(set(runs[name].astype(str))))}" for name in PACKAGES),
         "plans": ", ".join(sorted(set(runs["configuration"] + " " + runs["plans_hash"]))),
     }
+
+
+def optimisers(recipe: Recipe, results: Results) -> str:
+    """That of the recipe, and the arms that have another."""
+    others = [f"{arm.name}: {arm.optimiser}" for arm in results.arms if arm.optimiser not in (None, recipe.optimiser)]
+    return recipe.optimiser + (f" ({', '.join(others)})" if others else "")
 
 
 def undefined_hd95(results: Results) -> dict[str, float]:

@@ -15,7 +15,7 @@ from raw_worlds import read_nifti, write_nifti
 
 from nnunetv2_conemos import cli
 from nnunetv2_conemos.benchmark.arms import joined
-from nnunetv2_conemos.benchmark.ledger import Ledger
+from nnunetv2_conemos.benchmark.ledger import Ledger, code_hash
 from nnunetv2_conemos.benchmark.main import locked
 from nnunetv2_conemos.benchmark.overlays import median_and_worst, shown_values
 from nnunetv2_conemos.benchmark.recipe import Arm, Run
@@ -73,6 +73,9 @@ class StandIn:
                 assert (needed / name).is_file(), "nnU-Net wants it"
             assert words[8] == "all" or (needed / "splits_final.json").is_file()
             write_json(Path(words[3]), {"step_s": 0.1, "parameters": 1000, "train_peak_mib": 10.0})
+            fold = Path(words[3]).with_name(f"fold_{words[8]}")
+            fold.mkdir()
+            shutil.copy(needed / "nnUNetPlans.json", fold.parent / "plans.json")
         elif "predict" in words:
             self.predict(list(map(str, words)))
             write_json(Path(words[3]), {"predict_s": 3.0, "predict_peak_mib": 20.0})
@@ -353,6 +356,48 @@ def test_overlays_show_a_training_that_is_done(stand_in: StandIn):
     assert benchmark(stand_in, "--arms", ARMS[1], "--seeds", "0", "1") == 1
     (stand_in.base / "bench/runs/ConditionalFiLMTrainer__1epochs__seed0__fold0/predictions/test_00.nii.gz").unlink()
     assert benchmark(stand_in, "--arms", ARMS[1], "--seeds", "0", "1", "--report") == 0
+
+
+def test_an_arm_may_predict_with_the_network_of_another(stand_in: StandIn):
+    """Same weights, other options of the method at prediction."""
+    recipe, bench = stand_in.base / "recipe.yaml", stand_in.base / "bench"
+    recipe.write_text(
+        "dataset: 901\nseeds: [0]\nepochs: [1]\nconfiguration: small\n"
+        "configurations: {small: {base: 2d}, singly: {base: small, conemos: {one_by_one: true}}}\n"
+        "arms: [{arm: LabelSetFiLMTrainer, prediction: singly}, LabelSetFiLMTrainer]\n"
+    )
+    assert cli.main(["benchmark", str(recipe), "-o", str(bench), "-device", "cpu", "-np", "1"]) == 0
+    assert [name for name, _ in stand_in.trained] == ["LabelSetFiLMTrainer_1epoch"], "once"
+    inner = "nnUNet_results/Dataset900_Partial/LabelSetFiLMTrainer_1epoch__nnUNetPlans__small"
+    whole, singly = (
+        bench / "runs" / f"LabelSetFiLMTrainer{more}__1epochs__seed0__fold0" / inner for more in ("", "_singly")
+    )
+    assert (singly / "fold_0").resolve() == whole / "fold_0"
+    asked = [json.loads((folder / "plans.json").read_text())["configurations"]["small"] for folder in (whole, singly)]
+    assert asked[1].pop("conemos") == {"one_by_one": True}
+    assert asked[0] == asked[1]
+    assert set(runs(stand_in).index) == {("LabelSetFiLMTrainer singly", 0), ("LabelSetFiLMTrainer", 0)}
+
+
+def test_every_budget_has_its_tables_and_the_report_knows_all_arms(stand_in: StandIn):
+    """Whatever the last call asked for; the arm of reference has a table of differences."""
+    recipe, bench = stand_in.base / "recipe.yaml", stand_in.base / "bench"
+    recipe.write_text("dataset: 901\nseeds: [0]\narms: [vanilla, {arm: ConditionalFiLMTrainer, reference: true}]\n")
+    words = ("benchmark", str(recipe), "-o", str(bench), "-device", "cpu", "-np", "1")
+    assert cli.main([*words, "--epochs", "1"]) == 0
+    assert cli.main([*words, "--epochs", "5", "--arms", "vanilla", "DoDNetTrainer"]) == 0
+    kept = (bench / "benchmark.yaml").read_text()
+    assert cli.main(["benchmark", "901", "-o", str(bench), "--report", "-np", "2"]) == 0
+    assert (bench / "benchmark.yaml").read_text() == kept
+    for name in ("report.md", "report.html"):
+        report = (bench / name).read_text()
+        assert "Difference of mean Dice to DoDNetTrainer, paired by test case" in report, "of those with most arms"
+        assert "Difference of mean Dice to ConditionalFiLMTrainer, paired by test case, after 250 steps" in report
+        assert "9 cases, of which 7 train in a fold" in report
+    assert set(pd.read_csv(bench / "costs_against_k.csv")["trainer"]) == {
+        "nnUNetTrainer", "ConditionalFiLMTrainer", "DoDNetTrainer",
+    }  # fmt: skip
+    assert set(pd.read_csv(bench / "runs.csv")["code"]) == {code_hash()}
 
 
 def test_an_arm_may_have_another_optimiser(stand_in: StandIn):

@@ -39,6 +39,11 @@ def test_the_teacher_of_a_completed_set_is_the_conditional_method_unless_named()
     other = Arm(arm="completed", name="x", configuration="3d_4f")
     assert other.teacher == Arm(arm="ConditionalFiLMTrainer", configuration="3d_4f")
     assert other.teacher.name == "ConditionalFiLMTrainer 3d_4f", "another configuration is another run"
+    with pytest.raises(ValueError, match="no single network"):
+        Arm(arm="per-label", prediction="x")
+    asked = Arm(arm="LabelSetFiLMTrainer", optimiser="AdamW", prediction="singly")
+    assert asked.name == "LabelSetFiLMTrainer AdamW singly"
+    assert asked.trained == Arm(arm="LabelSetFiLMTrainer", optimiser="AdamW")
     sgd = Arm(arm="completed", optimiser="SGD")
     assert (sgd.name, sgd.teacher.name) == ("completed SGD", "ConditionalFiLMTrainer SGD")
 

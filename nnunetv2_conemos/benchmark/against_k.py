@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +31,11 @@ from nnunetv2_conemos.sources import SourceTable
 from nnunetv2_conemos.trainer import PartialLabelTrainer
 
 NUMBERS = (2, 5, 10, 20, 40)
-SECONDS = 2.0  # a measurement is repeated for about as long, at least three times
+SECONDS = 2.0  # for each network, in rounds over all of them
+ROUNDS = 3  # at least
+
+
+Work = Callable[[], None]
 
 
 class Batch(NamedTuple):
@@ -47,44 +51,50 @@ def costs_against_k(
 ) -> pd.DataFrame:
     """Columns trainer, labels, step_s, predict_s (one patch); a method that refuses a number of labels has no values.
 
-    Trainers that learn from unlabelled cases too have no `step_s`: random patches are no such step.
+    Each is the fastest of several calls, made in turn with those of the other trainers, so that what else the machine
+    does falls on all alike. Trainers that learn from unlabelled cases have no `step_s`: random patches are no step.
     """
     manager = PlansManager({key: value for key, value in plans.items() if key != PLANS_KEY})
     chosen = manager.get_configuration(configuration)
     torch.manual_seed(0)
     image = torch.randn(chosen.batch_size, channels, *chosen.patch_size, device=device)
-    rows = []
-    for name in trainers:
-        trainer = recursive_find_trainer_class_by_name(name)
-        for labels in NUMBERS:
-            print(f"cost of {name} with {labels} labels", flush=True)
+    measured: dict[tuple[str, int], dict[str, float]] = {}
+    for labels in NUMBERS:
+        print(f"costs with {labels} labels", flush=True)
+        batch = Batch(image, torch.randint_like(image[:, :1], labels + 1).long(), labels)
+        work: dict[tuple[str, str], Work] = {}
+        for name in trainers:
+            trainer = recursive_find_trainer_class_by_name(name)
             try:
                 network = trainer.build_network_architecture(manager, chosen, channels, labels + 1, False)
             except (NotImplementedError, ValueError):
-                rows.append({"trainer": name, "labels": labels})
                 continue
-            batch = Batch(image, torch.randint_like(image[:, :1], labels + 1).long(), labels)
-            rows.append({"trainer": name, "labels": labels, **costs(trainer, network.to(device), batch)})
+            work |= {(name, what): call for what, call in works(trainer, network.to(device), batch).items()}
+        for (name, what), fastest in seconds(work, device).items():
+            measured.setdefault((name, labels), {})[what] = fastest
+    keys = [(name, labels) for name in trainers for labels in NUMBERS]
+    rows = [{"trainer": name, "labels": labels, **measured.get((name, labels), {})} for name, labels in keys]
     return pd.DataFrame(rows, columns=pd.Index(["trainer", "labels", "step_s", "predict_s"]))
 
 
-def costs(trainer: type[nnUNetTrainer], network: nn.Module, batch: Batch) -> dict[str, float]:
-    """Median seconds of a training step (forward, loss, backward) and of the prediction of one patch."""
+def works(trainer: type[nnUNetTrainer], network: nn.Module, batch: Batch) -> dict[str, Work]:
+    """A training step (forward, loss, backward) and the prediction of one patch, as columns name them."""
     asked, loss = question(trainer, batch)
     device = batch.image.device.type
 
     def step() -> None:
+        network.train()
         with torch.autocast(device, enabled=device == "cuda"):
             loss(network(asked)).backward()
         network.zero_grad(set_to_none=True)
 
     def predict() -> None:
+        network.eval()
         with torch.no_grad(), torch.autocast(device, enabled=device == "cuda"):
             network(batch.image[:1])
 
-    trained = float("nan") if getattr(trainer, "learns_from_unlabelled", False) else seconds(step, device)
-    network.eval()
-    return {"step_s": trained, "predict_s": seconds(predict, device)}
+    trained = {} if getattr(trainer, "learns_from_unlabelled", False) else {"step_s": step}
+    return {**trained, "predict_s": predict}
 
 
 def question(trainer: type[nnUNetTrainer], batch: Batch) -> tuple[Query | Tensor, Callable[[Tensor], Tensor]]:
@@ -104,17 +114,21 @@ def question(trainer: type[nnUNetTrainer], batch: Batch) -> tuple[Query | Tensor
     return Query(image, asked.labels, asked.modality), lambda answer: ours(answer, truth)
 
 
-def seconds(work: Callable[[], None], device: str) -> float:
-    """Median time of a call, the first left out."""
-    work()
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < SECONDS:
-        start = time.perf_counter()
-        work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
+def seconds(work: Mapping[Any, Work], device: str) -> dict[Any, float]:
+    """Seconds of the fastest call of each, the first left out; they take turns."""
+    rounds: list[dict[Any, float]] = []
+    start = time.perf_counter()
+    while len(rounds) <= ROUNDS or time.perf_counter() - start < SECONDS * len(work):
+        rounds.append({name: timed(call, device) for name, call in work.items()})
+    return {name: min(times[name] for times in rounds[1:]) for name in work}
+
+
+def timed(call: Work, device: str) -> float:
+    start = time.perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def main(output: str, plans: str, configuration: str, channels: str, device: str, *trainers: str) -> None:

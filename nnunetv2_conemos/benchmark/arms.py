@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,26 @@ def on_one_dataset(place: Workplace, run: Run, images: Path, folder: Path) -> Co
     choose = DATASETS.get(run.arm.kind)
     dataset = choose(place, run.fold) if choose else PARTIAL
     place.preprocess(dataset, configuration(place, run))
-    return train_and_predict(place, model_of(place, run, dataset), images, folder / "predictions")
+    model = model_of(place, run, dataset)
+    if run.arm.prediction:
+        borrow(place, model_of(place, run._replace(arm=run.arm.trained), dataset), model)
+    return train_and_predict(place, model, images, folder / "predictions")
+
+
+def borrow(place: Workplace, trained: Model, model: Model) -> None:
+    """Give `model` the network of `trained`, trained now if it was not, with the options that hold at prediction."""
+    train(place, trained)
+    source, target = trained.folder(place.recipe), model.folder(place.recipe)
+    if target.is_dir():
+        return
+    plans = json.loads((source / "plans.json").read_text())
+    options = place.plans["configurations"][model.run.arm.prediction].get("conemos", {})
+    plans["configurations"][trained.configuration]["conemos"] = options
+    with new_folder(target) as aside:
+        write_json(aside / "plans.json", plans)
+        for file in source.iterdir():
+            if file.name != "plans.json":
+                (aside / file.name).symlink_to(file)
 
 
 def on_completed(place: Workplace, run: Run, images: Path, folder: Path) -> Costs:

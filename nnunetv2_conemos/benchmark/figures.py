@@ -11,7 +11,6 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nnunetv2_conemos.benchmark.networks import STEPS_PER_EPOCH
 from nnunetv2_conemos.benchmark.results import Results
 
 PANELS = {
@@ -102,13 +101,13 @@ def draw_steps(per_budget: Sequence[Results], file: Path) -> None:
     figure = Figure(figsize=(7, 4.8))
     axes, palette = figure.subplots(), colours(arms)
     for arm in arms:
-        points = [(r.epochs * STEPS_PER_EPOCH, r.means["dice"][arm]) for r in per_budget if arm in r.dice]
+        points = [(r.steps, r.means["dice"][arm]) for r in per_budget if arm in r.dice]
         steps, found = zip(*points, strict=True)
         mean = np.array([value.mean for value in found])
         spread = np.nan_to_num(np.array([[v.mean - v.low, v.high - v.mean] for v in found]).T.clip(0))
         axes.errorbar(steps, mean, yerr=spread, fmt="o-", ms=4, lw=1.2, color=palette[arm], label=arm)
     axes.set(xlabel="steps of one network", ylabel="mean Dice", ylim=(-0.02, 1.02), xscale="log")
-    budgets = [results.epochs * STEPS_PER_EPOCH for results in per_budget]
+    budgets = [results.steps for results in per_budget]
     axes.set_xticks(budgets, [f"{steps:,}" for steps in budgets])
     axes.minorticks_off()
     legend_below(figure, axes)

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cache
+from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+import nnunetv2_conemos
 from nnunetv2_conemos.benchmark.recipe import Run
 from nnunetv2_conemos.datasets import write_aside
 from nnunetv2_conemos.scores import METRICS, of_present, read_named, summarise
@@ -22,7 +25,10 @@ from nnunetv2_conemos.scores import METRICS, of_present, read_named, summarise
 KEY = ["arm", "epochs", "seed", "fold"]
 DONE = "done"
 PACKAGES = ("nnunetv2-conemos", "nnunetv2", "torch")
-TEXTS = ("arm", "fold", "case", "label", "source", "status", "configuration", "plans_hash", "device", "date", *PACKAGES)
+TEXTS = (
+    "arm", "fold", "case", "label", "source", "status",
+    "configuration", "plans_hash", "device", "date", "code", *PACKAGES,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,15 @@ class Ledger:
 
     def _enter(self, run: Run, row: Mapping[str, Any]) -> None:
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        versions = {name: version(name) for name in PACKAGES}
+        versions = {**{name: version(name) for name in PACKAGES}, "code": code_hash()}
         replace(self.folder / "runs.csv", self.runs, run, pd.DataFrame([{**run.key, **row, **versions, "date": date}]))
+
+
+@cache
+def code_hash() -> str:
+    """Tells states of this package apart, whatever their version says."""
+    files = sorted(Path(nnunetv2_conemos.__file__).parent.rglob("*.py"))
+    return blake2b(b"".join(file.read_bytes() for file in files), digest_size=6).hexdigest()
 
 
 def read(file: Path, columns: list[str]) -> pd.DataFrame:

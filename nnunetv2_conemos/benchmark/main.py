@@ -6,7 +6,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,17 +62,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     find_trainers()
-    recipe, folder = asked(args), args.folder.resolve()
-    source = named_or_path(recipe.dataset).resolve()
+    folder = args.folder.resolve()
     if args.report and not (folder / RECIPE).is_file():
         raise FileNotFoundError(f"{folder} holds no {RECIPE}: there is no benchmark to report.")
+    recipe = read_recipe(folder / RECIPE, {}) if args.report else asked(args)
+    source = named_or_path(recipe.dataset).resolve()
     material = plan_material(recipe, source, args.processes)
     with locked(folder) as lock:
-        make_room(folder, recipe)
+        whole = recipe if args.report else make_room(folder, recipe)
         environment = own_environment(folder, os.environ)
-        place = Workplace(folder, recipe, source, args.device, args.processes, environment, lock)
+        place = Workplace(folder, whole, source, args.device, args.processes, environment, lock)
         test = gather(place, material)
-        failed = [] if args.report else run_all(place, test)
+        failed = [] if args.report else run_all(place, recipe.runs(), test)
         title, table = next(iter(write_report(place, test).items()))
     show(title, table)
     print("Written: " + ", ".join(str(folder / name) for name in ("runs.csv", "cases.csv", *REPORTS)))
@@ -100,8 +101,10 @@ def locked(folder: Path) -> Iterator[int | None]:
         yield file.fileno()
 
 
-def make_room(folder: Path, recipe: Recipe) -> None:
-    """Write the recipe; what was prepared for another one is deleted, unless something was trained for it already."""
+def make_room(folder: Path, recipe: Recipe) -> Recipe:
+    """Write the recipe, and return it with what the folder compared before; what was prepared for another one is
+    deleted, unless something was trained for it already.
+    """
     file = folder / RECIPE
     if file.is_file() and ((folder / "runs.csv").is_file() or any((folder / "runs").glob("*"))):
         recipe = grown(recipe, read_recipe(file, {}), file)
@@ -109,6 +112,7 @@ def make_room(folder: Path, recipe: Recipe) -> None:
         for name in ("nnUNet_raw", "nnUNet_preprocessed", "test"):
             remove(folder / name)
     write_aside(file, lambda aside: aside.write_text(recipe_text(recipe)))
+    return recipe
 
 
 def asked(args: argparse.Namespace) -> Recipe:
@@ -123,17 +127,17 @@ def asked(args: argparse.Namespace) -> Recipe:
     return read_recipe(Path(args.what), changes)
 
 
-def run_all(place: Workplace, test: TestSet) -> list[Run]:
-    """Perform what is not done yet, behind a progress bar; returns the runs that failed."""
+def run_all(place: Workplace, runs: Sequence[Run], test: TestSet) -> list[Run]:
+    """Perform those that are not done yet, behind a progress bar; returns those that failed."""
     ledger, failed, console = Ledger(place.folder), [], Console(soft_wrap=True)
     columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(
         *columns, TextColumn("{task.description}", markup=False), console=console, speed_estimate_period=1e9
     ) as bar:
-        task = bar.add_task("preparing", total=len(place.recipe.runs()))
+        task = bar.add_task("preparing", total=len(runs))
         place.tell = lambda line: bar.update(task, description=line[: max(20, console.width - 55)])
         prepare(place)
-        missing = [run for run in place.recipe.runs() if not ledger.is_done(run)]
+        missing = [run for run in runs if not ledger.is_done(run)]
         bar.update(task, total=len(missing))
         for run in missing:
             console.print(f"{run.folder}", style="bold", markup=False)

@@ -117,8 +117,8 @@ def check_truth(test: TestSet, labels: LabelSpace, dataset_json: Mapping[str, An
     refuse_empty_truth(shown, labels, test.labels)
 
 
-def values_of_map(file: Path, reader: BaseReaderWriter, labels: LabelSpace) -> Collection[int]:
-    return occupied(file, read_map(file, reader)[0], labels).keys()
+def values_of_map(file: Path, reader: BaseReaderWriter, labels: LabelSpace) -> list[int]:
+    return list(occupied(file, read_map(file, reader)[0], labels))
 
 
 def refuse_empty_truth(shown: Iterable[Collection[int]], labels: LabelSpace, where: Path) -> None:

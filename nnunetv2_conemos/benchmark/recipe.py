@@ -23,7 +23,7 @@ ALL_ARMS = (
     "HermesTrainer", "UniMOSTrainer",
     "per-label", "completed", "ceiling", f"ceiling:{CONDITIONAL}",
 )  # fmt: skip
-FREE = ("arms", "seeds", "folds", "epochs", "notes")  # may grow while a benchmark goes on
+FREE = ("arms", "seeds", "folds", "epochs", "configurations", "notes")  # may grow while a benchmark goes on
 
 
 def slug(name: str) -> str:
@@ -42,6 +42,8 @@ class Arm(BaseModel):
     - `ceiling` or `ceiling:TRAINER`: stock nnU-Net, or TRAINER, on complete labels.
 
     As a mapping an arm can have a `name` of its own, another plans `configuration` and another `optimiser`.
+    `prediction`: a configuration whose options of the method hold at prediction; the network is that of the same arm
+    without this entry. `reference`: all arms are compared with this one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,6 +52,8 @@ class Arm(BaseModel):
     name: str = ""
     configuration: str | None = None
     optimiser: Optimiser | None = None
+    prediction: str | None = None
+    reference: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -60,7 +64,9 @@ class Arm(BaseModel):
     def _complete(self) -> Arm:
         if not re.fullmatch(r"vanilla|per-label|(annotated-only|completed|ceiling)(:\w+)?|\w*Trainer\w*", self.arm):
             raise ValueError(f"'{self.arm}' is no arm: expected {', '.join(ALL_ARMS)} or the name of a trainer")
-        words = (self.arm, self.configuration, self.optimiser)
+        if self.prediction and self.kind in ("per-label", "completed"):
+            raise ValueError(f"'{self.arm}' is no single network of this package: expected no `prediction`")
+        words = (self.arm, self.configuration, self.optimiser, self.prediction)
         object.__setattr__(self, "name", self.name or " ".join(filter(None, words)))
         return self
 
@@ -83,8 +89,15 @@ class Arm(BaseModel):
     @property
     def teacher(self) -> Arm:
         """Of `completed`: the arm that fills in."""
-        teacher = self.arm.partition(":")[2] or CONDITIONAL
-        return Arm(arm=teacher, configuration=self.configuration, optimiser=self.optimiser)
+        return self._training(self.arm.partition(":")[2] or CONDITIONAL)
+
+    @property
+    def trained(self) -> Arm:
+        """With `prediction`: the arm whose network predicts."""
+        return self._training(self.arm)
+
+    def _training(self, arm: str) -> Arm:
+        return Arm(arm=arm, configuration=self.configuration, optimiser=self.optimiser)
 
 
 class Configuration(BaseModel):
@@ -274,12 +287,14 @@ def grown(ours: Recipe, theirs: Recipe, file: Path) -> Recipe:
     ]
     known = {arm.name: arm for arm in theirs.arms}
     differing += [f"arm '{arm.name}'" for arm in ours.arms if known.get(arm.name, arm) != arm]
+    before, now = theirs.configurations, ours.configurations
+    differing += [f"configuration '{name}'" for name in before if now.get(name, before[name]) != before[name]]
     if differing:
         raise ValueError(
             f"{file.parent} holds another benchmark: {', '.join(differing)} differ(s) from {file}. "
             "Choose another folder."
         )
     arms = {arm.name: arm for arm in (*theirs.arms, *ours.arms)}
-    others = [name for name in FREE if name != "arms"]
+    others = [name for name in FREE if name not in ("arms", "configurations")]
     more = {name: tuple(dict.fromkeys((*getattr(theirs, name), *getattr(ours, name)))) for name in others}
-    return ours.model_copy(update={"arms": tuple(arms.values()), **more})
+    return ours.model_copy(update={"arms": tuple(arms.values()), "configurations": before | now, **more})

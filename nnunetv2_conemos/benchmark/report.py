@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,7 +12,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from nnunetv2_conemos.benchmark.arms import model_of
 from nnunetv2_conemos.benchmark.figures import draw_against_k, draw_annotated, draw_costs, draw_dice, draw_steps
 from nnunetv2_conemos.benchmark.ledger import PACKAGES, Ledger, of_run
-from nnunetv2_conemos.benchmark.networks import STEPS_PER_EPOCH
 from nnunetv2_conemos.benchmark.overlays import draw_overlays
 from nnunetv2_conemos.benchmark.priors import draw_priors, prior_similarity
 from nnunetv2_conemos.benchmark.recipe import Recipe, TestSet, recipe_text
@@ -38,8 +39,9 @@ def write_report(place: Workplace, test: TestSet) -> dict[str, pd.DataFrame]:
     """Write report.md, report.html and the figures; returns the tables. Raises ValueError where no run is done."""
     ledger = Ledger(place.folder)
     results = Results.from_ledger(place.recipe, ledger)
+    budgets = [Results.from_ledger(place.recipe, ledger, epochs) for epochs in results.budgets]
     (place.folder / "figures").mkdir(exist_ok=True)
-    drawn = draw(place, results, ledger, test)
+    drawn = draw(place, results, budgets, test)
     environment = Environment(
         loader=PackageLoader("nnunetv2_conemos.benchmark"),
         undefined=StrictUndefined,
@@ -49,6 +51,9 @@ def write_report(place: Workplace, test: TestSet) -> dict[str, pd.DataFrame]:
     )
     environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
     found = tables(results)
+    for other in budgets:
+        if other.epochs != results.epochs:
+            found |= {f"{title}, after {other.steps:,} steps": table for title, table in tables(other).items()}
     content = {**facts(place, results), "tables": found, "figures": drawn}
     for name in REPORTS:
         text = environment.get_template(f"{name}.j2").render(content)
@@ -64,10 +69,11 @@ def facts(place: Workplace, results: Results) -> dict[str, Any]:
         "title": place.source.name,
         "recipe_yaml": recipe_text(recipe),
         "labels": list(place.labels.names),
-        "training_cases": len(place.table.cases),
+        "cases": len(place.table.cases),
+        "training_cases": training_cases(place),
         "test_cases": results.cases["case"].nunique(),
         "epochs": results.epochs,
-        "steps": results.epochs * STEPS_PER_EPOCH,
+        "steps": results.steps,
         "optimisers": optimisers(recipe, results),
         "best_baseline": results.best_baseline,
         "failed": [dict(row) for _, row in results.failed.iterrows()],
@@ -75,6 +81,15 @@ def facts(place: Workplace, results: Results) -> dict[str, Any]:
         "versions": ", ".join(f"{name} {'/'.join(sorted(set(runs[name].astype(str))))}" for name in PACKAGES),
         "plans": ", ".join(sorted(set(runs["configuration"] + " " + runs["plans_hash"]))),
     }
+
+
+def training_cases(place: Workplace) -> str:
+    """How many of the cases train in each fold."""
+    numbers = {len(place.table.cases)} if "all" in place.recipe.folds else set()
+    file = place.preprocessed / PARTIAL / "splits_final.json"
+    splits = json.loads(file.read_text()) if file.is_file() else []
+    numbers |= {len(splits[fold]["train"]) for fold in place.recipe.folds if fold != "all"}
+    return " or ".join(map(str, sorted(numbers)))
 
 
 def optimisers(recipe: Recipe, results: Results) -> str:
@@ -112,7 +127,8 @@ def tables(results: Results) -> dict[str, pd.DataFrame]:
             index=costs.index,
         ),
     }
-    for reference in dict.fromkeys(name for name in (vanilla(results), results.best_baseline) if name):
+    chosen = [arm.name for arm in results.arms if arm.reference]
+    for reference in dict.fromkeys(name for name in (vanilla(results), results.best_baseline, *chosen) if name):
         pairs = results.against(reference)
         rows = {
             arm: {"difference (95 % interval)": shown(pair.difference, signed=True), "p (Wilcoxon, Holm)": p_value(p)}
@@ -138,7 +154,7 @@ def similarities(place: Workplace, results: Results) -> dict[str, pd.DataFrame]:
     return {arm: similarity for arm, similarity in found.items() if similarity is not None}
 
 
-def draw(place: Workplace, results: Results, ledger: Ledger, test: TestSet) -> dict[str, str]:
+def draw(place: Workplace, results: Results, budgets: Sequence[Results], test: TestSet) -> dict[str, str]:
     """Draw the figures; returns caption -> file, relative to the report."""
     folder = place.folder / "figures"
     annotated = dict(zip(place.labels.names, place.table.counts().sum(0).tolist(), strict=True))
@@ -152,10 +168,8 @@ def draw(place: Workplace, results: Results, ledger: Ledger, test: TestSet) -> d
     if (place.folder / AGAINST_K).is_file():
         draw_against_k(pd.read_csv(place.folder / AGAINST_K), folder / "against_k.png")
         drawn["Cost against the number of labels, on random patches, without deep supervision."] = "against_k.png"
-    budgets = [n for n in sorted(place.recipe.epochs) if n in set(ledger.runs.query("status == 'done'")["epochs"])]
     if len(budgets) > 1:
-        per_budget = [Results.from_ledger(place.recipe, ledger, n) for n in budgets]
-        draw_steps(per_budget, folder / "steps.png")
+        draw_steps(budgets, folder / "steps.png")
         drawn["Mean Dice against the steps of a training; each is a training of its own."] = "steps.png"
     similar = similarities(place, results)
     if similar:

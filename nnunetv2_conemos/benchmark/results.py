@@ -8,6 +8,7 @@ from functools import cached_property
 import pandas as pd
 
 from nnunetv2_conemos.benchmark.ledger import DONE, KEY, Ledger, of_run
+from nnunetv2_conemos.benchmark.networks import STEPS_PER_EPOCH
 from nnunetv2_conemos.benchmark.recipe import Arm, Fold, Recipe
 from nnunetv2_conemos.scores import METRICS, REFERENCE_EMPTY, of_present
 from nnunetv2_conemos.statistics import Comparison, case_scores, compare, interval, mean_of
@@ -20,6 +21,7 @@ class Results:
     """The runs of a recipe that are done, at one number of epochs, and those that failed.
 
     Labels that a test case truly lacks count for no arm; `false_finds`: how often a training of an arm predicts one.
+    `budgets`: all numbers of epochs at which a run is done, rising.
     """
 
     recipe: Recipe
@@ -27,10 +29,11 @@ class Results:
     cases: pd.DataFrame
     failed: pd.DataFrame
     false_finds: dict[str, float]
+    budgets: list[int]
 
     @classmethod
     def from_ledger(cls, recipe: Recipe, ledger: Ledger, epochs: int | None = None) -> Results:
-        """`epochs`: unless given, the largest at which every arm has a run, or else the largest.
+        """`epochs`: unless given, those at which the most arms have a run, the largest if there are several.
 
         Raises ValueError where no run is done.
         """
@@ -40,15 +43,20 @@ class Results:
         if done.empty:
             reasons = "; ".join(f"{row['arm']}: {row['status']}" for _, row in failed.iterrows())
             raise ValueError(f"{ledger.folder}: no run is done, nothing to report. {reasons}")
+        budgets = sorted(map(int, done["epochs"].unique()))
         epochs = epochs or common_epochs(done)
         done = done.loc[done["epochs"] == epochs]
         cases = ledger.cases.merge(done.loc[:, KEY], on=KEY)
         finds = per_training(cases.loc[cases["status"] == REFERENCE_EMPTY], done)
-        return cls(recipe, done, of_present(cases), failed, finds)
+        return cls(recipe, done, of_present(cases), failed, finds, budgets)
 
     @property
     def epochs(self) -> int:
         return int(self.runs["epochs"].iloc[0])
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * STEPS_PER_EPOCH
 
     @cached_property
     def arms(self) -> list[Arm]:
@@ -128,6 +136,6 @@ def per_training(rows: pd.DataFrame, runs: pd.DataFrame) -> dict[str, float]:
 
 
 def common_epochs(done: pd.DataFrame) -> int:
-    """The largest number of epochs at which every arm has a run, or else the largest."""
+    """The number of epochs at which the most arms have a run; of several, the largest."""
     arms = {int(epochs): rows["arm"].nunique() for epochs, rows in done.groupby("epochs")}  # pyright: ignore
     return max(arms, key=lambda epochs: (arms[epochs], epochs))

@@ -148,7 +148,8 @@ def add_configurations(place: Workplace) -> None:
         entry = small_configuration(plans, wanted.base, wanted.features, wanted.patch_size, wanted.batch_size)
         plans["configurations"][name] = entry | ({"conemos": wanted.conemos} if wanted.conemos else {})
     known = plans["configurations"]
-    for name in [place.recipe.configuration, *(arm.configuration for arm in place.recipe.arms if arm.configuration)]:
+    named = [name for arm in place.recipe.arms for name in (arm.configuration, arm.prediction) if name]
+    for name in [place.recipe.configuration, *named]:
         if name not in known:
             raise ValueError(f"configuration '{name}' does not exist. The plans have {', '.join(known)}.")
     write_json(place.preprocessed / PARTIAL / f"{place.recipe.plans}.json", plans)

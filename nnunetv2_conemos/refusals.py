@@ -81,6 +81,25 @@ def refuse_all_annotated(table: SourceTable, cases: Iterable[str], trainer: str)
         )
 
 
+def refuse_missing_fold(file: Path, fold: int | str) -> None:
+    """nnU-Net would draw a fold that the split does not have at random, test cases of a setting included."""
+    folds = len(json.loads(file.read_text())) if file.is_file() else 0
+    if file.is_file() and fold != "all" and int(fold) >= folds:
+        raise SourceError(
+            f"fold {fold}: expected one of the {folds} of {file}, counted from 0. Train one of them, or add the fold "
+            "to the file."
+        )
+
+
+def refuse_uninformed(informed: Iterable[str], part: str, fold: int | str, file: Path) -> None:
+    """`informed`: the cases of a part of the fold that something is known about."""
+    if not any(informed):
+        what = {"train": "training", "val": "validation"}[part]
+        raise SourceError(
+            f"fold {fold}: no annotated {what} case. Put at least one annotated case into '{part}' of {file}."
+        )
+
+
 def refuse_other_labels(plans: dict, configuration: str, trainer: str, dataset_json: dict) -> None:
     """The folds of one model folder share one dataset.json; a fold for other labels would spoil the others."""
     folder = model_folder(plans, configuration, trainer)

@@ -15,6 +15,7 @@ from batchgenerators.dataloading.single_threaded_augmenter import SingleThreaded
 from batchgeneratorsv2.transforms.base.basic_transform import ImageOnlyTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.helpers import dummy_context
@@ -24,7 +25,15 @@ from torch import distributed as dist
 from nnunetv2_conemos.curves import draw_curves
 from nnunetv2_conemos.refusals import refuse_all_annotated
 from nnunetv2_conemos.sampling import COPIES, AskedDataset, copies
+from nnunetv2_conemos.sources import shorten
 from nnunetv2_conemos.trainer import PartialLabelTrainer
+
+TENTHS = 10  # points of a curve in each epoch
+
+
+def within_epochs(name: str) -> str:
+    """In nnU-Net's log, the curve of an extra as pairs of epochs done and mean since the pair before."""
+    return f"{name}, within epochs"
 
 
 class Streams(Iterator[tuple[dict[str, Any], dict[str, Any]]]):
@@ -46,7 +55,7 @@ class Streams(Iterator[tuple[dict[str, Any], dict[str, Any]]]):
 class SemiSupervisedTrainer(PartialLabelTrainer):
     """`two_stream_step` replaces nnU-Net's training step where training cases are not annotated for anything.
 
-    It returns "loss" and the `extras`, further numbers that are logged and drawn over the epochs (streams.png).
+    It returns "loss" and the `extras`, further numbers that are logged and drawn over the training (streams.png).
     """
 
     learns_from_unlabelled = True
@@ -84,6 +93,13 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
         self.training_cases = list(train.dataset.identifiers)
         if self.needs_unlabelled:
             refuse_all_annotated(self.table, self.training_cases, type(self).__name__)
+        used = {*self.training_cases, *validation.dataset.identifiers}
+        unused = [case for case in self.table.cases if case not in used and not self.table.known(case).any()]
+        if unused:
+            self.print_to_log_file(
+                f"{len(unused)} cases without annotations are in no part of fold {self.fold} of splits_final.json, so "
+                f"they are not used: {shorten(unused)}."
+            )
         return train, validation
 
     def get_dataloaders(self) -> tuple[Any, Any]:
@@ -151,24 +167,29 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         super().on_train_epoch_end(train_outputs)
-        means = {name: np.mean([output.get(name, np.nan) for output in train_outputs]) for name in self.extras}
+        steps = np.array([[output.get(name, np.nan) for name in self.extras] for output in train_outputs])
+        tenths = np.array([part.mean(0) for part in np.array_split(steps, min(TENTHS, len(steps)))])
         if self.is_ddp:
             gathered: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(gathered, means)
-            means = {name: np.mean([part[name] for part in gathered]) for name in self.extras}
+            dist.all_gather_object(gathered, tenths)
+            tenths = np.mean(gathered, axis=0)
         if self.local_rank == 0:
-            self._log({name: float(mean) for name, mean in means.items()})
+            self._log(dict(zip(self.extras, tenths.T.tolist(), strict=True)))
 
-    def _log(self, means: dict[str, float]) -> None:
+    def _log(self, tenths: dict[str, list[float]]) -> None:
         """Into nnU-Net's log, which checkpoints carry, and as a picture; NaN where nothing was unlabelled."""
-        curves = self.logger.local_logger.my_fantastic_logging
-        for name, mean in means.items():
+        curves, means = self.logger.local_logger.my_fantastic_logging, {n: float(np.mean(v)) for n, v in tenths.items()}
+        for name, values in tenths.items():
             curve = curves.setdefault(name, [])
             curve += [np.nan] * (self.current_epoch - len(curve))
-            self.logger.log(name, mean, self.current_epoch)
+            self.logger.log(name, means[name], self.current_epoch)
+            finer = curves.setdefault(within_epochs(name), [])
+            at = self.current_epoch + np.arange(1, len(values) + 1) / len(values)
+            finer += zip(at.tolist(), values, strict=True)
         if not all(map(np.isnan, means.values())):
             self.print_to_log_file(", ".join(f"{name} {mean:.4f}" for name, mean in means.items()))
-            draw_curves({name: curves[name] for name in means}, Path(self.output_folder) / "streams.png")
+            drawn = {name: curves[within_epochs(name)] for name in means}
+            draw_curves(drawn, Path(self.output_folder) / "streams.png")
 
     def on_train_end(self) -> None:
         super().on_train_end()
@@ -190,10 +211,10 @@ def started(loader: nnUNetDataLoader, pin_memory: bool) -> Any:
 
 
 def without_intensity(transforms: ComposeTransforms) -> ComposeTransforms:
-    """nnU-Net's augmentation without what changes intensities."""
+    """nnU-Net's augmentation without what changes intensities; -1 in the map still says what is outside the image."""
 
-    def changes_intensity(transform: Any) -> bool:
+    def left_out(transform: Any) -> bool:
         inner = transform.transform if isinstance(transform, RandomTransform) else transform
-        return isinstance(inner, ImageOnlyTransform)
+        return isinstance(inner, (ImageOnlyTransform, RemoveLabelTansform))
 
-    return ComposeTransforms([t for t in transforms.transforms if not changes_intensity(t)])
+    return ComposeTransforms([t for t in transforms.transforms if not left_out(t)])

@@ -26,13 +26,15 @@ from nnunetv2_conemos.refusals import (
     refuse_choices_of_prediction,
     refuse_dimension,
     refuse_label_change,
+    refuse_missing_fold,
     refuse_nothing_taught,
     refuse_other_facts,
     refuse_other_labels,
     refuse_regions,
+    refuse_uninformed,
 )
 from nnunetv2_conemos.sampling import AskedDataset, what_is_asked
-from nnunetv2_conemos.sources import SourceError, shorten
+from nnunetv2_conemos.sources import shorten
 from nnunetv2_conemos.splits import stratified_split
 from nnunetv2_conemos.summary import annotated_summary
 
@@ -151,16 +153,14 @@ class PartialLabelTrainer(nnUNetTrainer):
         if self.fold != "all" and "sources" in self.dataset_json and not splits_file.is_file():
             self.print_to_log_file("Creating new 5-fold cross-validation split, stratified by annotated labels...")
             write_json(splits_file, stratified_split(self.table))
+        refuse_missing_fold(splits_file, self.fold)
         train, validation = (list(map(str, cases)) for cases in super().do_split())
         unlabelled = [case for case in validation if not self.informed(case)]
         if unlabelled:
             self.print_to_log_file(f"Unlabelled validation cases are used for training only: {shorten(unlabelled)}.")
         validation = [case for case in validation if case not in unlabelled]
-        if not validation:
-            raise SourceError(
-                f"fold {self.fold}: no annotated validation case. Put at least one annotated case into 'val' of "
-                f"{splits_file}."
-            )
+        for part, cases in (("train", train), ("val", validation)):
+            refuse_uninformed(filter(self.informed, cases), part, self.fold, splits_file)
         return [*train, *(case for case in unlabelled if case not in train)], validation
 
     def get_tr_and_val_datasets(self) -> tuple[AskedDataset, AskedDataset]:

@@ -21,7 +21,7 @@ from nnunetv2_conemos.methods import UniMOSTrainer, UniMOSTrainer_NoMirroring, u
 from nnunetv2_conemos.networks.pyramid import Pyramid, ResidualBlock
 from nnunetv2_conemos.networks.scale_fusion import FusedScalesUNet, Perturb, ScaleFusion
 from nnunetv2_conemos.records import Query, Truth
-from nnunetv2_conemos.semi_supervised import Streams
+from nnunetv2_conemos.semi_supervised import Streams, within_epochs
 from nnunetv2_conemos.sources import SourceTable
 
 EVERY = torch.arange(1, 4)
@@ -251,7 +251,9 @@ def test_pseudo_labels_are_pasted_per_view_and_believed_when_sure(monkeypatch):
     weak, mixed = torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8)
     monkeypatch.setattr(unimos, "photometric", lambda x: x + 0.01)
     network, asked = Fixed(), torch.ones(2, 3, dtype=torch.bool)
-    made = unimos.Views(network, weak, mixed, asked, believed=0.9)
+    inside = torch.ones(4, 8, 8, dtype=torch.bool)
+    inside[:2, :, :2] = False  # padding of the weak views
+    made = unimos.Views(network, torch.cat((weak, mixed)), inside, asked, believed=0.9)
     assert (made.of_mixed.label == 2).all()
     assert made.of_mixed.confidence.min() > 0.999, "a sure prediction is sure after merging too"
     seen = []
@@ -263,13 +265,54 @@ def test_pseudo_labels_are_pasted_per_view_and_believed_when_sure(monkeypatch):
     made.strong()
     _, first, second = seen
     for believed, query in ((first, network.seen[-2]), (second, network.seen[-1])):
-        inside = query.image[:, 0] > 0.5  # pasted images are those of the others
-        assert inside.any()
-        assert torch.equal(believed.label, torch.where(inside, 2, 1))
+        box = query.image[:, 0] > 0.5  # pasted images are those of the others
+        assert box.any()
+        assert torch.equal(query.image[:, 0], torch.where(box, 1.01, 0.01)), "photometric views of both"
+        assert torch.equal(believed.label, torch.where(box, 2, 1))
+        padded = torch.zeros(2, 8, 8, dtype=torch.bool).index_fill(2, torch.arange(2), True)
+        confidence = torch.where(box, made.of_mixed.confidence, made.of_weak.confidence)
+        assert torch.equal(believed.confidence, confidence)
+        assert (believed.confidence[padded & ~box] == 0).all(), "nothing is believed about padding"
+        assert (believed.confidence[padded & box] > 0.99).all(), "of what is pasted over it, it is"
     assert not torch.equal(first.label, second.label), "a box for each view"
     assert torch.equal(made.of_weak.label, before[0])
     assert torch.equal(made.of_mixed.label, before[1])
-    assert made.accepted == 1
+    assert made.accepted == 1, "of what is not padding"
+
+
+def test_each_sample_believes_in_the_labels_that_it_is_asked(monkeypatch):
+    """Pasted pseudo-labels too are among those of the image that receives them."""
+    torch.manual_seed(0)
+    answers = torch.randn(2, 3, 8, 8)
+    monkeypatch.setattr(unimos, "photometric", lambda x: x)
+    asked = torch.tensor([[True, False, False], [False, True, False]])
+    made = unimos.Views(
+        lambda query: (answers, answers) if isinstance(query, Perturb) else answers.flip(0),
+        torch.zeros(4, 1, 8, 8), torch.ones(4, 8, 8, dtype=torch.bool), asked, believed=0.5,
+    )  # fmt: skip
+    seen = []
+    monkeypatch.setattr(made, "_consistency", lambda logits, believed: seen.append(believed) or logits.sum() * 0)
+    made.perturbed()
+    made.strong()
+    for believed in (made.of_mixed, *seen):
+        assert set(believed.label[0].unique().tolist()) == {0, 1}
+        assert set(believed.label[1].unique().tolist()) == {0, 2}
+
+
+def test_unlabelled_cases_are_asked_what_their_own_dataset_teaches(nnunet_folders):
+    """Those of the first half of the batch, whose weak views receive what is pasted; padding is told apart."""
+    two_stream_world(nnunet_folders, targets="dataset")
+    trainer = make_trainer(nnunet_folders, UniMOSTrainer)
+    trainer.initialize()
+    trainer.get_dataloaders()
+    trainer.targets = {"u00": np.array([True, False]), "u01": np.array([False, True])}
+    target = torch.zeros(4, 1, 16, 16, dtype=torch.int16)
+    target[:, :, :4] = -1
+    batch = {"data": target.float(), "target": target, "keys": ["u01", "u00", "u00", "u00"]}
+    views = trainer._views(batch)
+    assert views.asked.tolist() == [[False, True], [True, False]]
+    assert torch.equal(views.inside, views.weak[:, 0] == 0), "turned like the image"
+    assert torch.equal(views.of_mixed.confidence > 0, views.mixed[:, 0] == 0)
 
 
 def test_pseudo_labels_are_among_what_is_asked():
@@ -377,15 +420,13 @@ def test_the_published_pyramid_has_the_published_size():
     assert (sum(p.numel() for p in made.parameters()) + idle) / 1e6 == pytest.approx(28.27, abs=0.01)
 
 
-def test_the_stem_is_shared_and_every_concatenation_is_of_equal_depth():
+def test_the_stem_is_shared_and_every_concatenation_of_the_encoder_is_of_equal_depth():
     widths = [4, 6, 8, 10]
     made = Pyramid(1, 3, widths, [[1, 1]] + [[2, 2]] * 3, nn.Conv2d)
     calls = []
     made.stem.register_forward_hook(lambda *_: calls.append("stem"))
     made.encode(torch.randn(1, 1, 32, 32))
     assert len(calls) == len(widths)
-    own = {id(p) for p in made.stem.parameters()}
-    assert sum(p.numel() for p in made.parameters() if id(p) in own) == sum(p.numel() for p in made.stem.parameters())
 
     def depth(blocks):
         return sum(2 for module in blocks.modules() if isinstance(module, ResidualBlock))
@@ -405,12 +446,13 @@ def test_perturbed_answers_differ_and_plain_ones_do_not(options, dim):
     made, image = network(dim, **options), torch.randn(2, 1, *patch(dim))
     every = EVERY.expand(2, -1)
     with torch.no_grad():
-        for mode in (made.train(), made.eval()):
-            plain, perturbed = mode(Perturb(image))
-            assert torch.equal(plain, mode(Perturb(image))[0])
-            assert torch.allclose(plain, mode(Query(image, every)), atol=1e-5)
+        for training in (True, False):
+            made.train(training)
+            plain, perturbed = made(Perturb(image))
+            assert torch.equal(plain, made(Perturb(image))[0])
+            assert torch.allclose(plain, made(Query(image, every)), atol=1e-5)
             assert not torch.allclose(plain, perturbed, atol=1e-3)
-            assert torch.equal(mode(image), mode(image))
+            assert torch.equal(made(image), made(image))
     _, perturbed = made(Perturb(image))
     perturbed.square().sum().backward()
     encoder = made.decoder.stem if hasattr(made.decoder, "stem") else made.decoder.encoder
@@ -460,7 +502,7 @@ def test_two_loaders_are_drawn_from_side_by_side(nnunet_folders, capsys):
 
 
 def test_weak_views_keep_intensities(nnunet_folders):
-    """Constant images stay constant: nothing but space is augmented."""
+    """Nothing but space is augmented, and what lies outside the image stays known."""
     two_stream_world(nnunet_folders)
     trainer = make_trainer(nnunet_folders, UniMOSTrainer)
     trainer.initialize()
@@ -469,9 +511,10 @@ def test_weak_views_keep_intensities(nnunet_folders):
     names = [type(getattr(t, "transform", t)).__name__ for t in transforms]
     assert "SpatialTransform" in names
     assert "MirrorTransform" in names
-    assert not [
-        name for name in names if any(word in name for word in ("Noise", "Blur", "Bright", "Contrast", "Gamma"))
-    ]
+    intensities = ("Noise", "Blur", "Bright", "Contrast", "Gamma", "LowResolution", "RemoveLabel")
+    assert not [name for name in names if any(word in name for word in intensities)]
+    annotated = [type(getattr(t, "transform", t)).__name__ for t in loader.labelled.data_loader.transforms.transforms]
+    assert all(any(word in name for name in annotated) for word in intensities), "what nnU-Net does otherwise"
 
 
 def test_worker_processes_are_ended(nnunet_folders, monkeypatch):
@@ -486,6 +529,7 @@ def test_worker_processes_are_ended(nnunet_folders, monkeypatch):
     assert (nnunet_folders.glob("nnUNet_results/*/*/fold_0/streams.png")).__next__().is_file()
     logged = trainer.logger.local_logger.my_fantastic_logging
     assert len(logged[unimos.ACCEPTED]) == len(logged["unsupervised loss"]) == 1
+    assert logged[within_epochs(unimos.ACCEPTED)] == [(1.0, logged[unimos.ACCEPTED][0])]
 
 
 @pytest.mark.parametrize("network", ["pyramid", "planned"])

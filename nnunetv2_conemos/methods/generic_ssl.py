@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import repeat
 from typing import Any, Literal
 
 import numpy as np
@@ -103,16 +104,24 @@ class GenericSSLTrainer(SemiSupervisedTrainer):
     def get_dataloaders(self) -> tuple[Any, Any]:
         loaders = super().get_dataloaders()
         self.taught = self.table.taught(self.training_cases)
-        bound = largest_vote(self.bare_network.classes)
-        if bound < CONFIDENT:
+        network = self.bare_network
+        bound = largest_vote(network.classes)
+        if bound < CONFIDENT and network.learns_unlabelled:
             self.print_to_log_file(
-                f"{self.bare_network.classes} classes: the diffusion gives no class more than {bound:.2f} of its vote, "
-                "so the other decoder alone makes nearly all pseudo-labels. UniMOSTrainer has no such bound."
+                f"{network.classes} classes: before the Gumbel noise, the diffusion gives no class more than "
+                f"{bound:.2f} of its vote, so the other decoder alone makes nearly all pseudo-labels. UniMOSTrainer "
+                "has no such bound."
             )
         return loaders
 
+    def _unlabelled_loader(self, cases: list[str]) -> Any:
+        """None is drawn where nothing is learnt from unlabelled cases."""
+        return super()._unlabelled_loader(cases) if self.bare_network.learns_unlabelled else repeat({})
+
     def two_stream_step(self, labelled: dict, unlabelled: dict) -> dict:
         """Denoising + reweighted + weighted unlabelled loss, in one pass back."""
+        scheduler: Any = self.lr_scheduler
+        scheduler.step(self.progress * scheduler.max_steps)  # falls with each step, as the weight rises
         network = self.bare_network
         query, truth = self.pose(labelled)
         truth = move(truth, self.device)

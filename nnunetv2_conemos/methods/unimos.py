@@ -103,20 +103,22 @@ def consistency(
 class Views:
     """Views of unlabelled images and what is believed about them.
 
-    `weak`, `mixed` [B,M,*S]: images, and others that are pasted into their strong views; `asked` [B,K]: the labels that
-    they are asked; `believed`: the probability from which a pseudo-label counts. `perturbed` comes before `strong`.
+    `images` [2B,M,*S]: weak views, and others that are pasted into their strong views; `inside` [2B,*S]: what is not
+    padding, about which nothing is believed; `asked` [B,K]: the labels that they are asked; `believed`: the probability
+    from which a pseudo-label counts. `perturbed` comes before `strong`.
     """
 
-    def __init__(self, network: torch.nn.Module, weak: Tensor, mixed: Tensor, asked: Tensor, believed: float):
-        self.network, self.weak, self.mixed, self.asked, self.believed = network, weak, mixed, asked, believed
-        self.every = torch.arange(1, asked.shape[1] + 1, device=weak.device).expand(len(weak), -1)
-        self.of_mixed = pseudo_labels(network(Query(mixed, self.every)), asked)
+    def __init__(self, network: torch.nn.Module, images: Tensor, inside: Tensor, asked: Tensor, believed: float):
+        self.network, self.asked, self.believed = network, asked, believed
+        (self.weak, self.mixed), (self.inside, inside_mixed) = images.chunk(2), inside.chunk(2)
+        self.every = torch.arange(1, asked.shape[1] + 1, device=images.device).expand(len(asked), -1)
+        self.of_mixed = self._pseudo_labels(network(Query(self.mixed, self.every)), inside_mixed)
         self.of_weak: PseudoLabels | None = None
 
     def perturbed(self) -> Float[Tensor, ""]:
         """Consistency of the perturbed answer with the plain one, of one pass of the encoder."""
         plain, other = self.network(Perturb(self.weak))
-        self.of_weak = pseudo_labels(plain, self.asked)
+        self.of_weak = self._pseudo_labels(plain, self.inside)
         return self._consistency(other, self.of_weak)
 
     def strong(self) -> Float[Tensor, ""]:
@@ -130,9 +132,13 @@ class Views:
 
     @property
     def accepted(self) -> float:
-        """Share of the voxels of the weak views whose pseudo-label counts."""
+        """Share of the voxels of the weak views, without padding, whose pseudo-label counts."""
         assert self.of_weak is not None
-        return (self.of_weak.confidence >= self.believed).float().mean().item()
+        return ((self.of_weak.confidence >= self.believed).sum() / self.inside.sum().clamp_min(1)).item()
+
+    def _pseudo_labels(self, logits: Tensor, inside: Tensor) -> PseudoLabels:
+        found = pseudo_labels(logits, self.asked)
+        return found._replace(confidence=found.confidence * inside)
 
     def _consistency(self, logits: Tensor, believed: PseudoLabels) -> Tensor:
         return consistency(logits, self.asked, believed.label, believed.confidence >= self.believed)
@@ -196,10 +202,11 @@ class UniMOSTrainer(SemiSupervisedTrainer):
         return self.mirroring and bool(np.isclose(height, width))
 
     def _views(self, unlabelled: dict) -> Views:
-        images = unlabelled["data"].to(self.device, non_blocking=True)
-        weak, mixed = (turned(images) if self._may_turn() else images).chunk(2)
-        targets = np.stack([self.targets[str(key)] for key in unlabelled["keys"][: len(weak)]])
+        images, inside = unlabelled["data"], unlabelled["target"] >= 0
+        both = torch.cat((images, inside.to(images.dtype)), 1).to(self.device, non_blocking=True)
+        both = turned(both) if self._may_turn() else both
+        targets = np.stack([self.targets[str(key)] for key in unlabelled["keys"][: len(both) // 2]])
         asked = torch.from_numpy(targets).to(self.device)
         believed = threshold(self.progress)
         with torch.no_grad(), self.precision():
-            return Views(self.network, weak, mixed, asked, believed)
+            return Views(self.network, both[:, :-1], both[:, -1] > 0, asked, believed)

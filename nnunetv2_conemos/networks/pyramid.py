@@ -20,8 +20,9 @@ from nnunetv2_conemos.networks.scale_fusion import resized
 
 
 class Pyramid(nn.Module):
-    """`widths` and `strides` of the stages, the first at full resolution. Both inputs of every concatenation have
-    passed equally many convolutions: branches of coarser inputs and of coarser outputs pass more residual blocks.
+    """`widths` and `strides` of the stages, the first at full resolution. Both inputs of every concatenation of the
+    encoder have passed equally many convolutions, and so have all outputs: branches of coarser inputs and of coarser
+    outputs pass more residual blocks.
     """
 
     def __init__(

@@ -196,9 +196,8 @@ def test_what_is_not_annotated_is_background_and_teaches_no_dice():
     known = torch.tensor([[True, False, True], [True, False, False]])
     stray = truth(target, known)
     shown = torch.where((target == 2) | ((target == 3) & torch.tensor([False, True]).view(2, 1, 1, 1)), 0, target)
-    loss, leaf = ClassWeightedDiceCE(), logits.clone().requires_grad_()
-    value = loss(against_background(leaf), truth(shown, known))
-    value.backward()
+    loss = ClassWeightedDiceCE()
+    value = loss(against_background(logits), truth(shown, known))
     assert value.item() == pytest.approx(loss(against_background(logits), stray).item(), abs=1e-6)
     merged = torch.softmax(logits, 1)
     two, three = merged[:, 2].clone(), merged[1, 3].clone()
@@ -400,6 +399,39 @@ def test_pulling_moves_one_decoder_towards_the_mean_of_the_others(nnunet_folders
             assert torch.equal(parameter, before[name])
 
 
+def test_a_step_pulls_by_a_hundredth(nnunet_folders):
+    trainer, loader, _ = ready(nnunet_folders)
+    trainer.lr_scheduler.initial_lr = 0.0  # nothing else moves
+    before = {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
+    trainer.train_step(next(loader))
+    for name, parameter in trainer.network.decoder.named_parameters():
+        pulled = 0.99 * before[f"decoder.{name}"] + 0.005 * (before[f"denoiser.{name}"] + before[f"reweighted.{name}"])
+        assert torch.allclose(parameter, pulled, atol=1e-7), name
+    assert not torch.equal(trainer.network.decoder.state_dict()[name], before[f"decoder.{name}"])
+
+
+def test_the_rate_falls_with_each_step_as_the_weight_rises(nnunet_folders):
+    trainer, loader, _ = ready(nnunet_folders)
+    trainer.num_epochs, trainer.num_iterations_per_epoch = 1, 4
+    trainer.lr_scheduler.max_steps = 1
+    rates, weights = [], []
+    for _ in range(4):
+        report = trainer.train_step(next(loader))
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        weights.append(report["weight of the unlabelled loss"])
+    assert rates == pytest.approx([0.01 * (1 - done) ** 0.9 for done in (0, 0.25, 0.5, 0.75)])
+    assert weights == sorted(weights)
+    assert weights[0] < weights[-1]
+
+
+def test_without_weight_no_unlabelled_image_is_drawn(nnunet_folders, capsys):
+    trainer, loader, _ = ready(nnunet_folders, unlabelled_weight=0.0)
+    labelled, unlabelled = next(loader)
+    assert unlabelled == {}
+    assert {str(key)[0] for key in labelled["keys"]} <= {"a", "b"}
+    assert np.isfinite(trainer.train_step((labelled, unlabelled))["loss"])
+
+
 def test_a_checkpoint_carries_the_difficulty(nnunet_folders, tmp_path):
     trainer, loader, _ = ready(nnunet_folders)
     trainer.train_step(next(loader))
@@ -539,11 +571,17 @@ def test_maps_of_unlabelled_cases_cannot_leak(nnunet_folders):
     assert losses[0] == losses[1] == losses[2]
 
 
-def test_pseudo_labels_are_made_without_a_gradient_of_what_is_taught(nnunet_folders):
+def test_pseudo_labels_are_made_without_a_gradient_of_what_is_taught(nnunet_folders, monkeypatch):
     trainer, loader, _ = ready(nnunet_folders)
-    images = next(loader)[1]["data"]
+    images, graphs, network = next(loader)[1]["data"], [], trainer.network
+    for name in ("denoise", "reweight"):
+        plain = getattr(network, name)
+        monkeypatch.setattr(
+            network, name, lambda *a, plain=plain: (graphs.append(torch.is_grad_enabled()), plain(*a))[1]
+        )
     believed = trainer._believed(images)
-    assert not believed.target.requires_grad
+    assert len(graphs) == 11, "ten steps of the diffusion, and the classifier"
+    assert not any(graphs)
     assert believed.target.shape == (2, 1, 16, 16)
     assert believed.known.all()
     assert set(believed.target.unique().tolist()) <= {0, 1, 2}
@@ -609,7 +647,8 @@ def test_more_classes_than_the_diffusion_can_inform_are_said(nnunet_folders, cap
     assert "of its vote" not in capsys.readouterr().out
     trainer.network.classes = 14
     trainer.get_dataloaders()
-    assert "14 classes: the diffusion gives no class more than 0.36 of its vote" in capsys.readouterr().out
+    said = "14 classes: before the Gumbel noise, the diffusion gives no class more than 0.36 of its vote"
+    assert said in capsys.readouterr().out
 
 
 def test_the_published_optimiser_or_nnunets(nnunet_folders):

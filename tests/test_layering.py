@@ -74,7 +74,7 @@ LAYERS = [
     {"benchmark.networks"},
     {"benchmark.arms", "benchmark.results"},
     {"benchmark.figures"},
-    {"benchmark.overlays", "benchmark.priors"},
+    {"benchmark.overlays", "benchmark.priors", "benchmark.accepted"},
     {"benchmark.report"},
     {"benchmark.main"},
     {"cli"},

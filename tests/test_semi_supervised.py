@@ -12,6 +12,7 @@ from nnunetv2.inference.predict_from_raw_data import predict_entry_point
 from raw_worlds import read_nifti
 from test_after_training import HOW, MODEL, make_model
 
+from nnunetv2_conemos.benchmark.accepted import accepted_shares, draw_accepted
 from nnunetv2_conemos.methods import GenericSSLTrainer, UniMOSTrainer
 
 
@@ -58,6 +59,13 @@ def test_the_commands_of_nnunet_train_resume_and_predict(partly_unlabelled, tmp_
         assert len(logged[name]) == 2, name
         assert logged[name][:1] == before[name]
     assert (model / "fold_0" / "streams.png").stat().st_size > 5_000
+    believed = accepted_shares(checkpoint)
+    assert (believed is not None) == (trainer_class is UniMOSTrainer)
+    if believed:
+        assert [done for done, _ in believed] == [1, 2], "points of both trainings"
+        assert all(0 <= share <= 1 for _, share in believed)
+        draw_accepted({"UniMOSTrainer": believed}, tmp_path / "accepted.png")
+        assert (tmp_path / "accepted.png").stat().st_size > 5_000
 
     images = partly_unlabelled / "nnUNet_raw" / PHANTOM / "imagesTs"
     words = ["-i", str(images), "-o", str(tmp_path / "out"), *MODEL[:5], trainer_class.__name__, *MODEL[6:], *HOW]

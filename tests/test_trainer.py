@@ -108,8 +108,19 @@ def test_an_existing_split_wins_and_only_its_unlabelled_validation_cases_move(wo
     assert train == ["a0", "b0", "u0", "u1"]
     assert "training only: u1" in capsys.readouterr().out
     split.write_text(json.dumps([{"train": ["a0"], "val": ["u1"]}]))
-    with pytest.raises(SourceError, match="no annotated validation case"):
+    with pytest.raises(SourceError, match=r"no annotated validation case.*into 'val' of"):
         make_trainer(world, ConditionalFiLMTrainer).do_split()
+    split.write_text(json.dumps([{"train": ["u0"], "val": ["a0"]}]))
+    with pytest.raises(SourceError, match=r"fold 0: no annotated training case.*into 'train' of"):
+        make_trainer(world, ConditionalFiLMTrainer).do_split()
+
+
+def test_a_fold_that_the_split_lacks_is_refused(world):
+    """nnU-Net would draw one at random, with the test cases of a setting in it."""
+    split = world / "nnUNet_preprocessed" / NAME / "splits_final.json"
+    split.write_text(json.dumps([{"train": ["a0", "b0"], "val": ["a1"]}]))
+    with pytest.raises(SourceError, match=r"fold 1: expected one of the 1 of .*splits_final.json, counted from 0"):
+        make_trainer(world, ConditionalFiLMTrainer, fold=1).do_split()
 
 
 def test_fold_all_trains_and_validates_on_everything_annotated(world):

@@ -501,6 +501,18 @@ def test_two_loaders_are_drawn_from_side_by_side(nnunet_folders, capsys):
     assert any(a != b for a, b in halves)
 
 
+def test_unlabelled_cases_that_a_split_leaves_out_are_named(nnunet_folders, capsys):
+    two_stream_world(nnunet_folders)
+    split = nnunet_folders / "nnUNet_preprocessed" / NAME / "splits_final.json"
+    split.write_text(json.dumps([{"train": ["a0", "b0", "u00"], "val": ["a1"]}]))
+    trainer = make_trainer(nnunet_folders, UniMOSTrainer)
+    trainer.initialize()
+    trainer.get_dataloaders()
+    said = capsys.readouterr().out
+    assert "5 cases without annotations are in no part of fold 0 of splits_final.json" in said
+    assert "u05" in said
+
+
 def test_weak_views_keep_intensities(nnunet_folders):
     """Nothing but space is augmented, and what lies outside the image stays known."""
     two_stream_world(nnunet_folders)

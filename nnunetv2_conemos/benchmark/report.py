@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from nnunetv2_conemos.benchmark.accepted import accepted_shares, draw_accepted
 from nnunetv2_conemos.benchmark.arms import model_of
 from nnunetv2_conemos.benchmark.figures import draw_against_k, draw_annotated, draw_costs, draw_dice, draw_steps
 from nnunetv2_conemos.benchmark.ledger import PACKAGES, Ledger, of_run
@@ -142,16 +144,15 @@ def vanilla(results: Results) -> str | None:
     return next((arm.name for arm in results.arms if arm.kind == "vanilla"), None)
 
 
-def similarities(place: Workplace, results: Results) -> dict[str, pd.DataFrame]:
-    """Arm -> similarity of its label priors after its first training, for methods that have some."""
-    found: dict[str, pd.DataFrame | None] = {}
+def first_checkpoints(place: Workplace, results: Results) -> dict[str, Path]:
+    """Arm -> checkpoint of its first training, for arms that are a trainer."""
+    found: dict[str, Path] = {}
     for run in place.recipe.runs():
         folder = model_of(place, run, PARTIAL).folder(place.recipe)
         checkpoint = folder / f"fold_{run.fold}" / "checkpoint_final.pth"
-        done = len(of_run(results.runs, run)) and checkpoint.is_file()
-        if run.arm.kind == "trainer" and run.arm.name not in found and done:
-            found[run.arm.name] = prior_similarity(read_model(folder), checkpoint)
-    return {arm: similarity for arm, similarity in found.items() if similarity is not None}
+        if run.arm.kind == "trainer" and len(of_run(results.runs, run)) and checkpoint.is_file():
+            found.setdefault(run.arm.name, checkpoint)
+    return found
 
 
 def draw(place: Workplace, results: Results, budgets: Sequence[Results], test: TestSet) -> dict[str, str]:
@@ -171,7 +172,15 @@ def draw(place: Workplace, results: Results, budgets: Sequence[Results], test: T
     if len(budgets) > 1:
         draw_steps(budgets, folder / "steps.png")
         drawn["Mean Dice against the steps of a training; each is a training of its own."] = "steps.png"
-    similar = similarities(place, results)
+    checkpoints = first_checkpoints(place, results)
+    shares = {arm: curve for arm, file in checkpoints.items() if (curve := accepted_shares(file))}
+    if shares:
+        draw_accepted(shares, folder / "accepted.png")
+        drawn["Share of the voxels of unlabelled images whose pseudo-label counted, in the first training."] = (
+            "accepted.png"
+        )
+    priors = {arm: prior_similarity(read_model(file.parent.parent), file) for arm, file in checkpoints.items()}
+    similar = {arm: similarity for arm, similarity in priors.items() if similarity is not None}
     if similar:
         draw_priors(similar, folder / "priors.png")
         drawn["How alike the learned priors of any two labels are (cosine), in the first training."] = "priors.png"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_conemos.benchmark.recipe import ALL_ARMS, Arm, Recipe, grown, read_recipe, recipe_text
+from nnunetv2_conemos.benchmark.recipe import ALL_ARMS, Arm, Configuration, Recipe, grown, read_recipe, recipe_text
 
 
 def write(folder: Path, text: str) -> Path:
@@ -63,6 +63,8 @@ def test_yaml_and_back(tmp_path: Path):
     )
     recipe = read_recipe(write(tmp_path, text), {"seeds": [7]})
     assert recipe.seeds == (7,)
+    asked = read_recipe(write(tmp_path, text), {"arms": ["ceiling", "DoDNetTrainer small"]})
+    assert asked.arms == (Arm(arm="ceiling"), recipe.arms[1]), "a name of the recipe's"
     assert recipe.hide
     assert recipe.hide.groups == tmp_path / "g.json"
     assert recipe.hide.words() == ["--per-case", "1", "--groups", str(tmp_path / "g.json"), "--seed", "0"]
@@ -96,6 +98,12 @@ def test_a_benchmark_may_grow_but_not_change(tmp_path: Path):
     more = grown(read_recipe(file, {"arms": ["DoDNetTrainer"], "seeds": [9], "epochs": [1, 5]}), theirs, file)
     assert [arm.name for arm in more.arms] == ["vanilla", "c", "DoDNetTrainer"], "none is forgotten"
     assert (more.seeds, more.epochs) == ((0, 1, 9), (250, 1, 5))
+    (tmp_path / "other").mkdir()
+    with_small = write(tmp_path / "other", "dataset: '1'\narms: [vanilla]\nconfigurations: {small: {features: 4}}\n")
+    smaller = read_recipe(with_small, {})
+    assert set(grown(smaller, theirs, file).configurations) == {"small"}
+    with pytest.raises(ValueError, match="configuration 'small' differ"):
+        grown(smaller.model_copy(update={"configurations": {"small": Configuration(features=8)}}), smaller, file)
     with pytest.raises(ValueError, match="holds another benchmark: mirroring differ"):
         grown(read_recipe(file, {"mirroring": False}), theirs, file)
     with pytest.raises(ValueError, match="arm 'c' differ"):

@@ -237,14 +237,16 @@ class Recipe(BaseModel):
 def read_recipe(file: Path | None, changes: dict[str, Any]) -> Recipe:
     """A recipe from a YAML file (its paths relative to its folder) and what the command line says beside it.
 
-    Raises ValueError that names the entry that is wrong.
+    Arms on the command line may be names of the recipe's own. Raises ValueError that names the entry that is wrong.
     """
     where = str(file) if file else "command line"
     try:
         content = yaml.safe_load(file.read_text()) if file else {}
         if not isinstance(content, dict):
             raise ValueError(f"{where}: expected a mapping with `dataset`, found {type(content).__name__}.")
-        recipe = Recipe.model_validate({**absolute(content, file.parent if file else Path()), **changes})
+        own = {Arm.model_validate(arm).name: arm for arm in content.get("arms", []) if "arms" in changes}
+        chosen = {"arms": [own.get(str(arm), arm) for arm in changes["arms"]]} if own else {}
+        recipe = Recipe.model_validate({**absolute(content, file.parent if file else Path()), **changes, **chosen})
     except yaml.YAMLError as error:
         raise ValueError(f"{where}: not valid YAML ({error}).") from None
     except ValidationError as error:

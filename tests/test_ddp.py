@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from architectures import build, plans
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_conemos.losses.adaptive import AdaptiveTverskyBCE
@@ -65,6 +66,7 @@ def worker(rank, folder, port):
     unequal = unequal_dice((slice(0, 2), slice(2, 5))[rank], ddp=True)
     torch.save((value, found, counted, dice, unequal, hermes, unimos, generic), f"{folder}/{rank}.pt")
     torch.save(generic_step(DistributedDataParallel(generic_network()), rank), f"{folder}/step_{rank}.pt")
+    torch.save(unimos_step(DistributedDataParallel(unimos_network()), rank), f"{folder}/unimos_{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -165,8 +167,33 @@ def generic_step(model, rank):
     trainer = object.__new__(WithoutPlans)
     trainer.network, trainer.is_ddp, trainer.loss = model, True, ClassWeightedDiceCE(ddp=True)
     trainer.optimizer, trainer.taught = torch.optim.SGD(model.parameters(), lr=0.1), np.ones(3, dtype=bool)
+    trainer.lr_scheduler = PolyLRScheduler(trainer.optimizer, 0.1, 1)
     torch.manual_seed(rank)
     trainer.two_stream_step((Query(image, every), truth), {"data": image.flip(3)})
+    return model.module.state_dict()
+
+
+class UnturnedViews(UniMOSTrainer):
+    """Halfway through a training, and asked for what a batch says itself."""
+
+    progress, device, grad_scaler = 0.5, torch.device("cpu"), None
+    pose, _may_turn = staticmethod(lambda posed: posed), lambda trainer: False
+
+
+def unimos_step(model, rank):
+    """A whole step, other labelled and unlabelled images in each process: the state of the network after it."""
+    image, target, _, _ = (part[2 * rank : 2 * rank + 2] for part in batch())
+    every = torch.arange(1, 4).expand(2, -1)
+    trainer = object.__new__(UnturnedViews)
+    trainer.network, trainer.is_ddp, trainer.loss = model, True, TargetAdaptiveLoss()
+    trainer.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer.targets = {"u": np.ones(3, dtype=bool)}
+    torch.manual_seed(rank)
+    truth = Truth(target, every, torch.ones(2, 3, dtype=torch.bool), None, torch.zeros(2))
+    images = image.flip(3).repeat(2, 1, 1, 1)
+    unlabelled = {"data": images, "target": torch.zeros(4, 1, 16, 16), "keys": ["u"] * 4}
+    report = trainer.two_stream_step((Query(image, every), truth), unlabelled)
+    assert np.isfinite(report["loss"])
     return model.module.state_dict()
 
 
@@ -270,3 +297,11 @@ def test_a_step_of_two_streams_leaves_both_processes_with_one_network(folder):
     assert any(name.startswith("difficulty") for name in moved)
     for part in ("encoder", "denoiser", "reweighted", "decoder"):
         assert any(name.startswith(part) for name in moved), part
+
+
+def test_a_step_of_views_leaves_both_processes_with_one_network(folder):
+    first, second = (torch.load(folder / f"unimos_{rank}.pt") for rank in range(WORLD))
+    before = unimos_network().state_dict()
+    for name in before:
+        assert torch.equal(first[name], second[name]), name
+    assert sum(not torch.equal(first[name], before[name]) for name in before) > len(before) / 2

@@ -1,11 +1,19 @@
 """Partial labels are learnt: the method's tests 6 to 9, through the real trainer, loader and augmentation."""
 
 import numpy as np
+import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from worlds import dice, make_trainer, shapes, train, write_world
 
-from nnunetv2_conemos.methods import ConditionalFiLMTrainer
+from nnunetv2_conemos.methods import (
+    ConditionalFiLMTrainer,
+    DoDNetTrainer,
+    LabelSetFiLMTrainer,
+    MarginalLossTrainer,
+    MultiDecoderTrainer,
+    MultiTalentTrainer,
+)
 
 SQUARE_DISC = {"background": 0, "square": 1, "disc": 2}
 FEATURES = (8, 16, 32)
@@ -47,6 +55,24 @@ def test_two_groups_of_one_distribution_are_learnt_where_stock_nnunet_forgets(nn
     assert min(found.values()) > 0.8, found
     forgotten = scores(stock, np.random.default_rng(1), argmax)
     assert forgotten[2] < 0.4, forgotten
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        LabelSetFiLMTrainer,
+        *(
+            pytest.param(trainer, marks=pytest.mark.slow)
+            for trainer in (MultiTalentTrainer, MarginalLossTrainer, DoDNetTrainer, MultiDecoderTrainer)
+        ),
+    ],
+    ids=lambda trainer: trainer.__name__,
+)
+def test_every_method_for_partial_labels_learns_both_groups(trainer, nnunet_folders):
+    """No baseline is there to lose: each finds the labels that never stand in one annotation."""
+    write_world(nnunet_folders, grouped_cases(np.random.default_rng(0)), SQUARE_DISC, GROUPS, features=FEATURES)
+    found = scores(train(make_trainer(nnunet_folders, trainer), 300), np.random.default_rng(1), argmax)
+    assert min(found.values()) > 0.7, found
 
 
 def nested_cases(rng, number=12):

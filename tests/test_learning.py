@@ -1,11 +1,15 @@
 """Partial labels are learnt: the method's tests 6 to 9, through the real trainer, loader and augmentation."""
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from worlds import dice, make_trainer, shapes, train, write_world
 
+from nnunetv2_conemos.losses.masked import MaskedDiceBCE
 from nnunetv2_conemos.methods import (
     ConditionalFiLMTrainer,
     DoDNetTrainer,
@@ -119,20 +123,52 @@ def small_organ_cases(rng, number=10):
     return cases
 
 
-def test_small_organs_in_2d_are_learnt(nnunet_folders):
-    """Three of four slices do not hold the organ asked; test_masked.py shows the trap that this could be."""
+def dice_of_small_organs(nnunet_folders, trainer):
+    """Mean Dice of each organ in new volumes, after 600 steps."""
     both = {"S": {"cases": ["*"], "annotated": ["square", "disc"]}}
     cases = small_organ_cases(np.random.default_rng(0))
     write_world(nnunet_folders, cases, SQUARE_DISC, both, batch_size=8, features=FEATURES)
-    network = train(make_trainer(nnunet_folders, ConditionalFiLMTrainer), 600)
+    network = train(make_trainer(nnunet_folders, trainer), 600)
     found = {1: [], 2: []}
     for image, target in small_organ_cases(np.random.default_rng(7)).values():
         with torch.no_grad():
             predicted = network(torch.from_numpy(image)[:, None]).argmax(1).numpy()
         for label, values in found.items():
             values.append(dice(predicted == label, target == label))
-    means = [np.mean(values) for values in found.values()]
+    return [np.mean(values) for values in found.values()]
+
+
+def test_small_organs_in_2d_are_learnt(nnunet_folders):
+    """Three of four slices do not hold the organ asked."""
+    means = dice_of_small_organs(nnunet_folders, ConditionalFiLMTrainer)
     assert min(means) > 0.6, means
+
+
+class DiceOfEachSample(MaskedDiceBCE):
+    """As `batch_dice: false` of nnU-Net would have it: an empty target rewards predicting nothing."""
+
+    def _dice(self, logits, target, counted, truth):
+        p, target = (x.flatten(2) for x in (torch.sigmoid(logits) * counted, target * counted))
+        return -((2 * (p * target).sum(2) + 1) / ((p + target).sum(2) + 1)).mean()
+
+
+class AnyPatch(ConditionalFiLMTrainer):
+    """No patch is centred on a label."""
+
+    method, settings = ConditionalFiLMTrainer.method, {"oversample_foreground_percent": 0.0}
+
+
+class AnyPatchDiceOfEachSample(AnyPatch):
+    method = replace(AnyPatch.method, loss=lambda ddp: DiceOfEachSample(ddp, smooth=1.0))
+    settings = AnyPatch.settings
+
+
+@pytest.mark.slow
+def test_the_dice_of_each_sample_finds_nothing_where_most_targets_are_empty(nnunet_folders):
+    """The pooled Dice finds something even then. With patches centred on the label asked, both learn."""
+    assert max(dice_of_small_organs(nnunet_folders, AnyPatchDiceOfEachSample)) < 0.1
+    shutil.rmtree(nnunet_folders / "nnUNet_preprocessed")
+    assert max(dice_of_small_organs(nnunet_folders, AnyPatch)) > 0.4
 
 
 def test_absent_but_annotated_labels_are_asked_and_taught(nnunet_folders):

@@ -244,9 +244,11 @@ def read_recipe(file: Path | None, changes: dict[str, Any]) -> Recipe:
         content = yaml.safe_load(file.read_text()) if file else {}
         if not isinstance(content, dict):
             raise ValueError(f"{where}: expected a mapping with `dataset`, found {type(content).__name__}.")
-        own = {Arm.model_validate(arm).name: arm for arm in content.get("arms", []) if "arms" in changes}
-        chosen = {"arms": [own.get(str(arm), arm) for arm in changes["arms"]]} if own else {}
-        recipe = Recipe.model_validate({**absolute(content, file.parent if file else Path()), **changes, **chosen})
+        arms = content.get("arms")
+        if "arms" in changes and isinstance(arms, list):
+            own = {Arm.model_validate(arm).name: arm for arm in arms}
+            changes = {**changes, "arms": [own.get(str(arm), arm) for arm in changes["arms"]]}
+        recipe = Recipe.model_validate({**absolute(content, file.parent if file else Path()), **changes})
     except yaml.YAMLError as error:
         raise ValueError(f"{where}: not valid YAML ({error}).") from None
     except ValidationError as error:

@@ -58,12 +58,15 @@ def legend_below(figure: Figure, axes: Axes) -> None:
     axes.grid(axis="y", alpha=0.3)
     sns.despine(ax=axes)
     figure.set_layout_engine("constrained")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    handles, texts = axes.get_legend_handles_labels()
+    widest = 0.7 + 0.09 * max(map(len, texts))  # inches, about
+    columns = max(1, min(4, int(figure.get_figwidth() / widest)))
+    figure.legend(handles, texts, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def draw_annotated(results: Results, annotated: Mapping[str, int], file: Path) -> None:
     """Dice of each label against the number of training cases that are annotated for it."""
-    figure = Figure(figsize=(7, 4.8))
+    figure = Figure(figsize=(9, 5.4))
     axes, palette = figure.subplots(), colours(names(results))
     labels = sorted(results.labels, key=lambda label: annotated[label])
     for arm, row in results.per_label.to_dict("index").items():
@@ -95,10 +98,15 @@ def draw_costs(results: Results, file: Path) -> None:
     save(figure, file)
 
 
-def draw_steps(per_budget: Sequence[Results], file: Path) -> None:
-    """Mean Dice against the steps of a whole training, each with its own learning-rate schedule."""
-    arms = list(dict.fromkeys(name for results in per_budget for name in names(results)))
-    figure = Figure(figsize=(7, 4.8))
+def with_several_budgets(per_budget: Sequence[Results]) -> list[str]:
+    """Arms that were trained for more than one number of steps."""
+    trained = [name for results in per_budget for name in names(results)]
+    return [name for name in dict.fromkeys(trained) if trained.count(name) > 1]
+
+
+def draw_steps(per_budget: Sequence[Results], arms: Sequence[str], file: Path) -> None:
+    """Mean Dice of some arms against the steps of a whole training, each with its own learning-rate schedule."""
+    figure = Figure(figsize=(9, 5.4))
     axes, palette = figure.subplots(), colours(arms)
     for arm in arms:
         points = [(r.steps, r.means["dice"][arm]) for r in per_budget if arm in r.dice]

@@ -12,7 +12,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nnunetv2_conemos.benchmark.accepted import accepted_shares, draw_accepted
 from nnunetv2_conemos.benchmark.arms import model_of
-from nnunetv2_conemos.benchmark.figures import draw_against_k, draw_annotated, draw_costs, draw_dice, draw_steps
+from nnunetv2_conemos.benchmark.figures import (
+    draw_against_k,
+    draw_annotated,
+    draw_costs,
+    draw_dice,
+    draw_steps,
+    with_several_budgets,
+)
 from nnunetv2_conemos.benchmark.ledger import PACKAGES, Ledger, of_run
 from nnunetv2_conemos.benchmark.overlays import draw_overlays
 from nnunetv2_conemos.benchmark.priors import draw_priors, prior_similarity
@@ -169,9 +176,9 @@ def draw(place: Workplace, results: Results, budgets: Sequence[Results], test: T
     if (place.folder / AGAINST_K).is_file():
         draw_against_k(pd.read_csv(place.folder / AGAINST_K), folder / "against_k.png")
         drawn["Cost against the number of labels, on random patches, without deep supervision."] = "against_k.png"
-    if len(budgets) > 1:
-        draw_steps(budgets, folder / "steps.png")
-        drawn["Mean Dice against the steps of a training; each is a training of its own."] = "steps.png"
+    if several := with_several_budgets(budgets):
+        draw_steps(budgets, several, folder / "steps.png")
+        drawn["Mean Dice against the steps of a training (each is one of its own), of arms with several."] = "steps.png"
     checkpoints = first_checkpoints(place, results)
     shares = {arm: curve for arm, file in checkpoints.items() if (curve := accepted_shares(file))}
     if shares:

@@ -12,7 +12,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from test_conformance import world
 from worlds import make_trainer
 
-from nnunetv2_conemos.benchmark.recipe import read_recipe
+from nnunetv2_conemos.benchmark.recipe_file import read_recipe
 from nnunetv2_conemos.losses.masked import MaskedDiceBCE
 from nnunetv2_conemos.methods import ConditionalFiLMTrainer
 from nnunetv2_conemos.records import Truth

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_conemos.benchmark.recipe import ALL_ARMS, Arm, Configuration, Recipe, grown, read_recipe, recipe_text
+from nnunetv2_conemos.benchmark.recipe import ALL_ARMS, Arm, Configuration, Recipe
+from nnunetv2_conemos.benchmark.recipe_file import grown, read_recipe, recipe_text
 
 
 def write(folder: Path, text: str) -> Path:

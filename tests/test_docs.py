@@ -19,7 +19,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_conemos import cli, methods
-from nnunetv2_conemos.benchmark.recipe import read_recipe as read_benchmark
+from nnunetv2_conemos.benchmark.recipe_file import read_recipe as read_benchmark
 from nnunetv2_conemos.case_table import group_sources, read_table
 from nnunetv2_conemos.datasets import write_json
 from nnunetv2_conemos.method import method_options

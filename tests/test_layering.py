@@ -69,6 +69,7 @@ LAYERS = [
     {"demo_report"},
     {"demo"},
     {"benchmark.recipe", "benchmark.measured", "benchmark.against_k"},
+    {"benchmark.recipe_file"},
     {"benchmark.workplace", "benchmark.ledger"},
     {"benchmark.material"},
     {"benchmark.networks"},

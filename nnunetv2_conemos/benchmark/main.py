@@ -21,16 +21,8 @@ from rich.table import Table
 from nnunetv2_conemos.benchmark.arms import configuration, perform
 from nnunetv2_conemos.benchmark.ledger import Ledger, read_table
 from nnunetv2_conemos.benchmark.material import gather, plan_material
-from nnunetv2_conemos.benchmark.recipe import (
-    ALL_ARMS,
-    Recipe,
-    Run,
-    TestSet,
-    absolute,
-    grown,
-    read_recipe,
-    recipe_text,
-)
+from nnunetv2_conemos.benchmark.recipe import ALL_ARMS, Recipe, Run, TestSet
+from nnunetv2_conemos.benchmark.recipe_file import absolute, grown, read_recipe, recipe_text
 from nnunetv2_conemos.benchmark.report import AGAINST_K, REPORTS, write_report
 from nnunetv2_conemos.benchmark.workplace import PARTIAL, Workplace, prepare
 from nnunetv2_conemos.commands import CommandError, own_environment

@@ -23,7 +23,8 @@ from nnunetv2_conemos.benchmark.figures import (
 from nnunetv2_conemos.benchmark.ledger import PACKAGES, Ledger, of_run
 from nnunetv2_conemos.benchmark.overlays import draw_overlays
 from nnunetv2_conemos.benchmark.priors import draw_priors, prior_similarity
-from nnunetv2_conemos.benchmark.recipe import Recipe, TestSet, recipe_text
+from nnunetv2_conemos.benchmark.recipe import Recipe, TestSet
+from nnunetv2_conemos.benchmark.recipe_file import recipe_text
 from nnunetv2_conemos.benchmark.results import Results, per_training
 from nnunetv2_conemos.benchmark.workplace import PARTIAL, Workplace
 from nnunetv2_conemos.datasets import write_aside

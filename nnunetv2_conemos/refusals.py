@@ -83,8 +83,10 @@ def refuse_all_annotated(table: SourceTable, cases: Iterable[str], trainer: str)
 
 def refuse_missing_fold(file: Path, fold: int | str) -> None:
     """nnU-Net would draw a fold that the split does not have at random, test cases of a setting included."""
-    folds = len(json.loads(file.read_text())) if file.is_file() else 0
-    if file.is_file() and fold != "all" and int(fold) >= folds:
+    if fold == "all" or not file.is_file():
+        return
+    folds = len(json.loads(file.read_text()))
+    if int(fold) >= folds:
         raise SourceError(
             f"fold {fold}: expected one of the {folds} of {file}, counted from 0. Train one of them, or add the fold "
             "to the file."

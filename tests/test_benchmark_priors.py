@@ -23,7 +23,7 @@ def test_similarity_is_the_cosine_between_the_priors_of_labels_that_were_taught(
     toy_world(nnunet_folders)
     trainer, folder = save_model(nnunet_folders)
     checkpoint = folder / "fold_0" / "checkpoint_final.pth"
-    found = prior_similarity(read_model(folder), checkpoint)
+    found = prior_similarity(read_model(folder), read_checkpoint(checkpoint))
     assert list(found.index) == list(found.columns) == ["a", "b"], "nobody annotated c"
     a, b, _ = read_model(folder).network(read_checkpoint(checkpoint)).label_priors()
     assert found.loc["a", "b"] == found.loc["b", "a"]
@@ -38,7 +38,8 @@ def test_a_network_without_priors_has_no_picture(nnunet_folders):
     trainer.on_train_start()
     trainer.save_checkpoint(f"{trainer.output_folder}/checkpoint_final.pth")
     folder = nnunet_folders / "nnUNet_results" / "Dataset999_World" / "MultiTalentTrainer__nnUNetPlans__tiny"
-    assert prior_similarity(read_model(folder), folder / "fold_0" / "checkpoint_final.pth") is None
+    checkpoint = read_checkpoint(folder / "fold_0" / "checkpoint_final.pth")
+    assert prior_similarity(read_model(folder), checkpoint) is None
 
 
 def test_the_picture_is_drawn_for_few_and_many_labels(tmp_path):

@@ -14,6 +14,7 @@ from test_after_training import HOW, MODEL, make_model
 
 from nnunetv2_conemos.benchmark.accepted import accepted_shares, draw_accepted
 from nnunetv2_conemos.methods import GenericSSLTrainer, UniMOSTrainer
+from nnunetv2_conemos.models import read_checkpoint
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_the_commands_of_nnunet_train_resume_and_predict(partly_unlabelled, tmp_
         assert len(logged[name]) == 2, name
         assert logged[name][:1] == before[name]
     assert (model / "fold_0" / "streams.png").stat().st_size > 5_000
-    believed = accepted_shares(checkpoint)
+    believed = accepted_shares(read_checkpoint(checkpoint))
     assert (believed is not None) == (trainer_class is UniMOSTrainer)
     if believed:
         assert [done for done, _ in believed] == [1, 2], "points of both trainings"

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from nnunetv2_conemos.benchmark.figures import colours, legend_below, save
 from nnunetv2_conemos.methods.unimos import ACCEPTED
-from nnunetv2_conemos.models import read_checkpoint
 from nnunetv2_conemos.semi_supervised import within_epochs
 
 Curve = list[tuple[float, float]]  # epochs done, share of voxels
 
 
-def accepted_shares(checkpoint: Path) -> Curve | None:
+def accepted_shares(checkpoint: Mapping[str, Any]) -> Curve | None:
     """Share of the voxels of unlabelled images whose pseudo-label counted; None for methods that do not log it."""
-    curve = read_checkpoint(checkpoint)["logging"].get(within_epochs(ACCEPTED), [])
+    curve = checkpoint["logging"].get(within_epochs(ACCEPTED), [])
     return [point for point in curve if not np.isnan(point[1])] or None
 
 
 def draw_accepted(arms: Mapping[str, Curve], file: Path) -> None:
+    """The curve of each arm."""
     figure = Figure(figsize=(7, 4))
     axes, palette = figure.subplots(), colours(list(arms))
     for arm, curve in arms.items():

@@ -55,8 +55,10 @@ def draw_dice(results: Results, file: Path) -> None:
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
-    axes.grid(axis="y", alpha=0.3)
-    sns.despine(ax=axes)
+    """One legend for all panels, in as many columns as its names leave room for; `axes`: a panel that has them all."""
+    for panel in figure.axes:
+        panel.grid(axis="y", alpha=0.3)
+        sns.despine(ax=panel)
     figure.set_layout_engine("constrained")
     handles, texts = axes.get_legend_handles_labels()
     widest = 0.7 + 0.09 * max(map(len, texts))  # inches, about
@@ -132,9 +134,5 @@ def draw_against_k(costs: pd.DataFrame, file: Path) -> None:
         for trainer, rows in costs.groupby("trainer", sort=False):
             axes.plot(rows["labels"], rows[column], "o-", ms=4, lw=1.2, color=palette[str(trainer)], label=str(trainer))
         axes.set(xlabel="labels", ylabel=title, ylim=(0, None))
-        axes.grid(axis="y", alpha=0.3)
-        sns.despine(ax=axes)
-    figure.set_layout_engine("constrained")
-    legend = figure.axes[0].get_legend_handles_labels()
-    figure.legend(*legend, loc="outside lower center", ncols=4, frameon=False)
+    legend_below(figure, figure.axes[0])
     save(figure, file)

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 from nnunetv2_conemos.benchmark.figures import save
-from nnunetv2_conemos.models import ModelFolder, read_checkpoint
+from nnunetv2_conemos.models import ModelFolder
 
 
-def prior_similarity(model: ModelFolder, checkpoint: Path) -> pd.DataFrame | None:
+def prior_similarity(model: ModelFolder, checkpoint: dict[str, Any]) -> pd.DataFrame | None:
     """Cosine of the angle between the priors of any two labels that were taught; None for networks without priors."""
-    network: Any = model.network(read_checkpoint(checkpoint))
+    network: Any = model.network(checkpoint)
     if not hasattr(network, "label_priors"):
         return None
     directions = F.normalize(network.label_priors(), dim=1)

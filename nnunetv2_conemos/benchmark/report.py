@@ -28,7 +28,7 @@ from nnunetv2_conemos.benchmark.recipe_file import recipe_text
 from nnunetv2_conemos.benchmark.results import Results, per_training
 from nnunetv2_conemos.benchmark.workplace import PARTIAL, Workplace
 from nnunetv2_conemos.datasets import write_aside
-from nnunetv2_conemos.models import read_model
+from nnunetv2_conemos.models import read_checkpoint, read_model
 from nnunetv2_conemos.statistics import holm, p_value, shown
 
 REPORTS = ("report.md", "report.html")
@@ -49,7 +49,8 @@ def write_report(place: Workplace, test: TestSet) -> dict[str, pd.DataFrame]:
     """Write report.md, report.html and the figures; returns the tables. Raises ValueError where no run is done."""
     ledger = Ledger(place.folder)
     results = Results.from_ledger(place.recipe, ledger)
-    budgets = [Results.from_ledger(place.recipe, ledger, epochs) for epochs in results.budgets]
+    others = {n: Results.from_ledger(place.recipe, ledger, n) for n in results.budgets if n != results.epochs}
+    budgets = [others.get(n, results) for n in results.budgets]
     (place.folder / "figures").mkdir(exist_ok=True)
     drawn = draw(place, results, budgets, test)
     environment = Environment(
@@ -61,9 +62,8 @@ def write_report(place: Workplace, test: TestSet) -> dict[str, pd.DataFrame]:
     )
     environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
     found = tables(results)
-    for other in budgets:
-        if other.epochs != results.epochs:
-            found |= {f"{title}, after {other.steps:,} steps": table for title, table in tables(other).items()}
+    for other in others.values():
+        found |= {f"{title}, after {other.steps:,} steps": table for title, table in tables(other).items()}
     content = {**facts(place, results), "tables": found, "figures": drawn}
     for name in REPORTS:
         text = environment.get_template(f"{name}.j2").render(content)
@@ -180,15 +180,18 @@ def draw(place: Workplace, results: Results, budgets: Sequence[Results], test: T
     if several := with_several_budgets(budgets):
         draw_steps(budgets, several, folder / "steps.png")
         drawn["Mean Dice against the steps of a training (each is one of its own), of arms with several."] = "steps.png"
-    checkpoints = first_checkpoints(place, results)
-    shares = {arm: curve for arm, file in checkpoints.items() if (curve := accepted_shares(file))}
+    shares, similar = {}, {}
+    for arm, file in first_checkpoints(place, results).items():
+        checkpoint = read_checkpoint(file)
+        if curve := accepted_shares(checkpoint):
+            shares[arm] = curve
+        if (similarity := prior_similarity(read_model(file.parent.parent), checkpoint)) is not None:
+            similar[arm] = similarity
     if shares:
         draw_accepted(shares, folder / "accepted.png")
         drawn["Share of the voxels of unlabelled images whose pseudo-label counted, in the first training."] = (
             "accepted.png"
         )
-    priors = {arm: prior_similarity(read_model(file.parent.parent), file) for arm, file in checkpoints.items()}
-    similar = {arm: similarity for arm, similarity in priors.items() if similarity is not None}
     if similar:
         draw_priors(similar, folder / "priors.png")
         drawn["How alike the learned priors of any two labels are (cosine), in the first training."] = "priors.png"

@@ -116,7 +116,10 @@ class GenericSSLTrainer(SemiSupervisedTrainer):
 
     def _unlabelled_loader(self, cases: list[str]) -> Any:
         """None is drawn where nothing is learnt from unlabelled cases."""
-        return super()._unlabelled_loader(cases) if self.bare_network.learns_unlabelled else repeat({})
+        if self.bare_network.learns_unlabelled:
+            return super()._unlabelled_loader(cases)
+        self.print_to_log_file("`unlabelled_weight` is 0: nothing is drawn from the unlabelled stream.")
+        return repeat({})
 
     def two_stream_step(self, labelled: dict, unlabelled: dict) -> dict:
         """Denoising + reweighted + weighted unlabelled loss, in one pass back."""

@@ -46,17 +46,21 @@ def class_counts(logits: Float[Tensor, "B K *S"], truth: Truth) -> Float[Tensor,
 
 
 def pseudo_labels(
-    maps: Float[Tensor, "B C *S"], logits: Float[Tensor, "B C *S"], taught: Bool[Tensor, " K"]
+    maps: Float[Tensor, "B C *S"],
+    logits: Float[Tensor, "B C *S"],
+    taught: Bool[Tensor, " K"],
+    possible: Bool[Tensor, "B K"],
 ) -> Int[Tensor, " B *S"]:
     """The likeliest class by a sampled map, with Gumbel noise and smoothed, and by a classifier, taken together.
 
-    Labels that nobody annotated (not in `taught`) count as background.
+    Labels that nobody annotated (not in `taught`) count as background; votes for those that a case cannot show (not in
+    `possible`) do not count.
     """
+    space = (1,) * (logits.ndim - 2)
     votes = smoothed(F.gumbel_softmax(maps.float(), tau=1, dim=1)) + torch.softmax(logits.float(), 1)
-    labels = votes[:, 1:] * taught.view(1, -1, *(1,) * (votes.ndim - 2))
-    return torch.cat(
-        (votes[:, :1] + votes[:, 1:].sum(1, keepdim=True) - labels.sum(1, keepdim=True), labels), 1
-    ).argmax(1)
+    labels = votes[:, 1:] * possible.view(*possible.shape, *space)
+    untaught = (labels * ~taught.view(1, -1, *space)).sum(1, keepdim=True)
+    return torch.cat((votes[:, :1] + untaught, labels * taught.view(1, -1, *space)), 1).argmax(1)
 
 
 def smoothed(maps: Float[Tensor, "B C *S"]) -> Float[Tensor, "B C *S"]:

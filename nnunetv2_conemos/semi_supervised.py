@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +16,7 @@ from batchgeneratorsv2.transforms.base.basic_transform import ImageOnlyTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
+from jaxtyping import Bool
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.helpers import dummy_context
@@ -26,6 +27,7 @@ from nnunetv2_conemos.curves import draw_curves
 from nnunetv2_conemos.refusals import refuse_all_annotated
 from nnunetv2_conemos.sampling import COPIES, AskedDataset, copies
 from nnunetv2_conemos.sources import shorten
+from nnunetv2_conemos.tags import possible_labels
 from nnunetv2_conemos.trainer import PartialLabelTrainer
 
 TENTHS = 10  # points of a curve in each epoch
@@ -131,6 +133,12 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
             transforms=without_intensity(augmentation) if self.weak_views else augmentation,
         )
         return started(loader, self.device.type == "cuda")
+
+    def possible(self, keys: Iterable[Any]) -> Bool[Tensor, "B K"]:
+        """The labels that image tags do not rule out in the whole volume of each case of a batch."""
+        names = self.table.labels.names
+        of_cases = np.stack([possible_labels(self.table.tags(str(key)), names) for key in keys])
+        return torch.from_numpy(of_cases).to(self.device)
 
     def train_step(self, batch: Any) -> dict:
         if isinstance(batch, dict):

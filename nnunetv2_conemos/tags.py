@@ -97,6 +97,11 @@ def refuse_misfits(tags: Tags, tagged: Mapping[str, Collection[str]]) -> None:
         raise SourceError(f"`tags`: {'; '.join(problems[:8])}{more}. Correct `tags` or `tagged` of the source.")
 
 
+def possible_labels(tags: Mapping[str, Present], names: Collection[str]) -> Bool[np.ndarray, " K"]:
+    """Which labels a volume may show: all that are not tagged as absent from the whole of it."""
+    return np.array([tags.get(name, True) not in (False, ()) for name in names])
+
+
 def slices_of(mask: Bool[np.ndarray, "*S"], axis: Axis) -> tuple[int, ...]:
     """The tag that a mask is worth: in which slices along `axis` it has voxels."""
     others = tuple(other for other in ARRAY_AXIS.values() if other != ARRAY_AXIS[axis])

@@ -152,11 +152,16 @@ def generic_gradients(model, rows, ddp):
     return weights, {name: p.grad.clone() for name, p in module.named_parameters()}
 
 
+def every_label(keys):
+    """No tag rules anything out."""
+    return torch.ones(len(keys), 3, dtype=torch.bool)
+
+
 class WithoutPlans(GenericSSLTrainer):
     """Halfway through a training, and asked for what a batch says itself."""
 
     options, progress, device, grad_scaler = GenericSSLOptions(), 0.5, torch.device("cpu"), None
-    pose = staticmethod(lambda posed: posed)
+    pose, possible = staticmethod(lambda posed: posed), staticmethod(every_label)
 
 
 def generic_step(model, rank):
@@ -169,7 +174,7 @@ def generic_step(model, rank):
     trainer.optimizer, trainer.taught = torch.optim.SGD(model.parameters(), lr=0.1), np.ones(3, dtype=bool)
     trainer.lr_scheduler = PolyLRScheduler(trainer.optimizer, 0.1, 1)
     torch.manual_seed(rank)
-    trainer.two_stream_step((Query(image, every), truth), {"data": image.flip(3)})
+    trainer.two_stream_step((Query(image, every), truth), {"data": image.flip(3), "keys": ["u"] * 2})
     return model.module.state_dict()
 
 
@@ -177,7 +182,8 @@ class UnturnedViews(UniMOSTrainer):
     """Halfway through a training, and asked for what a batch says itself."""
 
     progress, device, grad_scaler = 0.5, torch.device("cpu"), None
-    pose, _may_turn = staticmethod(lambda posed: posed), lambda trainer: False
+    pose, possible = staticmethod(lambda posed: posed), staticmethod(every_label)
+    _may_turn = staticmethod(lambda: False)
 
 
 def unimos_step(model, rank):

@@ -298,18 +298,34 @@ def test_smoothing_is_the_published_filter():
 
 def test_a_sure_classifier_wins_and_an_unsure_one_leaves_it_to_the_diffusion():
     torch.manual_seed(0)
-    taught, sure, flat = torch.ones(3, dtype=torch.bool), torch.zeros(1, 4, 30, 30), torch.zeros(1, 4, 30, 30)
+    taught, every = torch.ones(3, dtype=torch.bool), torch.ones(1, 3, dtype=torch.bool)
+    sure, flat = torch.zeros(1, 4, 30, 30), torch.zeros(1, 4, 30, 30)
     sure[:, 2] = 20
     maps = -torch.ones(1, 4, 30, 30)
     maps[:, 1] = 1
-    assert (pseudo_maps.pseudo_labels(maps, sure, taught) == 2).all()
-    share = (pseudo_maps.pseudo_labels(maps, flat, taught) == 1).float().mean()
+    assert (pseudo_maps.pseudo_labels(maps, sure, taught, every) == 2).all()
+    share = (pseudo_maps.pseudo_labels(maps, flat, taught, every) == 1).float().mean()
     assert share > 0.9, "Gumbel noise, smoothed, rarely beats a whole map"
-    assert not (pseudo_maps.pseudo_labels(maps, flat, torch.tensor([False, True, True])) == 1).any()
+    assert not (pseudo_maps.pseudo_labels(maps, flat, torch.tensor([False, True, True]), every) == 1).any()
     torch.manual_seed(1)
-    first = pseudo_maps.pseudo_labels(maps, flat, taught)
+    first = pseudo_maps.pseudo_labels(maps, flat, taught, every)
     torch.manual_seed(1)
-    assert torch.equal(first, pseudo_maps.pseudo_labels(maps, flat, taught))
+    assert torch.equal(first, pseudo_maps.pseudo_labels(maps, flat, taught, every))
+
+
+def test_votes_for_what_a_case_cannot_show_do_not_count():
+    """Nor do they count for background, as those for a label that nobody taught do."""
+    logits = torch.tensor([0.0, 1.0, 3.0, 2.0]).view(1, 4, 1, 1).expand(3, 4, 20, 20)
+    maps, taught = -torch.ones(3, 4, 20, 20), torch.tensor([True, True, True])
+    maps[:, 3], maps[:, 2] = 1, 1
+    possible = torch.tensor([[True, True, True], [True, False, True], [True, False, False]])
+    found = pseudo_maps.pseudo_labels(maps, logits, taught, possible)
+    assert set(found[0].unique().tolist()) >= {2}
+    for sample, expected in ((1, 3), (2, 1)):
+        assert not torch.isin(found[sample], torch.arange(1, 4)[~possible[sample]]).any()
+        assert found[sample].mode().values.mode().values == expected
+    untaught = pseudo_maps.pseudo_labels(maps, logits, torch.tensor([True, False, True]), torch.ones(3, 3).bool())
+    assert (untaught == 0).float().mean() > 0.8
 
 
 @pytest.mark.parametrize(("classes", "vote"), [(2, 0.881), (4, 0.711), (5, 0.649), (14, 0.362)])
@@ -459,16 +475,31 @@ def test_a_step_pulls_labels_and_learns_in_this_order(nnunet_folders, monkeypatc
 
 def test_pseudo_labels_are_those_of_the_annotated_decoders(nnunet_folders, monkeypatch):
     trainer, loader, _ = ready(nnunet_folders)
-    images = next(loader)[1]["data"]
+    images, every = next(loader)[1]["data"], torch.ones(2, 2, dtype=torch.bool)
     sure = torch.zeros(2, 3, 16, 16)
     sure[:, 2] = 20
     monkeypatch.setattr(trainer.network, "reweight", lambda image: sure)
-    assert (trainer._believed(images).target == 2).all()
+    assert (trainer._believed(images, every).target == 2).all()
     flat, certain = torch.zeros_like(sure), -torch.ones_like(sure)
     certain[:, 1] = 1
     monkeypatch.setattr(trainer.network, "reweight", lambda image: flat)
     monkeypatch.setattr(trainer.network, "denoise", lambda noisy: certain)
-    assert (trainer._believed(images).target == 1).float().mean() > 0.8
+    assert (trainer._believed(images, every).target == 1).float().mean() > 0.8
+
+
+def test_a_step_asks_tags_what_a_case_cannot_show(nnunet_folders, monkeypatch):
+    """u00 is tagged as without disc: its pseudo-labels have none, whatever the network says."""
+    trainer, loader, _ = ready(nnunet_folders, absent={"u00": ["disc"]})
+    seen, believed = [], trainer._believed
+    monkeypatch.setattr(trainer, "_believed", lambda *given: (seen.append(believed(*given)), seen[-1])[1])
+    sure = torch.zeros(2, 3, 16, 16)
+    sure[:, 2] = 20
+    monkeypatch.setattr(trainer.network, "reweight", lambda image: sure)
+    labelled, unlabelled = next(loader)
+    trainer.train_step((labelled, unlabelled | {"keys": ["u01", "u00"]}))
+    assert (seen[0].target[0] == 2).all()
+    assert not (seen[0].target[1] == 2).any()
+    assert seen[0].known.all(), "the student learns that it is not there"
 
 
 def test_difficulty_is_that_of_the_denoiser(nnunet_folders, monkeypatch):
@@ -517,7 +548,9 @@ def test_units_norm_after_the_nonlinearity_and_drop_channels():
 def test_gumbel_noise_decides_where_nothing_else_does():
     torch.manual_seed(0)
     flat = torch.zeros(1, 4, 60, 60)
-    found = pseudo_maps.pseudo_labels(flat, flat, torch.ones(3, dtype=torch.bool))
+    found = pseudo_maps.pseudo_labels(
+        flat, flat, torch.ones(3, dtype=torch.bool), torch.ones(len(flat), 3, dtype=torch.bool)
+    )
     shares = torch.bincount(found.flatten(), minlength=4) / found.numel()
     assert shares.min() > 0.1
 
@@ -574,12 +607,13 @@ def test_maps_of_unlabelled_cases_cannot_leak(nnunet_folders):
 def test_pseudo_labels_are_made_without_a_gradient_of_what_is_taught(nnunet_folders, monkeypatch):
     trainer, loader, _ = ready(nnunet_folders)
     images, graphs, network = next(loader)[1]["data"], [], trainer.network
+    every = torch.ones(2, 2, dtype=torch.bool)
     for name in ("denoise", "reweight"):
         plain = getattr(network, name)
         monkeypatch.setattr(
             network, name, lambda *a, plain=plain: (graphs.append(torch.is_grad_enabled()), plain(*a))[1]
         )
-    believed = trainer._believed(images)
+    believed = trainer._believed(images, every)
     assert len(graphs) == 11, "ten steps of the diffusion, and the classifier"
     assert not any(graphs)
     assert believed.target.shape == (2, 1, 16, 16)
@@ -587,7 +621,7 @@ def test_pseudo_labels_are_made_without_a_gradient_of_what_is_taught(nnunet_fold
     assert set(believed.target.unique().tolist()) <= {0, 1, 2}
     assert trainer.taught.tolist() == [True, True]
     trainer.taught = np.array([True, False])
-    narrowed = trainer._believed(images)
+    narrowed = trainer._believed(images, every)
     assert narrowed.known.tolist() == [[True, False]] * 2
     assert set(narrowed.target.unique().tolist()) <= {0, 1}, "nobody annotates the disc in this fold"
 
@@ -689,7 +723,7 @@ def dice_of_the_other_domain(base, seed, steps=160, shuffled=False, **options):
     trainer = make_trainer(base, GenericSSLTrainer, num_epochs=1, num_iterations_per_epoch=steps)
     if shuffled:
         believed = trainer._believed
-        trainer._believed = lambda images: (t := believed(images))._replace(target=t.target.roll(1, 0))
+        trainer._believed = lambda *given: (t := believed(*given))._replace(target=t.target.roll(1, 0))
     network, rng, found = train(trainer, steps, seed), np.random.default_rng(1000 + seed), []
     for _ in range(12):
         image, target = of_domain(rng, True)

@@ -10,7 +10,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2_conemos.slices import known_of_case
 from nnunetv2_conemos.sources import SourceError, SourceTable
 from nnunetv2_conemos.splits import stratified_split
-from nnunetv2_conemos.tags import slices_with
+from nnunetv2_conemos.tags import possible_labels, slices_with
 
 LABELS = {"background": 0, "oedema": 1, "core": 2}
 SOURCES = {
@@ -125,6 +125,11 @@ def test_a_volume_that_shows_a_label_says_nothing_about_its_slices(tag, present,
 
 def test_the_tag_of_an_image_of_one_slice_is_that_of_the_slice():
     assert [part.tolist() for part in slices_with(True, 1, "here")] == [[True], [True]]
+
+
+def test_only_labels_absent_from_the_whole_volume_are_impossible():
+    tags = {"absent": False, "nowhere": (), "somewhere": True, "first": (0,)}
+    assert possible_labels(tags, [*tags, "not tagged"]).tolist() == [False, False, True, True, True]
 
 
 def test_slices_that_do_not_exist_are_refused():

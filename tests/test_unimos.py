@@ -253,7 +253,8 @@ def test_pseudo_labels_are_pasted_per_view_and_believed_when_sure(monkeypatch):
     network, asked = Fixed(), torch.ones(2, 3, dtype=torch.bool)
     inside = torch.ones(4, 8, 8, dtype=torch.bool)
     inside[:2, :, :2] = False  # padding of the weak views
-    made = unimos.Views(network, torch.cat((weak, mixed)), inside, asked, believed=0.9)
+    given = unimos.Unlabelled(torch.cat((weak, mixed)), inside, torch.ones(4, 3, dtype=torch.bool))
+    made = unimos.Views(network, given, asked, believed=0.9)
     assert (made.of_mixed.label == 2).all()
     assert made.of_mixed.confidence.min() > 0.999, "a sure prediction is sure after merging too"
     seen = []
@@ -286,10 +287,10 @@ def test_each_sample_believes_in_the_labels_that_it_is_asked(monkeypatch):
     answers = torch.randn(2, 3, 8, 8)
     monkeypatch.setattr(unimos, "photometric", lambda x: x)
     asked = torch.tensor([[True, False, False], [False, True, False]])
+    given = unimos.Unlabelled(torch.zeros(4, 1, 8, 8), torch.ones(4, 8, 8).bool(), torch.ones(4, 3).bool())
     made = unimos.Views(
-        lambda query: (answers, answers) if isinstance(query, Perturb) else answers.flip(0),
-        torch.zeros(4, 1, 8, 8), torch.ones(4, 8, 8, dtype=torch.bool), asked, believed=0.5,
-    )  # fmt: skip
+        lambda query: (answers, answers) if isinstance(query, Perturb) else answers.flip(0), given, asked, believed=0.5
+    )
     seen = []
     monkeypatch.setattr(made, "_consistency", lambda logits, believed: seen.append(believed) or logits.sum() * 0)
     made.perturbed()
@@ -311,20 +312,47 @@ def test_unlabelled_cases_are_asked_what_their_own_dataset_teaches(nnunet_folder
     batch = {"data": target.float(), "target": target, "keys": ["u01", "u00", "u00", "u00"]}
     views = trainer._views(batch)
     assert views.asked.tolist() == [[False, True], [True, False]]
-    assert torch.equal(views.inside, views.weak[:, 0] == 0), "turned like the image"
-    assert torch.equal(views.of_mixed.confidence > 0, views.mixed[:, 0] == 0)
+    assert torch.equal(views.weak.inside, views.weak.image[:, 0] == 0), "turned like the image"
+    assert torch.equal(views.of_mixed.confidence > 0, views.mixed.image[:, 0] == 0)
 
 
 def test_pseudo_labels_are_among_what_is_asked():
     logits = torch.randn(2, 3, 8, 8)
     asked = torch.tensor([[False, True, False], [True, True, True]])
-    found = unimos.pseudo_labels(logits, asked)
+    every = torch.ones(2, 3, dtype=torch.bool)
+    found = unimos.pseudo_labels(logits, asked, every)
     assert set(found.label[0].unique().tolist()) <= {0, 2}
     p = torch.softmax(torch.cat((torch.zeros(2, 1, 8, 8), logits), 1), 1)
     expected = torch.stack((p[0, 0] + p[0, 1] + p[0, 3], p[0, 2])).max(0)[0]
     assert torch.allclose(found.confidence[0], expected, atol=1e-6)
     assert (found.confidence[0] >= 0.5).all(), "two classes"
-    assert not unimos.pseudo_labels(logits.requires_grad_(), asked).confidence.requires_grad
+    assert not unimos.pseudo_labels(logits.requires_grad_(), asked, every).confidence.requires_grad
+
+
+def test_what_a_case_cannot_show_has_no_part_in_its_pseudo_labels():
+    logits, asked = torch.randn(3, 3, 8, 8), torch.tensor([[True, True, False]] * 3)
+    possible = torch.tensor([[True, False, True], [True, True, False], [False, False, True]])
+    found = unimos.pseudo_labels(logits, asked, possible)
+    p = torch.cat((torch.ones(3, 1, 8, 8), logits.exp()), 1)
+    for sample, background, labels in ((0, [0, 3], [1]), (1, [0], [1, 2]), (2, [0, 3], [])):
+        others = [p[sample, k] for k in labels]
+        expected = torch.stack((p[sample, background].sum(0), *others)) / p[sample, background + labels].sum(0)
+        confidence, which = expected.max(0)
+        assert torch.allclose(found.confidence[sample], confidence, atol=1e-6)
+        assert torch.equal(found.label[sample], torch.tensor([0, *labels])[which])
+
+
+def test_both_halves_of_a_batch_are_asked_what_their_own_tags_allow(nnunet_folders):
+    two_stream_world(nnunet_folders, absent={"u00": ["disc"], "u01": ["square"]})
+    trainer = make_trainer(nnunet_folders, UniMOSTrainer)
+    trainer.initialize()
+    trainer.get_dataloaders()
+    target = torch.zeros(4, 1, 16, 16, dtype=torch.int16)
+    views = trainer._views({"data": target.float(), "target": target, "keys": ["u00", "u02", "u01", "u00"]})
+    assert views.weak.possible.tolist() == [[True, False], [True, True]]
+    assert views.mixed.possible.tolist() == [[False, True], [True, False]]
+    assert not (views.of_mixed.label[0] == 1).any()
+    assert not (views.of_mixed.label[1] == 2).any()
 
 
 def test_the_mean_is_over_all_voxels_and_nothing_believed_is_zero():
@@ -463,21 +491,28 @@ def test_perturbed_answers_differ_and_plain_ones_do_not(options, dim):
 
 
 def two_stream_world(
-    base, unlabelled=6, labelled=4, batch_size=2, features=(4, 6, 8), size=16, seed=0, draw=None, **options
+    base, unlabelled=6, labelled=4, batch_size=2, features=(4, 6, 8), size=16, seed=0, draw=None, absent=None, **options
 ):
-    """Cases a* annotate squares, b* discs, u* nothing; `draw(rng, group)` draws an image and its labels."""
+    """Cases a* annotate squares, b* discs, u* nothing; `draw(rng, group)` draws an image and its labels.
+
+    `absent`: unlabelled case -> labels that image tags rule out in it.
+    """
     rng, draw = np.random.default_rng(seed), draw or (lambda rng, group: shapes(rng, size))
     cases = {}
     for group, label in (("a", 1), ("b", 2)):
         for i in range(labelled):
             image, target = draw(rng, group)
             cases[f"{group}{i}"] = image, np.where(target == label, target, 0).astype(np.int8)
-    cases |= {f"u{i:02d}": (draw(rng, "u")[0], np.zeros((1, size, size), np.int8)) for i in range(unlabelled)}
+    bare, absent = [f"u{i:02d}" for i in range(unlabelled)], absent or {}
+    cases |= {case: (draw(rng, "u")[0], np.zeros((1, size, size), np.int8)) for case in bare}
     sources = {
         "A": {"cases": ["a*"], "annotated": ["square"]},
         "B": {"cases": ["b*"], "annotated": ["disc"]},
-    } | ({"U": {"cases": ["u*"], "annotated": []}} if unlabelled else {})
-    made = write_world(base, cases, SQUARE_DISC, sources, batch_size=batch_size, features=features)
+    }
+    for case in bare:
+        sources[f"U {case}"] = {"cases": [case], "annotated": [], "tagged": absent.get(case, [])}
+    tags = {"cases": {case: dict.fromkeys(labels, False) for case, labels in absent.items()}}
+    made = write_world(base, cases, SQUARE_DISC, sources, batch_size=batch_size, features=features, tags=tags)
     made["configurations"]["tiny"][PLANS_KEY] = options
     (base / "nnUNet_preprocessed" / NAME / "nnUNetPlans.json").write_text(json.dumps(made))
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from pydantic import BaseModel, ConfigDict, Field
@@ -134,7 +134,7 @@ class GenericSSLTrainer(SemiSupervisedTrainer):
         if network.learns_unlabelled:
             network.pull(PULL)
             images = unlabelled["data"].to(self.device, non_blocking=True)
-            believed = self._believed(images)
+            believed = self._believed(images, self.possible(unlabelled["keys"]))
         weight = ramp_up(self.progress, self.options.unlabelled_weight, self.options.ramp)
         parts: list[Tensor] = []
 
@@ -150,7 +150,7 @@ class GenericSSLTrainer(SemiSupervisedTrainer):
         return {"loss": np.array(loss), **dict(zip(self.extras, parts_and_weight, strict=True))}
 
     @torch.no_grad()
-    def _believed(self, images: Float[Tensor, "B M *S"]) -> Truth:
+    def _believed(self, images: Float[Tensor, "B M *S"], possible: Bool[Tensor, "B K"]) -> Truth:
         """Pseudo-labels of unlabelled images, asked like annotations of everything that was taught."""
         network = self.bare_network
         noise = torch.randn(len(images), network.classes, *images.shape[2:], device=images.device)
@@ -161,7 +161,8 @@ class GenericSSLTrainer(SemiSupervisedTrainer):
         network.train()
         taught = torch.from_numpy(self.taught).to(images.device)
         labels = torch.arange(1, len(taught) + 1, device=images.device).expand(len(images), -1)
-        return Truth(pseudo_labels(maps, logits, taught)[:, None], labels, taught.expand(len(images), -1), None)
+        found = pseudo_labels(maps, logits, taught, possible)[:, None]
+        return Truth(found, labels, taught.expand(len(images), -1), None)
 
     def _summed(self, counts: Float[Tensor, "3 C"]) -> Float[Tensor, "3 C"]:
         """Over all processes."""

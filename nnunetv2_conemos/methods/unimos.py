@@ -83,9 +83,15 @@ class PseudoLabels(NamedTuple):
     confidence: Tensor
 
 
-def pseudo_labels(logits: Float[Tensor, "B K *S"], asked: Bool[Tensor, "B K"]) -> PseudoLabels:
-    """Among background and the labels asked, the others counted as background; without a gradient."""
-    confidence, label = merged_log_probabilities(logits.detach(), asked).exp().max(1)
+def pseudo_labels(
+    logits: Float[Tensor, "B K *S"], asked: Bool[Tensor, "B K"], possible: Bool[Tensor, "B K"]
+) -> PseudoLabels:
+    """Among background and the labels asked, the others counted as background; without a gradient.
+
+    Labels that a case cannot show (not in `possible`) have no part in it.
+    """
+    ruled_out = ~possible.view(*possible.shape, *(1,) * (logits.ndim - 2))
+    confidence, label = merged_log_probabilities(logits.detach().masked_fill(ruled_out, -torch.inf), asked).exp().max(1)
     return PseudoLabels(label, confidence)
 
 
@@ -100,45 +106,57 @@ def consistency(
     return (nll * accepted).sum() / nll.numel()
 
 
+class Unlabelled(NamedTuple):
+    """Images [B,M,*S]; `inside` [B,*S]: what is not padding, about which nothing is believed; `possible` [B,K]: the
+    labels that a case may show.
+    """
+
+    image: Tensor
+    inside: Tensor
+    possible: Tensor
+
+
 class Views:
     """Views of unlabelled images and what is believed about them.
 
-    `images` [2B,M,*S]: weak views, and others that are pasted into their strong views; `inside` [2B,*S]: what is not
-    padding, about which nothing is believed; `asked` [B,K]: the labels that they are asked; `believed`: the probability
-    from which a pseudo-label counts. `perturbed` comes before `strong`.
+    `unlabelled`: weak views, and others that are pasted into their strong views; `asked` [B,K]: the labels that they
+    are asked; `believed`: the probability from which a pseudo-label counts. `perturbed` comes before `strong`.
     """
 
-    def __init__(self, network: torch.nn.Module, images: Tensor, inside: Tensor, asked: Tensor, believed: float):
+    def __init__(self, network: torch.nn.Module, unlabelled: Unlabelled, asked: Tensor, believed: float):
         self.network, self.asked, self.believed = network, asked, believed
-        (self.weak, self.mixed), (self.inside, inside_mixed) = images.chunk(2), inside.chunk(2)
-        self.every = torch.arange(1, asked.shape[1] + 1, device=images.device).expand(len(asked), -1)
-        self.of_mixed = self._pseudo_labels(network(Query(self.mixed, self.every)), inside_mixed)
+        self.weak, self.mixed = (
+            Unlabelled(*half) for half in zip(*(part.chunk(2) for part in unlabelled), strict=True)
+        )
+        self.every = torch.arange(1, asked.shape[1] + 1, device=asked.device).expand(len(asked), -1)
+        self.of_mixed = self._pseudo_labels(network(Query(self.mixed.image, self.every)), self.mixed)
         self.of_weak: PseudoLabels | None = None
 
     def perturbed(self) -> Float[Tensor, ""]:
         """Consistency of the perturbed answer with the plain one, of one pass of the encoder."""
-        plain, other = self.network(Perturb(self.weak))
-        self.of_weak = self._pseudo_labels(plain, self.inside)
+        plain, other = self.network(Perturb(self.weak.image))
+        self.of_weak = self._pseudo_labels(plain, self.weak)
         return self._consistency(other, self.of_weak)
 
     def strong(self) -> Float[Tensor, ""]:
         """Consistency of a strong view, with a box of another image in it, with what is believed of both."""
         assert self.of_weak is not None
-        inside = boxes(self.weak.shape, self.weak.device)
+        image = self.weak.image
+        box = boxes(image.shape, image.device)
         pairs = zip(self.of_mixed, self.of_weak, strict=True)
-        believed = PseudoLabels(*(pasted(inside, other, own) for other, own in pairs))
-        view = pasted(inside, photometric(self.mixed), photometric(self.weak))
+        believed = PseudoLabels(*(pasted(box, other, own) for other, own in pairs))
+        view = pasted(box, photometric(self.mixed.image), photometric(image))
         return self._consistency(self.network(Query(view, self.every)), believed)
 
     @property
     def accepted(self) -> float:
         """Share of the voxels of the weak views, without padding, whose pseudo-label counts."""
         assert self.of_weak is not None
-        return ((self.of_weak.confidence >= self.believed).sum() / self.inside.sum().clamp_min(1)).item()
+        return ((self.of_weak.confidence >= self.believed).sum() / self.weak.inside.sum().clamp_min(1)).item()
 
-    def _pseudo_labels(self, logits: Tensor, inside: Tensor) -> PseudoLabels:
-        found = pseudo_labels(logits, self.asked)
-        return found._replace(confidence=found.confidence * inside)
+    def _pseudo_labels(self, logits: Tensor, of: Unlabelled) -> PseudoLabels:
+        found = pseudo_labels(logits, self.asked, of.possible)
+        return found._replace(confidence=found.confidence * of.inside)
 
     def _consistency(self, logits: Tensor, believed: PseudoLabels) -> Tensor:
         return consistency(logits, self.asked, believed.label, believed.confidence >= self.believed)
@@ -208,5 +226,6 @@ class UniMOSTrainer(SemiSupervisedTrainer):
         targets = np.stack([self.targets[str(key)] for key in unlabelled["keys"][: len(both) // 2]])
         asked = torch.from_numpy(targets).to(self.device)
         believed = threshold(self.progress)
+        given = Unlabelled(both[:, :-1], both[:, -1] > 0, self.possible(unlabelled["keys"]))
         with torch.no_grad(), self.precision():
-            return Views(self.network, both[:, :-1], both[:, -1] > 0, asked, believed)
+            return Views(self.network, given, asked, believed)

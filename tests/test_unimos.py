@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from architectures import LABELS, build, patch, plans
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from test_learning import FEATURES, SQUARE_DISC, argmax, scores
 from torch import nn
 from worlds import NAME, make_trainer, shapes, train, write_world
@@ -707,9 +706,6 @@ def test_two_groups_and_unlabelled_cases_are_learnt(nnunet_folders):
     found = scores(ours, np.random.default_rng(1), argmax)
     assert min(found.values()) > 0.8, found
     assert np.mean(accepted[-30:]) > np.mean(accepted[:10]), "more and more is believed"
-    stock = train(make_trainer(nnunet_folders, nnUNetTrainer), 250)
-    taught_absent = scores(stock, np.random.default_rng(1), argmax)
-    assert min(taught_absent.values()) < min(found.values()) - 0.3, taught_absent
 
 
 SIZES = {"a": (5.5, 6.5), "b": (3.0, 4.0), "u": (3.0, 6.5)}  # half the side of a square, in voxels, by group

@@ -35,7 +35,8 @@ def photometric(image: Float[Tensor, "B M *S"]) -> Float[Tensor, "B M *S"]:
     mean = jittered.mean(axes, keepdim=True)
     jittered = ((jittered - mean) * factor(x) + mean).clamp(0, 1)
     x = torch.where(chosen(x, JITTER_SHARE), jittered, x)
-    x = torch.where(chosen(x, BLUR_SHARE), blurred(x), x)
+    with torch.autocast(x.device.type, enabled=False):  # the range would not survive rounding to half precision
+        x = torch.where(chosen(x, BLUR_SHARE), blurred(x), x)
     return x * scale + lowest
 
 

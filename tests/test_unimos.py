@@ -375,6 +375,59 @@ def test_thresholds_rise_with_the_training():
     assert [unimos.threshold(x) for x in (0, 0.279, 0.281, 0.559, 0.561, 1)] == [0.7, 0.7, 0.8, 0.8, 0.9, 0.9]
 
 
+def test_a_step_believes_as_much_as_the_share_of_the_training_asks(nnunet_folders):
+    two_stream_world(nnunet_folders)
+    trainer = make_trainer(nnunet_folders, UniMOSTrainer)
+    trainer.initialize()
+    _, unlabelled = next(trainer.get_dataloaders()[0])
+    for epoch, expected in ((0, 0.7), (trainer.num_epochs // 2, 0.8), (trainer.num_epochs - 1, 0.9)):
+        trainer.current_epoch = epoch
+        assert trainer._views(unlabelled).believed == expected
+
+
+def test_maps_of_unlabelled_cases_cannot_leak(nnunet_folders):
+    two_stream_world(nnunet_folders)
+    trainer = make_trainer(nnunet_folders, UniMOSTrainer)
+    trainer.initialize()
+    labelled, unlabelled = next(trainer.get_dataloaders()[0])
+    state, losses = {name: value.clone() for name, value in trainer.network.state_dict().items()}, []
+    for poison in (0, 1, 2):
+        trainer.network.load_state_dict(state)
+        torch.manual_seed(7)
+        poisoned = unlabelled | {"target": torch.full_like(torch.as_tensor(unlabelled["target"]), poison)}
+        losses.append(float(trainer.train_step((labelled, poisoned))["loss"]))
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_views_keep_full_precision_where_the_network_does_not():
+    image = torch.randn(2, 1, 24, 24)
+    torch.manual_seed(0)
+    plain = views.photometric(image)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(views.photometric(image), plain)
+
+
+def test_rmsprop_goes_on_where_a_training_stopped(nnunet_folders, tmp_path):
+    two_stream_world(nnunet_folders, optimiser="RMSprop")
+    first, second = (make_trainer(nnunet_folders, UniMOSTrainer) for _ in range(2))
+    first.initialize()
+    first.train_step(next(first.get_dataloaders()[0]))
+    first.current_epoch = 50
+    first.save_checkpoint(str(tmp_path / "stopped.pth"))
+    second.initialize()
+    second.load_checkpoint(str(tmp_path / "stopped.pth"))
+    assert isinstance(second.optimizer, torch.optim.RMSprop)
+    kept, found = (trainer.optimizer.state_dict()["state"] for trainer in (first, second))
+    assert kept.keys() == found.keys()
+    for number, state in kept.items():
+        assert torch.equal(state["momentum_buffer"], found[number]["momentum_buffer"])
+    assert any(state["momentum_buffer"].any() for state in kept.values())
+    second.on_train_epoch_start()
+    first.lr_scheduler.step(second.current_epoch)
+    assert second.optimizer.param_groups[0]["lr"] == first.optimizer.param_groups[0]["lr"] < 5e-4
+
+
 def test_rmsprop_decays_as_published():
     configuration = plans(2, optimiser="RMSprop").get_configuration("tiny")
     optimiser, schedule = unimos.rmsprop([nn.Parameter(torch.ones(1))], configuration, 2500)
@@ -594,6 +647,39 @@ def test_terms_in_turn_give_the_gradient_of_their_sum(nnunet_folders, network, m
     total.backward()
     assert sum(values) == pytest.approx(total.item(), rel=1e-5)
     assert all(torch.allclose(a, p.grad, atol=1e-5) for a, p in zip(in_turn, trainer.network.parameters(), strict=True))
+
+
+def test_terms_in_turn_keep_no_more_for_the_way_back_than_one(nnunet_folders, monkeypatch):
+    two_stream_world(nnunet_folders)
+    trainer = make_trainer(nnunet_folders, UniMOSTrainer)
+    trainer.initialize()
+    query, truths = trainer.pose(next(trainer.get_dataloaders()[0])[0])
+    monkeypatch.setattr(trainer.optimizer, "step", lambda: None)
+    kept = 0  # saved tensors that are alive
+    most = []
+
+    class Saved:
+        def __init__(self, tensor):
+            nonlocal kept
+            self.tensor, kept = tensor, kept + 1
+            most[-1] = max(most[-1], kept)
+
+        def __del__(self):
+            nonlocal kept
+            kept -= 1
+
+    def step(terms):
+        most.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+            trainer.backward_in_turn(terms)
+
+    terms = [lambda: trainer.loss(trainer.network(query), truths)] * 4
+    step(terms[:1])
+    step(terms)
+    step([lambda: sum(term() for term in terms)])
+    alone, in_turn, at_once = most
+    assert in_turn == alone
+    assert at_once > 3.5 * alone
 
 
 def test_a_scaler_changes_neither_gradient_nor_step_and_skips_what_overflows(nnunet_folders):

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nnunetv2_conemos.losses.masked import batch_dice
+from nnunetv2_conemos.losses.masked import batch_dice, mean_of_processes
 from nnunetv2_conemos.losses.merged import counted_here, known_classes, merged_log_probabilities, shown_labels
 from nnunetv2_conemos.records import Truth
 
@@ -20,7 +20,7 @@ class ClassWeightedDiceCE(nn.Module):
 
     The Dice is pooled over the batch, with 1 added to both sides of the fraction, and covers the labels that a sample
     of the batch is annotated for. The scale of the weights [C] changes the Dice term alone; without them all are 1.
-    Samples in which nothing is annotated, and ignored voxels, do not count.
+    Samples in which nothing is annotated, and ignored voxels, do not count. With `ddp` both are over all processes.
     """
 
     def __init__(self, ddp: bool = False, smooth: float = 1.0):
@@ -39,7 +39,7 @@ class ClassWeightedDiceCE(nn.Module):
         classes = known_classes(truth)
         of_voxel = weight[classes] * counted[:, 0]
         right = log_p.gather(1, classes[:, None])[:, 0]
-        return -(right * of_voxel).sum() / of_voxel.sum().clamp_min(1e-8)
+        return -(right * of_voxel).sum() / mean_of_processes(of_voxel.sum(), self.ddp).clamp_min(1e-8)
 
     def _dice(self, log_p: Tensor, truth: Truth, counted: Tensor, weight: Tensor) -> Tensor:
         p, target = log_p[:, 1:].exp() * counted, (shown_labels(truth) & counted).float()

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nnunetv2_conemos.losses.masked import batch_dice
+from nnunetv2_conemos.losses.masked import batch_dice, mean_of_processes
 from nnunetv2_conemos.losses.merged import (
     class_log_probabilities,
     counted_here,
@@ -25,7 +25,8 @@ class MarginalExclusionLoss(nn.Module):
     The probability of background in a case is that of background or any label not annotated there (marginal loss). The
     exclusion term, of weight `exclusion`, penalises labels that are not annotated where an annotated one stands,
     because labels never overlap. With everything annotated this is nnU-Net's `DC_and_CE_loss` with batch Dice; samples
-    in which nothing is annotated do not count. Logits are [B,K,*S] against background, whose logit is 0.
+    in which nothing is annotated do not count. With `ddp` all three cover the samples of all processes. Logits are
+    [B,K,*S] against background, whose logit is 0.
     """
 
     def __init__(self, ddp: bool = False, exclusion: float = 2.0, smooth: float = 1e-5):
@@ -45,7 +46,7 @@ class MarginalExclusionLoss(nn.Module):
 
     def _cross_entropy(self, logits: Tensor, counted: Tensor, truth: Truth) -> Tensor:
         right = merged_log_probabilities(logits, truth.known).gather(1, known_classes(truth)[:, None])
-        return -(right * counted).sum() / counted.sum().clamp_min(1)
+        return -(right * counted).sum() / mean_of_processes(counted.sum(), self.ddp).clamp_min(1e-8)
 
     def _dice(self, log_p: Tensor, target: Tensor, counted: Tensor, truth: Truth) -> Tensor:
         p = log_p[:, 1:].exp() * counted
@@ -57,6 +58,7 @@ class MarginalExclusionLoss(nn.Module):
         foreground = target.sum(1, keepdim=True) * counted
         overlap, mass = (others * foreground).flatten(2).sum(2), (others + foreground * unknown).flatten(2).sum(2)
         pairs = unknown.flatten(1) & (foreground.flatten(1).sum(1, keepdim=True) > 0)
-        dice = (2 * overlap / mass.clamp_min(self.smooth) * pairs).sum() / pairs.sum().clamp_min(1)
-        entropy = (torch.log1p(others) * foreground).sum() / counted.sum().clamp_min(1)
+        number, voxels = (mean_of_processes(of.float().sum(), self.ddp).clamp_min(1e-8) for of in (pairs, counted))
+        dice = (2 * overlap / mass.clamp_min(self.smooth) * pairs).sum() / number
+        entropy = (torch.log1p(others) * foreground).sum() / voxels
         return dice + entropy

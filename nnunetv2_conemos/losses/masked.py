@@ -23,7 +23,7 @@ class MaskedDiceBCE(nn.Module):
     The BCE is a mean over the valid voxels of every known pair. The Dice is pooled over the pairs of the batch that ask
     the same label, and skipped where their pooled target is empty: one sample at a time, an empty target rewards
     predicting nothing, and in 2D or for small organs most targets are empty. With everything known this is nnU-Net's
-    `DC_and_BCE_loss` with batch Dice; with nothing known it is 0.
+    `DC_and_BCE_loss` with batch Dice; with nothing known it is 0. With `ddp` both cover the samples of all processes.
     """
 
     def __init__(self, ddp: bool = False, smooth: float = 1e-5):
@@ -38,7 +38,7 @@ class MaskedDiceBCE(nn.Module):
 
     def _bce(self, logits: Tensor, target: Tensor, counted: Tensor) -> Tensor:
         per_voxel = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-        return (per_voxel * counted).sum() / counted.sum().clamp_min(1)
+        return (per_voxel * counted).sum() / mean_of_processes(counted.sum(), self.ddp).clamp_min(1e-8)
 
     def _dice(self, logits: Tensor, target: Tensor, counted: Tensor, truth: Truth) -> Tensor:
         return -batch_dice(torch.sigmoid(logits) * counted, target * counted, truth, self.smooth, self.ddp)
@@ -66,6 +66,15 @@ def batch_dice(
     if ddp:
         sums, labels = of_all_processes(sums), of_all_processes(labels)
     return pooled_dice(sums, labels, smooth, skip_empty, weight_of)
+
+
+def mean_of_processes(weight: Float[Tensor, ""], ddp: bool) -> Float[Tensor, ""]:
+    """With `ddp`. Sums divided by it have gradients whose mean, which DDP takes, is that of a mean over all samples."""
+    if not ddp:
+        return weight
+    total = weight.detach().clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
 
 
 def of_all_processes(rows: Tensor) -> Tensor:

@@ -36,8 +36,7 @@ def shown_labels(truth: Truth) -> Bool[Tensor, "B K *S"]:
 
 def known_classes(truth: Truth) -> Int[Tensor, " B *S"]:
     """The class of each voxel among background and the known labels."""
-    space = (1,) * (truth.target.ndim - 2)
-    return (shown_labels(truth) * truth.labels.view(*truth.labels.shape, *space)).sum(1)
+    return torch.where(shown_labels(truth).any(1), truth.target[:, 0], 0).long()
 
 
 def counted_here(truth: Truth, logits: Float[Tensor, "B K *S"]) -> Bool[Tensor, "B 1 *S"]:

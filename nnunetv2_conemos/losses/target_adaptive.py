@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from nnunetv2_conemos.losses.masked import batch_dice
+from nnunetv2_conemos.losses.masked import batch_dice, mean_of_processes
 from nnunetv2_conemos.losses.merged import counted_here, known_classes, merged_log_probabilities, shown_labels
 from nnunetv2_conemos.records import Truth
 
@@ -30,11 +30,12 @@ def weighted_nll(
 
 
 class TargetAdaptiveLoss(nn.Module):
-    """Weighted mean of the cross-entropy over the voxels of all samples; 0 where nothing is annotated.
+    """Weighted mean of the cross-entropy over the voxels of all samples (with `ddp`, of all processes); 0 where nothing
+    is annotated.
 
     With everything annotated it is the weighted cross-entropy. What is not annotated enters through the log-sum-exp of
     its logits and that of background alone. `dice_weight` (published: 0) adds nnU-Net's other half: the negative soft
-    Dice of the annotated labels, pooled over the batch (with `ddp`, over all processes), as in `MaskedDiceBCE`.
+    Dice of the annotated labels, pooled over the same samples, as in `MaskedDiceBCE`.
     """
 
     def __init__(self, ddp: bool = False, dice_weight: float = 0.0, smooth: float = 1e-5):
@@ -44,7 +45,8 @@ class TargetAdaptiveLoss(nn.Module):
     def forward(self, logits: Float[Tensor, "B K *S"], truth: Truth) -> Float[Tensor, ""]:
         log_p, counted = merged_log_probabilities(logits, truth.known), counted_here(truth, logits)
         nll, weight = weighted_nll(log_p, known_classes(truth))
-        loss = (nll * counted[:, 0]).sum() / (weight * counted[:, 0]).sum().clamp_min(1e-8)
+        total = mean_of_processes((weight * counted[:, 0]).sum(), self.ddp)
+        loss = (nll * counted[:, 0]).sum() / total.clamp_min(1e-8)
         if self.dice_weight:
             p, target = log_p[:, 1:].exp() * counted, (shown_labels(truth) & counted).float()
             loss = loss - self.dice_weight * batch_dice(p, target, truth, self.smooth, self.ddp)

@@ -107,8 +107,8 @@ def consistency(
 
 
 class Unlabelled(NamedTuple):
-    """Images [B,M,*S]; `inside` [B,*S]: what is not padding, about which nothing is believed; `possible` [B,K]: the
-    labels that a case may show.
+    """Images [B,M,*S]; `inside` [B,*S]: neither padding nor what nnU-Net took for nothing but zeros around the body,
+    about which nothing is believed; `possible` [B,K]: the labels that a case may show.
     """
 
     image: Tensor
@@ -150,7 +150,7 @@ class Views:
 
     @property
     def accepted(self) -> float:
-        """Share of the voxels of the weak views, without padding, whose pseudo-label counts."""
+        """Share of the voxels inside the weak views whose pseudo-label counts."""
         assert self.of_weak is not None
         return ((self.of_weak.confidence >= self.believed).sum() / self.weak.inside.sum().clamp_min(1)).item()
 

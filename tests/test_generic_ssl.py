@@ -141,19 +141,6 @@ def test_only_the_decoder_of_unlabelled_images_and_the_encoder_predict():
         assert not torch.equal(made(image), before)
 
 
-@pytest.mark.parametrize("norm", ["instance", "batch"])
-@pytest.mark.parametrize("dim", [2, 3])
-def test_how_much_is_there_is_up_to_the_image(dim, norm):
-    """Every logit may be low all over an image that shows nothing: its mean is not fixed by a norm."""
-    made = network(dim, norm=norm).eval()
-    nothing, something = torch.randn(1, 1, *[16] * dim), torch.randn(1, 1, *[16] * dim)
-    something[..., 4:12] += 5
-    with torch.no_grad():
-        for decoder in (made.decoder, made.reweighted):
-            means = [decoder(made.encode(image))[0].flatten(1).mean(1) for image in (nothing, something)]
-            assert (means[0] - means[1]).abs().max() > 1e-3
-
-
 # ---- diffusion
 
 
@@ -573,14 +560,11 @@ def test_each_sample_has_its_own_noise_and_step():
     assert abs(last.mean()) < 0.3, "nearly nothing of the map is left"
 
 
-@pytest.mark.parametrize(
-    ("norm", "order"),
-    [("batch", ["ReLU", "BatchNorm3d", "Dropout3d"]), ("instance", ["InstanceNorm3d", "ReLU", "Dropout3d"])],
-)
-def test_units_norm_on_the_side_of_the_nonlinearity_that_suits_the_norm_and_drop_channels(norm, order):
-    made = network(3, norm=norm)
+def test_units_norm_after_the_nonlinearity_and_drop_channels():
+    made = network(3)
     for unit in (made.image_stem, made.encoder.blocks[0][0], made.decoder.blocks[0][0]):
-        assert [type(module).__name__ for module in unit.after] == order
+        kinds = [type(module).__name__ for module in unit.after]
+        assert kinds == ["ReLU", "InstanceNorm3d", "Dropout3d"]
         assert unit.after[2].p == 0.1
     assert made.encoder.down[0].after[2].p == made.decoder.up[0].after[2].p == 0
     assert made.encoder.dropout.p == made.decoder.dropout.p == made.denoiser.dropout.p == 0.5

@@ -30,11 +30,7 @@ DROPPED, STRONGLY_DROPPED = 0.1, 0.5  # of channels: after each convolution; of 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the plans say of a network: per level, fine to coarse, features, kernels and strides.
-
-    Batch norms come after the ReLU, as published. Instance norms come before it: right before the logits they would fix
-    the mean of every logit over an image, whatever it shows, and so rule out the answer that nothing is there.
-    """
+    """What the plans say of a network: per level, fine to coarse, features, kernels and strides."""
 
     convolution: Any
     features: Sequence[int]
@@ -71,16 +67,13 @@ class Shape:
 
     def _unit(self, operation: nn.Module, level: int, timed: bool, dropped: float = 0.0) -> Unit:
         width = self.features[level]
-        if self.norm == "batch":
-            shaped = [nn.ReLU(), get_matching_batchnorm(self.convolution)(width)]
-        else:
-            shaped = [get_matching_instancenorm(self.convolution)(width, affine=True), nn.ReLU()]
-        after = nn.Sequential(*shaped, self.dropout(dropped))
+        norm = {"instance": get_matching_instancenorm, "batch": get_matching_batchnorm}[self.norm](self.convolution)
+        after = nn.Sequential(nn.ReLU(), norm(width, affine=True), self.dropout(dropped))
         return Unit(operation, after, nn.Sequential(nn.SiLU(), nn.Linear(TIME, width)) if timed else None)
 
 
 class Unit(nn.Module):
-    """Convolution, ReLU and norm, dropout; then the time is added to every voxel, where there is one."""
+    """Convolution, ReLU, norm, dropout; then the time is added to every voxel, where there is one."""
 
     def __init__(self, operation: nn.Module, after: nn.Module, time: nn.Module | None):
         super().__init__()

@@ -84,7 +84,7 @@ def merged_gradients(model, rows, ddp):
     truth, found = Truth(target, every, known, None), []
     for loss in MERGED:
         model.zero_grad()
-        weight = () if loss is not ClassWeightedDiceCE else (torch.tensor([0.1, 1.0, 2.0, 3.0]),)
+        weight = (torch.tensor([0.1, 1.0, 2.0, 3.0]),) if loss is ClassWeightedDiceCE else ()
         loss(ddp=ddp)(model(Query(image, every))[0], truth, *weight).backward()
         own = getattr(model, "module", model).named_parameters()
         found.append({name: p.grad.clone() for name, p in own if p.grad is not None})

@@ -385,8 +385,9 @@ def test_a_step_believes_as_much_as_the_share_of_the_training_asks(nnunet_folder
         assert trainer._views(unlabelled).believed == expected
 
 
-def test_maps_of_unlabelled_cases_cannot_leak(nnunet_folders):
+def test_maps_of_unlabelled_cases_cannot_leak(nnunet_folders, monkeypatch):
     two_stream_world(nnunet_folders)
+    monkeypatch.setattr(unimos, "threshold", lambda _: 0.3)  # an untrained network is sure of nothing
     trainer = make_trainer(nnunet_folders, UniMOSTrainer)
     trainer.initialize()
     labelled, unlabelled = next(trainer.get_dataloaders()[0])
@@ -395,7 +396,9 @@ def test_maps_of_unlabelled_cases_cannot_leak(nnunet_folders):
         trainer.network.load_state_dict(state)
         torch.manual_seed(7)
         poisoned = unlabelled | {"target": torch.full_like(torch.as_tensor(unlabelled["target"]), poison)}
-        losses.append(float(trainer.train_step((labelled, poisoned))["loss"]))
+        report = trainer.train_step((labelled, poisoned))
+        assert report["unsupervised loss"] > 0
+        losses.append(float(report["loss"]))
     assert losses[0] == losses[1] == losses[2]
 
 

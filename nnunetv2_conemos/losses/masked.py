@@ -69,7 +69,9 @@ def batch_dice(
 
 
 def mean_of_processes(weight: Float[Tensor, ""], ddp: bool) -> Float[Tensor, ""]:
-    """With `ddp`. Sums divided by it have gradients whose mean, which DDP takes, is that of a mean over all samples."""
+    """The weight or, with `ddp`, its mean over the processes, whose gradients DDP averages: sums divided by it then add
+    up to a mean over the samples of all.
+    """
     if not ddp:
         return weight
     total = weight.detach().clone()

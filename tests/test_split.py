@@ -21,7 +21,7 @@ from nnunetv2_conemos import cli
 from nnunetv2_conemos.case_table import group_sources
 from nnunetv2_conemos.check import check_dataset
 from nnunetv2_conemos.datasets import raw_cases, read_dataset_json, write_json
-from nnunetv2_conemos.methods import UniMOSTrainer
+from nnunetv2_conemos.methods import GenericSSLTrainer, UniMOSTrainer
 from nnunetv2_conemos.phantom import ORGANS, write_phantom
 from nnunetv2_conemos.roles import amount
 from nnunetv2_conemos.small_plans import small_configuration
@@ -32,6 +32,7 @@ from nnunetv2_conemos.splits import stratified_draw
 LABELS = {"background": 0, "liver": 1, "spleen": 2}
 EVERY = ["liver", "spleen"]
 TARGET = "Dataset100_Split"
+EVERY_IMAGE = "Dataset003_Sites/imagesTr"
 SIZES = {"ct": 10, "mr": 5, "us": 4}
 
 
@@ -353,30 +354,42 @@ def test_other_folds_of_a_preprocessed_dataset_are_not_replaced_unasked(raw, nnu
 
 
 @pytest.mark.slow
-def test_the_whole_chain_of_domain_generalisation(nnunet_folders, monkeypatch, capsys):
-    """Split, plan, train on labelled and unlabelled cases of two domains, predict and score the third."""
+@pytest.mark.parametrize(
+    ("setting", "fold", "unlabelled", "images", "truth", "domains", "trainer_class"),
+    [
+        ([*SEMIDG, "--labelled", "0.4"], 2, 6, f"{TARGET}/imagesTs_fold_2", "labelsTs_fold_2", "c", UniMOSTrainer),
+        ([*UDA, "--target-domain", "c"], 0, 5, EVERY_IMAGE, "labelsTr_complete", "abc", GenericSSLTrainer),
+    ],
+)
+def test_the_whole_chain(
+    nnunet_folders, monkeypatch, capsys, setting, fold, unlabelled, images, truth, domains, trainer_class
+):
+    """Split, plan, train on labelled and unlabelled cases of several domains, predict and score: in domain
+    generalisation the one that the fold does not see, in domain adaptation also the one without labels in training.
+    """
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
     base, every = nnunet_folders, list(ORGANS)
     source, preprocessed = base / "nnUNet_raw" / "Dataset003_Sites", base / "nnUNet_preprocessed" / TARGET
     write_phantom(source, 5, 0, (16, 32, 32), sources=dict.fromkeys("abc", every), seed=1)
     sources = {name: {"cases": [f"{name}_*"], "annotated": every, "domain": name} for name in "abc"}
     write_json(source / "dataset.json", {**read_dataset_json(source), "sources": sources})
-    assert run(*SEMIDG, "--labelled", "0.4") == 0
+    assert run(*setting) == 0
     plan()
     preprocess([100], "nnUNetPlans", ("2d",), (1,), show_progress_bar=False)
     plans = json.loads((preprocessed / "nnUNetPlans.json").read_text()) | {"continue_training": False}
     plans["configurations"]["tiny"] = small_configuration(plans, "2d", features=4, batch=2)
-    trainer = UniMOSTrainer(plans, "tiny", 2, read_dataset_json(preprocessed), torch.device("cpu"))
+    trainer = trainer_class(plans, "tiny", fold, read_dataset_json(preprocessed), torch.device("cpu"))
     trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 1, 3, 3
     trainer.run_training()
     trainer.perform_actual_validation()
-    assert "6 training cases are not annotated for anything: the unlabelled stream" in capsys.readouterr().out
-    unseen, how = base / "nnUNet_raw" / TARGET, ("-c", "tiny", "-f", 2, "-tr", "UniMOSTrainer", "-device", "cpu")
-    words = ("-i", unseen / "imagesTs_fold_2", "-o", base / "out", "-d", 100, *how)
+    said = capsys.readouterr().out
+    assert f"{unlabelled} training cases are not annotated for anything: the unlabelled stream" in said
+    raw, how = base / "nnUNet_raw", ("-c", "tiny", "-f", fold, "-tr", trainer_class.__name__, "-device", "cpu")
+    words = ("-i", raw / images, "-o", base / "out", "-d", 100, *how)
     command("nnUNetv2_predict", *words, "--disable_tta", "-npp", 1, "-nps", 1)
-    evaluated = [str(unseen / "labelsTs_fold_2"), str(base / "out"), "--complete", "-np", "1"]
+    evaluated = [str(raw / TARGET / truth), str(base / "out"), "--complete", "-np", "1"]
     assert cli.main(["evaluate", *evaluated]) == 0
-    assert {file.name[0] for file in (base / "out").glob("*.nii.gz")} == {"c"}
+    assert {file.name[0] for file in (base / "out").glob("*.nii.gz")} == set(domains)
     assert json.loads((base / "out" / "evaluation.json").read_text())["not_predicted"] == []
 
 

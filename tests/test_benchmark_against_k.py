@@ -34,5 +34,5 @@ def test_methods_cost_what_their_design_says(preprocessed_phantom: Path, monkeyp
     table = table.drop(index=("MultiDecoderTrainer", 20))
     assert (table["step_s"].isna() == [name == "GenericSSLTrainer" for name, _ in table.index]).all()
     growth = table["predict_s"].unstack().pipe(lambda t: t[20] / t[2])
-    assert growth["ConditionalFiLMTrainer"] > 3, "a pass per label"
-    assert growth["LabelSetFiLMTrainer"] < 3, "one pass for all"
+    one_pass = growth["LabelSetFiLMTrainer"]
+    assert growth["ConditionalFiLMTrainer"] > 1.5 * one_pass, "a pass per label costs more than one pass for all"

@@ -34,5 +34,5 @@ def test_methods_cost_what_their_design_says(preprocessed_phantom: Path, monkeyp
     table = table.drop(index=("MultiDecoderTrainer", 40))
     assert (table["step_s"].isna() == [name == "GenericSSLTrainer" for name, _ in table.index]).all()
     growth = table["predict_s"].unstack().pipe(lambda t: t[40] / t[2])
-    assert growth["ConditionalFiLMTrainer"] > 3, "a pass per label"
+    assert growth["ConditionalFiLMTrainer"] > 6, "a pass per label"
     assert growth["LabelSetFiLMTrainer"] < 3, "one pass for all"

@@ -5,11 +5,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from nnunetv2_conemos.losses.masked import MaskedDiceBCE
-from nnunetv2_conemos.method import Method, has_background_head
 from nnunetv2_conemos.networks.planned import planned_unet
 from nnunetv2_conemos.records import Query
-from nnunetv2_conemos.sampling import Pairs
-from nnunetv2_conemos.trainer import PartialLabelTrainer
+from nnunetv2_conemos.training.method import Method
+from nnunetv2_conemos.training.plans_facts import has_background_head
+from nnunetv2_conemos.training.sampling import Pairs
+from nnunetv2_conemos.training.trainer import PartialLabelTrainer
 
 
 class LabelAsInputUNet(nn.Module):

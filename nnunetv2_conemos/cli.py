@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+
+from nnunetv2_conemos.subprocesses import clean_end
 
 # subcommand -> (module with add_arguments(parser) and run(args) -> exit status, one line of help)
 COMMANDS = {
@@ -18,61 +15,19 @@ COMMANDS = {
     "hide": ("hide", "a partially labelled copy of a complete dataset, for experiments"),
     "split": ("split", "folds of a dataset for semi-supervised learning, domain adaptation or generalisation"),
     "declare": ("declare", "write `sources` into dataset.json from a table case -> annotated labels"),
-    "slices": ("whole_slices", "a 2D configuration whose patch holds whole slices, to train on image tags"),
+    "slices": ("slices", "a 2D configuration whose patch holds whole slices, to train on image tags"),
     "predict": ("predict", "nnUNetv2_predict, for some of the labels"),
     "complete": ("complete", "fill in the labels that are missing, for a dataset that stock nnU-Net can train on"),
     "cams": ("cams", "label maps of tagged cases from a model that learnt from tags, as a source to train on"),
     "export": ("export", "one label of a model, or all, as a stock nnU-Net model"),
-    "evaluate": ("evaluation", "Dice, NSD and HD95 of predictions, on annotated labels only"),
+    "evaluate": ("evaluate", "Dice, NSD and HD95 of predictions, on annotated labels only"),
     "compare": ("compare", "evaluations of several models on the same cases, paired by case"),
     "best": ("best", "rank trained configurations and ensembles on annotated labels"),
     "adapt": ("adapt", "turn a checkpoint into a start for -pretrained_weights"),
     "env": ("env", "print the line that lets nnU-Net find the trainers"),
-    "benchmark": ("benchmark.main", "all methods and stock nnU-Net on one dataset: tables, figures, a report"),
+    "benchmark": ("benchmark", "all methods and stock nnU-Net on one dataset: tables, figures, a report"),
     "demo": ("demo", "the whole chain on a generated phantom: stock nnU-Net beside ConditionalFiLMTrainer"),
 }
-
-
-def exit_on_sigterm(*_: object) -> None:
-    sys.exit(143)
-
-
-def ours() -> bool:
-    return signal.getsignal(signal.SIGTERM) is exit_on_sigterm
-
-
-def hold_back() -> None:
-    if ours():
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-
-def let_through() -> None:
-    if ours():
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-
-
-def default_in_child() -> None:
-    """Pools end their processes by the same signal, some as soon as they are forked: it waits until here."""
-    if ours():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=hold_back, after_in_parent=let_through, after_in_child=default_in_child)
-
-
-@contextmanager
-def clean_end() -> Iterator[None]:
-    """SIGTERM ends what runs within as an exception would, so that what is unfinished is cleared away."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, exit_on_sigterm)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -83,9 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     for name, (module, help_text) in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
         if argv and argv[0] == name:  # torch and nnU-Net take seconds to import
-            importlib.import_module(f"nnunetv2_conemos.{module}").add_arguments(subparser)
+            importlib.import_module(f"nnunetv2_conemos.commands.{module}").add_arguments(subparser)
     args, others = parser.parse_known_args(argv)
-    module = importlib.import_module(f"nnunetv2_conemos.{COMMANDS[args.command][0]}")
+    module = importlib.import_module(f"nnunetv2_conemos.commands.{COMMANDS[args.command][0]}")
     if others and not getattr(module, "HANDS_ON", False):
         parser.error(f"unrecognized arguments: {' '.join(others)}")
     args.handed_on = others

@@ -11,12 +11,11 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
-from nnunetv2_conemos.env import DOORWAY, PACKAGE, VARIABLE, doorway_folder
+from nnunetv2_conemos.doorway import DOORWAY, PACKAGE, VARIABLE, doorway_folder
+from nnunetv2_conemos.errors import Finding
 
 SUPPORTED = ((2, 8, 1), (2, 9, 0))  # nnU-Net: from, up to but without
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -27,16 +26,6 @@ FIND_TRAINER = f"""
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 print(recursive_find_trainer_class_by_name("{TRAINER}").__module__)
 """
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong: where (variable, source, case), what, and what to do. Only errors fail a check."""
-
-    severity: Literal["error", "warning"]
-    where: str
-    what: str
-    remedy: str
 
 
 def check_environment(environment: Mapping[str, str]) -> list[Finding]:

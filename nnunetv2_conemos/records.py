@@ -85,3 +85,9 @@ def pose_truth(target: Tensor, asked: Asked, ignore: int | None) -> Truth:
     elif ignore is not None:
         valid = target != ignore
     return Truth(target, asked.labels, asked.known, valid, asked.modality)
+
+
+def move(truth: list[Truth] | Truth, device: torch.device) -> list[Truth] | Truth:
+    if isinstance(truth, Truth):
+        return truth.to(device, non_blocking=True)
+    return [t.to(device, non_blocking=True) for t in truth]

@@ -7,42 +7,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
-
-from nnunetv2_conemos.datasets import write_json
-from nnunetv2_conemos.phantom import write_phantom
+from phantoms import set_folders, write_declared_phantom
 
 settings.register_profile("conemos", deadline=None)  # a busy machine is no failure
 settings.load_profile("conemos")
-
-PHANTOM = "Dataset901_Phantom"
-SOURCES = {"site_a": ["liver"], "site_b": ["spleen", "gallbladder"], "site_c": ["stomach"]}
-FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-
-
-def set_folders(base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Point nnU-Net's variables below `base`; nnU-Net reads them at each use."""
-    for name in FOLDERS:
-        (base / name).mkdir(exist_ok=True)
-        monkeypatch.setenv(name, str(base / name))
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    monkeypatch.setenv("nnUNet_compile", "f")
-    return base
-
-
-def write_declared_phantom(base: Path) -> Path:
-    """Raw phantom dataset below `base`, its three sources written into dataset.json; returns its folder."""
-    folder = base / "nnUNet_raw" / PHANTOM
-    write_phantom(folder, cases_per_source=3, test_cases=2, shape=(16, 32, 32), sources=SOURCES, seed=1)
-    dataset_json = json.loads((folder / "dataset.json").read_text())
-    sources = {name: {"cases": [f"{name}_*"], "annotated": organs} for name, organs in SOURCES.items()}
-    write_json(folder / "dataset.json", dataset_json | {"sources": sources})
-    return folder
 
 
 @pytest.fixture

@@ -17,17 +17,18 @@ import pytest
 import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from paths import ROOT
 
 from nnunetv2_conemos import cli, methods
-from nnunetv2_conemos.benchmark.recipe_file import read_recipe as read_benchmark
-from nnunetv2_conemos.case_table import group_sources, read_table
-from nnunetv2_conemos.datasets import write_json
-from nnunetv2_conemos.method import method_options
-from nnunetv2_conemos.networks.conditional import FiLMOptions
-from nnunetv2_conemos.recipe import read_recipe
-from nnunetv2_conemos.sources import LabelSpace, SourceTable, parse_sources
+from nnunetv2_conemos.annotations.labels import LabelSpace
+from nnunetv2_conemos.annotations.sources import SourceTable, parse_sources
+from nnunetv2_conemos.annotations.table_file import group_sources, read_table
+from nnunetv2_conemos.benchmark.config_file import read_recipe as read_benchmark
+from nnunetv2_conemos.datasets.merge.spec import read_recipe
+from nnunetv2_conemos.files import write_json
+from nnunetv2_conemos.networks.film_unet import FiLMOptions
+from nnunetv2_conemos.training.plans_facts import method_options
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 NNUNET_COMMANDS = {entry.name: entry for entry in distribution("nnunetv2").entry_points}
@@ -72,7 +73,7 @@ def test_only_known_programs_are_shown():
 
 @of("conemos")
 def test_commands_of_this_package_parse(words: list[str], monkeypatch: pytest.MonkeyPatch):
-    module = importlib.import_module(f"nnunetv2_conemos.{cli.COMMANDS[words[1]][0]}")
+    module = importlib.import_module(f"nnunetv2_conemos.commands.{cli.COMMANDS[words[1]][0]}")
     seen = []
     monkeypatch.setattr(module, "run", seen.append)
     assert cli.main(words[1:]) == 0

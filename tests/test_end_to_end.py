@@ -4,37 +4,16 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import SimpleITK
-from conftest import PHANTOM
 from nnunetv2.paths import nnUNet_results
-
-from nnunetv2_conemos import env
+from phantoms import PHANTOM
+from programs import command, environment
 
 TRAINER, TINY = "ConditionalFiLMTrainer_5epochs", "tiny"
-
-
-def environment() -> dict[str, str]:
-    bin_folder = str(Path(sys.executable).parent)
-    return os.environ | {
-        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
-        "nnUNet_extTrainer": str(env.doorway_folder()),
-        "nnUNet_n_proc_DA": "1",
-        "nnUNet_def_n_proc": "2",
-        "nnUNet_compile": "f",
-        "OMP_WAIT_POLICY": "passive",
-    }
-
-
-def command(*words: object) -> str:
-    """Run one command; its output is part of the failure."""
-    done = subprocess.run(list(map(str, words)), env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, f"{words}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
-    return done.stdout
 
 
 def add_tiny(base: Path, name: str, inherits: str, plans_name: str = "nnUNetPlans") -> None:

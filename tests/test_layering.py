@@ -4,8 +4,9 @@ import ast
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-PACKAGE = Path(__file__).parent.parent / "nnunetv2_conemos"
+PACKAGE = ROOT / "nnunetv2_conemos"
 LAYERS = [
     {"errors"},
     {"tags"},

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from real import DATA, real_data
 
+from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.cli import main
-from nnunetv2_conemos.datasets import raw_cases, read_dataset_json
-from nnunetv2_conemos.sources import SourceTable
+from nnunetv2_conemos.datasets.dataset_json import read_dataset_json
+from nnunetv2_conemos.datasets.folders import raw_cases
 
 pytestmark = real_data
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import command
 from raw_worlds import read_nifti
 from real import DATA, real_data
 from stock import predict_without_the_plugin
-from test_end_to_end import command
 
 pytestmark = [*real_data, pytest.mark.slow]
 TRAINER, TINY = "ConditionalFiLMTrainer_1epoch", "tiny"

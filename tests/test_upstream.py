@@ -17,7 +17,7 @@ from worlds import make_trainer, shapes, write_world
 
 from nnunetv2_conemos.methods import CMERTrainer, ConditionalFiLMTrainer
 from nnunetv2_conemos.records import Query, Truth
-from nnunetv2_conemos.trainer import PartialLabelTrainer
+from nnunetv2_conemos.training.trainer import PartialLabelTrainer
 
 LABELS = {"background": 0, "square": 1, "disc": 2}
 

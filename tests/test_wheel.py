@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 import nnunetv2_conemos
-from nnunetv2_conemos.env import DOORWAY, VARIABLE
+from nnunetv2_conemos.doorway import DOORWAY, VARIABLE
 
-ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "nnunetv2_conemos"
 FIND_TRAINER = """
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name

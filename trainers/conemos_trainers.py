@@ -5,4 +5,4 @@ defined here would change identity at each look-up and could not be pickled.
 """
 
 from nnunetv2_conemos.methods import *  # noqa: F403
-from nnunetv2_conemos.stock import *  # noqa: F403
+from nnunetv2_conemos.training.stock import *  # noqa: F403

@@ -10,18 +10,12 @@ from typing import Any
 import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_conemos.benchmark.networks import Costs, Model, train, train_and_predict
-from nnunetv2_conemos.benchmark.recipe import Fold, Run
-from nnunetv2_conemos.benchmark.workplace import (
-    COMPLETED,
-    PARTIAL,
-    Workplace,
-    annotated_dataset,
-    complete_dataset,
-    one_label_dataset,
-)
-from nnunetv2_conemos.datasets import new_folder, write_json
-from nnunetv2_conemos.raw_writer import reader_of, write_seg
+from nnunetv2_conemos.benchmark.config import Fold, Run
+from nnunetv2_conemos.benchmark.derived_datasets import annotated_dataset, complete_dataset, one_label_dataset
+from nnunetv2_conemos.benchmark.runs import Costs, Model, train, train_and_predict
+from nnunetv2_conemos.benchmark.workspace import COMPLETED, PARTIAL, Workplace
+from nnunetv2_conemos.datasets.writer import reader_of, write_seg
+from nnunetv2_conemos.files import new_folder, write_json
 
 
 def perform(place: Workplace, run: Run, images: Path) -> Costs:

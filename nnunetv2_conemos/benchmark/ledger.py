@@ -18,9 +18,9 @@ from typing import Any
 import pandas as pd
 
 import nnunetv2_conemos
-from nnunetv2_conemos.benchmark.recipe import Run
-from nnunetv2_conemos.datasets import write_aside
-from nnunetv2_conemos.scores import METRICS, of_present, read_named, summarise
+from nnunetv2_conemos.benchmark.config import Run
+from nnunetv2_conemos.evaluation.metrics import METRICS, of_present, read_named, summarise
+from nnunetv2_conemos.files import write_aside
 
 KEY = ["arm", "epochs", "seed", "fold"]
 DONE = "done"

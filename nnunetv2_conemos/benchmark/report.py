@@ -10,9 +10,11 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from nnunetv2_conemos.benchmark.accepted import accepted_shares, draw_accepted
 from nnunetv2_conemos.benchmark.arms import model_of
-from nnunetv2_conemos.benchmark.figures import (
+from nnunetv2_conemos.benchmark.config import Recipe, TestSet
+from nnunetv2_conemos.benchmark.config_file import recipe_text
+from nnunetv2_conemos.benchmark.ledger import PACKAGES, Ledger, of_run
+from nnunetv2_conemos.benchmark.plots.charts import (
     draw_against_k,
     draw_annotated,
     draw_costs,
@@ -20,16 +22,14 @@ from nnunetv2_conemos.benchmark.figures import (
     draw_steps,
     with_several_budgets,
 )
-from nnunetv2_conemos.benchmark.ledger import PACKAGES, Ledger, of_run
-from nnunetv2_conemos.benchmark.overlays import draw_overlays
-from nnunetv2_conemos.benchmark.priors import draw_priors, prior_similarity
-from nnunetv2_conemos.benchmark.recipe import Recipe, TestSet
-from nnunetv2_conemos.benchmark.recipe_file import recipe_text
+from nnunetv2_conemos.benchmark.plots.confident import accepted_shares, draw_accepted
+from nnunetv2_conemos.benchmark.plots.overlays import draw_overlays
+from nnunetv2_conemos.benchmark.plots.priors import draw_priors, prior_similarity
 from nnunetv2_conemos.benchmark.results import Results, per_training
-from nnunetv2_conemos.benchmark.workplace import PARTIAL, Workplace
-from nnunetv2_conemos.datasets import write_aside
-from nnunetv2_conemos.models import read_checkpoint, read_model
-from nnunetv2_conemos.statistics import holm, p_value, shown
+from nnunetv2_conemos.benchmark.workspace import PARTIAL, Workplace
+from nnunetv2_conemos.evaluation.significance import holm, p_value, shown
+from nnunetv2_conemos.files import write_aside
+from nnunetv2_conemos.inference.model_folder import read_checkpoint, read_model
 
 REPORTS = ("report.md", "report.html")
 AGAINST_K = "costs_against_k.csv"

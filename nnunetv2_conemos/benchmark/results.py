@@ -7,11 +7,11 @@ from functools import cached_property
 
 import pandas as pd
 
+from nnunetv2_conemos.benchmark.config import Arm, Fold, Recipe
 from nnunetv2_conemos.benchmark.ledger import DONE, KEY, Ledger, of_run
-from nnunetv2_conemos.benchmark.networks import STEPS_PER_EPOCH
-from nnunetv2_conemos.benchmark.recipe import Arm, Fold, Recipe
-from nnunetv2_conemos.scores import METRICS, REFERENCE_EMPTY, of_present
-from nnunetv2_conemos.statistics import Comparison, case_scores, compare, interval, mean_of
+from nnunetv2_conemos.benchmark.runs import STEPS_PER_EPOCH
+from nnunetv2_conemos.evaluation.metrics import METRICS, REFERENCE_EMPTY, of_present
+from nnunetv2_conemos.evaluation.significance import Comparison, case_scores, compare, interval, mean_of
 
 COSTS = ["networks", "steps", "parameters", "step_s", "train_peak_mib", "predict_s", "predict_peak_mib"]
 

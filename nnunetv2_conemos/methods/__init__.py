@@ -7,8 +7,8 @@ from itertools import product
 
 from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerAdam
 
-from nnunetv2_conemos.trainer import PartialLabelTrainer
-from nnunetv2_conemos.variants import EPOCHS, variant
+from nnunetv2_conemos.training.trainer import PartialLabelTrainer
+from nnunetv2_conemos.training.variants import EPOCHS, variant
 
 
 def variants(trainer: type[PartialLabelTrainer]) -> dict[str, type[PartialLabelTrainer]]:

@@ -1,15 +1,75 @@
-"""Marginal and exclusion loss: what is not annotated counts as background (Shi et al., Medical Image Analysis 2021)."""
+"""Marginal and exclusion loss for labels that exclude each other (Shi et al., Medical Image Analysis 70, 2021).
+
+Axis letters: **B** sample, **K** labels, all asked in order, **C** = K + 1 classes with background first, ***S** space.
+"""
 
 from __future__ import annotations
 
+import torch
+from jaxtyping import Float
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import Tensor, nn
 
-from nnunetv2_conemos.losses.marginal import MarginalExclusionLoss
-from nnunetv2_conemos.method import Method, answered_labels
+from nnunetv2_conemos.losses.dice import batch_dice
+from nnunetv2_conemos.losses.distributed import mean_of_processes
+from nnunetv2_conemos.losses.marginalised import (
+    class_log_probabilities,
+    counted_here,
+    known_classes,
+    merged_log_probabilities,
+)
 from nnunetv2_conemos.networks.multihead import MultiHeadUNet
 from nnunetv2_conemos.networks.planned import planned_unet
-from nnunetv2_conemos.sampling import Cases
-from nnunetv2_conemos.trainer import PartialLabelTrainer
+from nnunetv2_conemos.records import Truth
+from nnunetv2_conemos.training.method import Method
+from nnunetv2_conemos.training.plans_facts import answered_labels
+from nnunetv2_conemos.training.sampling import Cases
+from nnunetv2_conemos.training.trainer import PartialLabelTrainer
+
+
+class MarginalExclusionLoss(nn.Module):
+    """Cross-entropy + Dice on what is annotated, labels that are not annotated counted as background.
+
+    The probability of background in a case is that of background or any label not annotated there (marginal loss). The
+    exclusion term, of weight `exclusion`, penalises labels that are not annotated where an annotated one stands,
+    because labels never overlap. With everything annotated this is nnU-Net's `DC_and_CE_loss` with batch Dice; samples
+    in which nothing is annotated do not count. With `ddp` all three cover the samples of all processes. Logits are
+    [B,K,*S] against background, whose logit is 0.
+    """
+
+    def __init__(self, ddp: bool = False, exclusion: float = 2.0, smooth: float = 1e-5):
+        super().__init__()
+        self.ddp, self.exclusion, self.smooth = ddp, exclusion, smooth
+
+    def forward(self, logits: Float[Tensor, "B K *S"], truth: Truth) -> Float[Tensor, ""]:
+        space = (1,) * (logits.ndim - 2)
+        known = truth.known.view(*truth.known.shape, *space)
+        log_p = class_log_probabilities(logits)
+        target = (truth.onehot() & known).float()
+        counted = counted_here(truth, logits).float()
+        loss = self._cross_entropy(logits, counted, truth) + self._dice(log_p, target, counted, truth)
+        if self.exclusion:
+            loss = loss + self.exclusion * self._excluded(log_p[:, 1:].exp(), ~known, target, counted)
+        return loss
+
+    def _cross_entropy(self, logits: Tensor, counted: Tensor, truth: Truth) -> Tensor:
+        right = merged_log_probabilities(logits, truth.known).gather(1, known_classes(truth)[:, None])
+        return -(right * counted).sum() / mean_of_processes(counted.sum(), self.ddp).clamp_min(1e-8)
+
+    def _dice(self, log_p: Tensor, target: Tensor, counted: Tensor, truth: Truth) -> Tensor:
+        p = log_p[:, 1:].exp() * counted
+        return -batch_dice(p, target * counted, truth, self.smooth, self.ddp, skip_empty=False)
+
+    def _excluded(self, p: Tensor, unknown: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+        """Overlap of each label that is not annotated with the annotated foreground: Dice, and log(1 + p)."""
+        others = p * unknown * counted
+        foreground = target.sum(1, keepdim=True) * counted
+        overlap, mass = (others * foreground).flatten(2).sum(2), (others + foreground * unknown).flatten(2).sum(2)
+        pairs = unknown.flatten(1) & (foreground.flatten(1).sum(1, keepdim=True) > 0)
+        number, voxels = (mean_of_processes(of.float().sum(), self.ddp).clamp_min(1e-8) for of in (pairs, counted))
+        dice = (2 * overlap / mass.clamp_min(self.smooth) * pairs).sum() / number
+        entropy = (torch.log1p(others) * foreground).sum() / voxels
+        return dice + entropy
 
 
 def softmax_unet(

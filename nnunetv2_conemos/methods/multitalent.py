@@ -5,11 +5,12 @@ from __future__ import annotations
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunetv2_conemos.losses.masked import MaskedDiceBCE
-from nnunetv2_conemos.method import Method, answered_labels, has_background_head
 from nnunetv2_conemos.networks.multihead import MultiHeadUNet
 from nnunetv2_conemos.networks.planned import planned_unet
-from nnunetv2_conemos.sampling import Cases
-from nnunetv2_conemos.trainer import PartialLabelTrainer
+from nnunetv2_conemos.training.method import Method
+from nnunetv2_conemos.training.plans_facts import answered_labels, has_background_head
+from nnunetv2_conemos.training.sampling import Cases
+from nnunetv2_conemos.training.trainer import PartialLabelTrainer
 
 
 def multi_head_unet(

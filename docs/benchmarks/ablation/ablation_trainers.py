@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.losses.masked import MaskedDiceBCE, counted_voxels
 from nnunetv2_conemos.methods import ConditionalFiLMTrainer, variants
 from nnunetv2_conemos.records import Truth
-from nnunetv2_conemos.sampling import SEPARATOR, Drawn, Pairs, annotated_labels
-from nnunetv2_conemos.sources import SourceTable
+from nnunetv2_conemos.training.sampling import SEPARATOR, Drawn, Pairs, annotated_labels
 
 CONDITIONAL = ConditionalFiLMTrainer.method
 

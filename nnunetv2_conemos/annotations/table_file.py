@@ -1,0 +1,150 @@
+"""Tables of who annotated what, case by case: read, completed, and grouped into `sources`."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from nnunetv2_conemos.annotations.labels import LabelSpace
+from nnunetv2_conemos.errors import SourceError, shorten
+
+Annotated = dict[str, list[str]]  # case -> labels annotated in it
+Traits = dict[str, dict[str, str]]  # case -> what else its source says: key -> value
+TRAITS = ("modality", "domain")  # columns of a CSV file beside `case` and `labels`
+LONGEST_NAME = 40  # of a source, in characters
+NO_TRAITS: Mapping[str, dict[str, str]] = MappingProxyType({})
+
+
+class CaseTable(NamedTuple):
+    """What a file says of its cases."""
+
+    annotated: Annotated
+    traits: Traits
+
+
+def read_table(path: Path) -> CaseTable:
+    """Read case -> labels from JSON (`{"case": ["label", ...]}`) or CSV (header `case,labels`, optionally TRAITS).
+
+    A CSV row holds labels separated by ';' (none = unlabelled); rows of one case are joined. Raises ValueError where
+    the file says anything else, and FileNotFoundError where it is missing.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"--annotated: there is no file {path}.")
+    readers = {".json": _read_json, ".csv": _read_csv}
+    if path.suffix.lower() not in readers:
+        raise ValueError(f"--annotated {path}: expected a .json or .csv file, found '{path.suffix}'.")
+    table = readers[path.suffix.lower()](path)
+    if not table.annotated:
+        raise ValueError(f"--annotated {path}: the file names no case.")
+    return table
+
+
+def _read_json(path: Path) -> CaseTable:
+    def refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        repeated = [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]
+        if repeated:
+            raise ValueError(f"--annotated {path}: named more than once: {shorten(repeated)}. Join their labels.")
+        return dict(pairs)
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=refuse_repeated)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--annotated {path}: not valid JSON ({error}).") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"--annotated {path}: expected an object case -> labels, found {type(content).__name__}.")
+    for case, labels in content.items():
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise ValueError(f"--annotated {path}, case '{case}': expected a list of label names, found {labels!r}.")
+    return CaseTable(content, {})
+
+
+def _read_csv(path: Path) -> CaseTable:
+    table = CaseTable({}, {})
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file, restkey="too many", skipinitialspace=True)
+        columns = list(rows.fieldnames or ())
+        if sorted(columns) != sorted({"case", "labels", *(set(columns) & set(TRAITS))}):
+            raise ValueError(
+                f"--annotated {path}: expected the header 'case,labels', with {' and '.join(TRAITS)} as further "
+                f"columns if you like, found {rows.fieldnames}."
+            )
+        for row in rows:
+            where = f"--annotated {path}, line {rows.line_num}"
+            if not row["case"] or None in row.values() or "too many" in row:
+                raise ValueError(
+                    f"{where}: expected {len(columns)} fields, {', '.join(columns)}, the labels separated by ';', "
+                    f"found {[field for field in row.values() if field]}."
+                )
+            case = row["case"].strip()
+            labels = [label.strip() for label in row["labels"].split(";")]
+            traits = {key: row[key].strip() for key in TRAITS if row.get(key, "").strip()}
+            if table.traits.setdefault(case, traits) != traits:
+                raise ValueError(f"{where}: case '{case}' was {table.traits[case]} before, is {traits} here.")
+            table.annotated.setdefault(case, []).extend(label for label in labels if label)
+    return table
+
+
+def complete_table(annotated: Mapping[str, list[str]], cases: Iterable[str], rest: list[str] | None) -> Annotated:
+    """Match the table with the cases of the dataset; cases it does not name get the labels `rest`.
+
+    Raises SourceError for cases that are not in the dataset, and for missing ones where `rest` is None.
+    """
+    cases = sorted(cases)
+    strangers = sorted(set(annotated) - set(cases))
+    missing = sorted(set(cases) - set(annotated))
+    problems = []
+    if strangers:
+        problems.append(
+            f"{len(strangers)} case(s) of the table are not in the dataset: {shorten(strangers)}. "
+            f"Cases are named without channel and file ending, e.g. {shorten(cases[:2])}."
+        )
+    if missing and rest is None:
+        problems.append(
+            f"{len(missing)} case(s) of the dataset are not in the table: {shorten(missing)}. Add them, or say "
+            "`--missing unlabelled` (nothing is annotated in them) or `--missing all` (everything is)."
+        )
+    if problems:
+        raise SourceError(" ".join(problems))
+    return {case: annotated.get(case, rest or []) for case in cases}
+
+
+def group_sources(
+    annotated: Mapping[str, list[str]],
+    labels: LabelSpace,
+    dataset: str | None = None,
+    traits: Mapping[str, dict[str, str]] = NO_TRAITS,
+) -> dict[str, dict[str, Any]]:
+    """`sources` for dataset.json: one per set of labels and traits, cases to the letter.
+
+    Labels stand in the order of nnU-Net's heads. `dataset`: what the sources are all parts of.
+    Raises SourceError for a label name that does not exist, with the nearest one.
+    """
+    groups: dict[tuple[tuple[str, ...], tuple[tuple[str, str], ...]], list[str]] = {}
+    for case, names in sorted(annotated.items()):
+        columns = {labels.index(name, f"case '{case}'") for name in names}
+        known = tuple(labels.names[column] for column in sorted(columns))
+        groups.setdefault((known, tuple(traits.get(case, {}).items())), []).append(case)
+    sources = {}
+    for number, ((known, own), cases) in enumerate(sorted(groups.items(), key=lambda group: -len(group[1])), start=1):
+        name = ", ".join([_readable_name(known, labels.names), *(value for _, value in own)])
+        if len(name) > LONGEST_NAME or name in sources:
+            name = f"group {number}"
+        sources[name] = {"cases": [glob.escape(case) for case in cases], "annotated": list(known), **dict(own)}
+        if dataset:
+            sources[name]["dataset"] = dataset
+    return sources
+
+
+def _readable_name(known: tuple[str, ...], every: tuple[str, ...]) -> str:
+    lacking = [name for name in every if name not in known]
+    if not known:
+        return "unlabelled"
+    if not lacking:
+        return "all labels"
+    return "all but " + ", ".join(lacking) if len(lacking) < len(known) else " + ".join(known)

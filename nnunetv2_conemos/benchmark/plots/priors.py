@@ -1,0 +1,41 @@
+"""What networks with a prior for each label have learnt: which labels look alike to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import seaborn as sns
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+
+from nnunetv2_conemos.benchmark.plots.charts import save
+from nnunetv2_conemos.inference.model_folder import ModelFolder
+
+
+def prior_similarity(model: ModelFolder, checkpoint: dict[str, Any]) -> pd.DataFrame | None:
+    """Cosine of the angle between the priors of any two labels that were taught; None for networks without priors."""
+    network: Any = model.network(checkpoint)
+    if not hasattr(network, "label_priors"):
+        return None
+    directions = F.normalize(network.label_priors(), dim=1)
+    names = list(model.labels.names)
+    taught = [name for name in names if name not in model.untaught]
+    similarity = pd.DataFrame((directions @ directions.T).cpu().numpy(), index=pd.Index(names), columns=pd.Index(names))
+    return similarity.loc[taught, taught]
+
+
+def draw_priors(arms: Mapping[str, pd.DataFrame], file: Path) -> None:
+    """A map of similarities for each arm; a label is like itself, so the diagonal is left blank."""
+    size = 1.8 + 0.45 * max(len(similarity) for similarity in arms.values())
+    figure = Figure(figsize=(size * len(arms) + 1, size), layout="constrained")
+    for axes, (arm, similarity) in zip(figure.subplots(1, len(arms), squeeze=False)[0], arms.items(), strict=True):
+        own = pd.DataFrame(False, index=similarity.index, columns=similarity.columns)
+        for name in similarity.index:
+            own.loc[name, name] = True
+        written = len(similarity) <= 12
+        sns.heatmap(similarity, mask=own, center=0, cmap="vlag", annot=written, fmt=".2f", square=True, ax=axes)
+        axes.set_title(arm)
+    save(figure, file)

@@ -1,0 +1,37 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import get_args
+
+import torch
+
+from nnunetv2_conemos.datasets.writer import Images
+from nnunetv2_conemos.inference.model_folder import ModelFolder
+from nnunetv2_conemos.inference.predictor import Inference
+from nnunetv2_conemos.parallel import default_processes
+
+
+def add_copy_arguments(parser: argparse.ArgumentParser) -> None:
+    """What commands that write a copy have in common."""
+    parser.add_argument("-o", dest="output", required=True, metavar="DATASET", help="new dataset: Dataset100_Name")
+    parser.add_argument("--seed", type=int, default=0, help="[%(default)s]")
+    parser.add_argument("--images", choices=get_args(Images), default="reference", help="[%(default)s]")
+    parser.add_argument("-np", dest="processes", type=int, default=default_processes(), help="[%(default)s]")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset of that name")
+
+
+def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", help="[all that were trained]")
+    parser.add_argument("-chk", default="checkpoint_final.pth", help="[%(default)s]")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("-device", default=device, choices=("cuda", "cpu", "mps"), help="[%(default)s]")
+    parser.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, less accurate")
+    parser.add_argument("-npp", type=int, default=3, help="processes for preprocessing [%(default)s]")
+    parser.add_argument("-nps", type=int, default=3, help="processes for export; both 0: all in one [%(default)s]")
+
+
+def inference_of(args: argparse.Namespace, model: ModelFolder) -> Inference:
+    folds = model.folds(args.chk, args.folds)
+    return Inference(folds, args.chk, args.device, not args.disable_tta, args.npp, args.nps)

@@ -1,0 +1,60 @@
+"""Read and validate a dataset.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from nnunetv2_conemos.files import read_object
+
+OWN_KEYS = ("sources", "tags")  # what this package adds to nnU-Net's dataset.json
+SHARED_KEYS = ("labels", "regions_class_order", *OWN_KEYS)  # what raw and preprocessed must agree on
+
+
+def read_dataset_json(folder: Path) -> dict[str, Any]:
+    """dataset.json of a folder; raises ValueError where it is no JSON object."""
+    return read_object(folder / "dataset.json")
+
+
+class CaseEntry(BaseModel):
+    """A case in nnU-Net's `dataset` key."""
+
+    images: list[str] = Field(min_length=1)
+    label: str
+
+
+class LabelMaps(BaseModel):
+    """What a dataset.json must say of its label maps."""
+
+    labels: dict[str, int | list[int]]
+    file_ending: str
+
+
+class RawDataset(LabelMaps):
+    """What nnU-Net requires of the dataset.json of a raw dataset."""
+
+    channel_names: dict[str, str]
+    dataset: dict[str, CaseEntry] | None = None
+
+
+def read_raw_json(folder: Path) -> dict[str, Any]:
+    """dataset.json of a raw dataset; raises ValueError as `refuse_malformed` does."""
+    return read_checked(folder / "dataset.json", RawDataset)
+
+
+def read_checked(file: Path, model: type[BaseModel]) -> dict[str, Any]:
+    """A dataset.json; raises ValueError as `refuse_malformed` does."""
+    content = read_object(file)
+    refuse_malformed(content, file, model)
+    return content
+
+
+def refuse_malformed(content: dict[str, Any], file: Path, model: type[BaseModel] = RawDataset) -> None:
+    """Raises ValueError that names file, key, what is expected and what was found."""
+    try:
+        model.model_validate(content)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r})" for e in error.errors())
+        raise ValueError(f"{file}: {wrong[:600]}") from None

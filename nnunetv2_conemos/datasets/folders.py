@@ -1,0 +1,157 @@
+"""Where a dataset lies on disk: raw, preprocessed, its cases, and whether the two copies of dataset.json agree."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets, maybe_convert_to_dataset_name
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.utils import (
+    create_lists_from_splitted_dataset_folder,
+    get_filenames_of_train_images_and_targets,
+)
+
+from nnunetv2_conemos.annotations.sources import SourceTable
+from nnunetv2_conemos.datasets.dataset_json import SHARED_KEYS, read_dataset_json
+from nnunetv2_conemos.errors import SourceError, shorten
+from nnunetv2_conemos.files import refuse_existing
+
+NO_MAP = "nnU-Net needs one for each case: for an unlabelled case, a map of zeros (never the ignore label)."
+
+
+def find_raw(dataset: str) -> tuple[str, Path]:
+    """Full name and raw folder of a dataset given by name or id; raises FileNotFoundError with what to set."""
+    name = dataset_name(dataset)
+    raw = raw_folder(name)
+    if raw is None:
+        raise FileNotFoundError(
+            f"there is no {name}/dataset.json in nnUNet_raw ({nnUNet_raw.get() or 'not set'}). "
+            "Set the variable to the folder that holds the dataset."
+        )
+    return name, raw
+
+
+def named_or_path(dataset: str) -> Path:
+    """Raw folder of a dataset given by path, name or id."""
+    folder = Path(dataset)
+    return folder.resolve() if (folder / "dataset.json").is_file() else find_raw(dataset)[1]
+
+
+def cases_without_map(raw: Path) -> list[str]:
+    """Cases of a raw dataset whose label file does not exist."""
+    return [str(case) for case, files in raw_cases(raw).items() if not Path(files["label"]).is_file()]
+
+
+def refuse_existing_dataset(target: Path, overwrite: bool) -> None:
+    """Raises FileExistsError where a raw dataset exists that is not to be replaced, or was preprocessed before.
+
+    nnU-Net would go on with the old fingerprint, and end in an assertion where the folds differ.
+    """
+    refuse_existing(target, overwrite)
+    folder = Path(nnUNet_preprocessed) / target.name if nnUNet_preprocessed.is_set() else None
+    if folder is not None and folder.is_dir():
+        raise FileExistsError(
+            f"{folder} was preprocessed from an earlier {target.name}. Delete it, or choose another name."
+        )
+
+
+def new_dataset_folder(name: str) -> Path:
+    """Raw folder for a dataset yet to be written, from a name (in nnUNet_raw) or a path.
+
+    Raises ValueError for a name that nnU-Net would not find again, or whose id another dataset has.
+    """
+    folder = Path(name)
+    if not re.fullmatch(r"Dataset\d{3}_\w[\w.-]*", folder.name):
+        raise ValueError(f"'{name}': a dataset is named Dataset100_Name: three digits, then a name without blanks.")
+    if folder.name == name.rstrip("/"):
+        if not nnUNet_raw.is_set():
+            raise FileNotFoundError(
+                "nnUNet_raw is not set. Set it to the folder that holds raw datasets, or say a path."
+            )
+        folder = Path(nnUNet_raw) / folder.name
+    others = set(find_candidate_datasets(int(folder.name[7:10]))) - {folder.name}
+    if others:
+        raise ValueError(f"'{folder.name}': its id belongs to {', '.join(sorted(others))} already. Choose another id.")
+    return folder
+
+
+def dataset_name(name_or_id: str | int) -> str:
+    """`Dataset004_Hippocampus` from a name or an id, as nnU-Net resolves it; FileNotFoundError in its words."""
+    try:
+        return maybe_convert_to_dataset_name(name_or_id)
+    except RuntimeError as error:  # lists the folders that nnU-Net looked in
+        raise FileNotFoundError(str(error)) from None
+
+
+def raw_folder(name: str) -> Path | None:
+    """Raw folder of a dataset, or None where nnUNet_raw is not set or does not hold it."""
+    return _existing(nnUNet_raw, name)
+
+
+def preprocessed_folder(name: str) -> Path | None:
+    """Preprocessed folder of a dataset, or None where nnUNet_preprocessed is not set or does not hold it."""
+    return _existing(nnUNet_preprocessed, name)
+
+
+def _existing(base: Any, name: str) -> Path | None:
+    folder = Path(base) / name if base.is_set() else None
+    return folder if folder is not None and (folder / "dataset.json").is_file() else None
+
+
+def raw_cases(folder: Path) -> dict[str, dict[str, Any]]:
+    """Case -> {'images': [files], 'label': file} of a raw dataset, as nnU-Net finds them."""
+    return get_filenames_of_train_images_and_targets(str(folder), read_dataset_json(folder))
+
+
+def image_lists(folder: Path, ending: str) -> list[list[str]]:
+    """The image files of each case in a folder, as nnU-Net finds them; raises ValueError for names without channel."""
+    strays = [file.name for file in folder.glob(f"*{ending}") if not re.search(r"_\d{4}$", file.name[: -len(ending)])]
+    if strays:
+        found = shorten(sorted(strays))
+        raise ValueError(f"{folder}: expected images CASE_0000{ending}, found {found}. Move them away.")
+    return create_lists_from_splitted_dataset_folder(str(folder), ending)
+
+
+def preprocessed_cases(configuration_folder: Path) -> list[str]:
+    """Identifiers of the cases preprocessed for one configuration."""
+    dataset_class = infer_dataset_class(str(configuration_folder))
+    return sorted(dataset_class.get_identifiers(str(configuration_folder)))
+
+
+def refuse_different_tables(name: str) -> None:
+    """Raises SourceError where the raw and the preprocessed dataset.json disagree on labels or sources.
+
+    nnU-Net copies dataset.json when it plans and trains on the copy; an edit of the raw file alone would be ignored.
+    """
+    raw, preprocessed = raw_folder(name), preprocessed_folder(name)
+    if raw is None or preprocessed is None:
+        return
+    ours, theirs = read_dataset_json(raw), read_dataset_json(preprocessed)
+    for key in SHARED_KEYS:
+        if ours.get(key) != theirs.get(key):
+            raise SourceError(
+                f"{name}: `{key}` differs between raw and preprocessed dataset.json.\n"
+                f"  {raw / 'dataset.json'}: {json.dumps(ours.get(key))}\n"
+                f"  {preprocessed / 'dataset.json'}: {json.dumps(theirs.get(key))}\n"
+                "Copy the right file over the other (`conemos declare` updates both), "
+                "or plan and preprocess again if `labels` changed."
+            )
+
+
+def preprocessed_table(plans: dict, configuration: str, dataset_json: dict) -> SourceTable:
+    """Who annotated what among the cases preprocessed for this configuration."""
+    folder = preprocessed_data(plans, configuration)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} does not exist. Run nnUNetv2_preprocess for configuration {configuration}.")
+    return SourceTable.from_dataset_json(dataset_json, preprocessed_cases(folder))
+
+
+def preprocessed_data(plans: dict, configuration: str) -> Path:
+    """The folder of the cases preprocessed for a configuration."""
+    identifier = PlansManager(plans).get_configuration(configuration).data_identifier
+    return Path(nnUNet_preprocessed) / plans["dataset_name"] / identifier

@@ -1,0 +1,101 @@
+"""What `conemos merge` is asked to do, as a record: the command line and a YAML file say the same."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from nnunetv2_conemos.datasets.writer import Images
+
+Name = Annotated[str, Field(min_length=1)]
+
+
+class Ingredient(BaseModel):
+    """One dataset of a merge, or a folder of unlabelled images.
+
+    `dataset`: id, name or path of a raw dataset; `images`: folder of CASE_0000.ENDING files instead. `name` starts the
+    case ids. `annotated`: table case -> labels where the cases are annotated for different labels. `rename` and `drop`
+    speak of the dataset's own labels, and so do the parts of `regions` (region -> labels that make it up). `channels`:
+    own channel name -> merged one. `modality`, `domain` and `weight` become those of the source.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: str | None = None
+    images: Path | None = None
+    name: str | None = Field(default=None, pattern=r"^[\w.-]+$")
+    annotated: Path | None = None
+    rename: dict[str, Name] = {}
+    drop: tuple[str, ...] = ()
+    regions: dict[Name, tuple[str, ...]] = {}
+    channels: dict[str, str] = {}
+    modality: str | None = None
+    domain: Name | None = None
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Ingredient:
+        if (self.dataset is None) == (self.images is None):
+            raise ValueError("name either `dataset` or `images`")
+        return self
+
+    @property
+    def origin(self) -> str:
+        return str(self.dataset or self.images)
+
+
+class Recipe(BaseModel):
+    """A merge: its datasets, and what holds for all of them.
+
+    `rename`, `drop` and `channels` act on every dataset that has the name (one must); labels in `keep_apart` stay one
+    per dataset. `images` and `file_ending` say how the files of the result are kept.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    datasets: tuple[Ingredient, ...] = Field(min_length=1)
+    rename: dict[str, Name] = {}
+    drop: tuple[str, ...] = ()
+    channels: dict[str, str] = {}
+    keep_apart: tuple[str, ...] = ()
+    images: Images = "reference"
+    file_ending: str | None = None
+
+
+def read_recipe(file: Path) -> Recipe:
+    """Read a YAML recipe, its paths relative to its folder; raises ValueError that names the entry that is wrong."""
+    if not file.is_file():
+        raise FileNotFoundError(f"--recipe: there is no file {file}.")
+    try:
+        recipe = Recipe.model_validate(yaml.safe_load(file.read_text()))
+    except yaml.YAMLError as error:
+        raise ValueError(f"--recipe {file}: not valid YAML ({error}).") from None
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"--recipe {file}: {wrong}.") from None
+    return absolute(recipe, file.parent)
+
+
+def absolute(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with its paths, read from `folder`, made absolute."""
+
+    def full(path: Path | None) -> Path | None:
+        return None if path is None else Path(os.path.abspath(folder / path))
+
+    def dataset(name: str | None) -> str | None:
+        return str(full(Path(name))) if name and (folder / name / "dataset.json").is_file() else name
+
+    changed = [
+        i.model_copy(update={"dataset": dataset(i.dataset), "images": full(i.images), "annotated": full(i.annotated)})
+        for i in recipe.datasets
+    ]
+    return recipe.model_copy(update={"datasets": tuple(changed)})
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe as YAML, without what is left at its default."""
+    return yaml.safe_dump(recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,83 @@
+"""Plans configurations for smaller machines: nnU-Net's own, with fewer features, smaller patches, fewer stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_conemos.datasets.folders import preprocessed_data
+
+
+def small_configuration(
+    plans: dict[str, Any],
+    base: str,
+    features: int | None = None,
+    patch: Sequence[int] | None = None,
+    batch: int | None = None,
+) -> dict[str, Any]:
+    """An entry for `configurations` of the plans that inherits from `base`; what is None stays as planned.
+
+    `features` are those of the first stage, doubled from stage to stage up to nnU-Net's limit (320 in 3D, 512 in 2D).
+    Stages whose feature map would get smaller than 3 voxels along an axis of `patch` are dropped; the strides of the
+    others must divide it. nnU-Net merges `inherits_from` key by key at the top only, so the architecture is written in
+    full.
+    """
+    planned = PlansManager(plans).get_configuration(base).configuration
+    architecture = deepcopy(planned["architecture"])
+    arguments = architecture["arch_kwargs"]
+    size = list(patch or planned["patch_size"])
+    shrunk = np.array(size) / np.cumprod(arguments["strides"], axis=0)  # [stages, axes]
+    stages = arguments["n_stages"] if patch is None else int((shrunk >= 3).all(axis=1).sum())
+    refuse_bad_patch(size, planned["patch_size"], shrunk[:stages], base)
+    for key, value in arguments.items():
+        if isinstance(value, list) and len(value) == len(shrunk):
+            arguments[key] = value[:stages]
+        elif key == "n_conv_per_stage_decoder":
+            arguments[key] = value[: stages - 1]
+    arguments["n_stages"] = stages
+    if features is not None:
+        most = 512 if len(size) == 2 else 320
+        arguments["features_per_stage"] = [min(features * 2**stage, most) for stage in range(stages)]
+    return {
+        "inherits_from": base,
+        "patch_size": size,
+        "batch_size": planned["batch_size"] if batch is None else batch,
+        "architecture": architecture,
+    }
+
+
+def refuse_bad_patch(size: Sequence[int], planned: Sequence[int], shrunk: np.ndarray, base: str) -> None:
+    """Raises ValueError where a patch has the wrong number of axes, or the strides do not divide it."""
+    if len(size) != len(planned):
+        raise ValueError(f"patch_size {list(size)}: expected {len(planned)} numbers as in {base}, {list(planned)}.")
+    if not len(shrunk) or (shrunk != shrunk.astype(int)).any():
+        smallest = np.array(size) / (shrunk[-1] if len(shrunk) else 1)
+        raise ValueError(
+            f"patch_size {list(size)}: expected multiples of {smallest.astype(int).tolist()}, by which the network of "
+            f"{base} divides it."
+        )
+
+
+MULTIPLE = 8  # of both sides: three poolings
+
+
+def whole_slices(plans: dict, base: str, batch: int) -> dict:
+    """An entry for `configurations` of the plans, on the data preprocessed for `base`.
+
+    Raises ValueError where `base` is no 2D configuration, FileNotFoundError where it was not preprocessed.
+    """
+    planned = PlansManager(plans).get_configuration(base)
+    if len(planned.patch_size) != 2:
+        raise ValueError(f"configuration {base} is 3D. Name a 2D one with -c.")
+    folder = preprocessed_data(plans, base)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} does not exist. Run nnUNetv2_preprocess for configuration {base}.")
+    cases = infer_dataset_class(str(folder))(str(folder))
+    largest = np.max([np.shape(cases.load_case(case)[0])[-2:] for case in cases.identifiers], axis=0)
+    patch = (np.ceil(largest / MULTIPLE) * MULTIPLE).astype(int).tolist()
+    return {"inherits_from": base, "patch_size": patch, "batch_size": batch}

@@ -1,0 +1,187 @@
+"""Settings of semi-supervised learning as data: who trains labelled, who unlabelled, who validates, who is left out.
+
+Nothing else distinguishes semi-supervised learning, unsupervised domain adaptation and semi-supervised domain
+generalisation (Wang & Li, NeurIPS 2023, arXiv:2310.11320).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from nnunetv2_conemos.annotations.sources import SourceTable
+from nnunetv2_conemos.datasets.splits import Fold, stratified_draw, stratified_split
+from nnunetv2_conemos.errors import SourceError, did_you_mean, shorten
+
+MOST_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How many annotated cases stay labelled (None: all) and how many others only validate (None: labelled ones do).
+
+    A number of cases, or below 1 the fraction of them, rounded up.
+    """
+
+    labelled: Fraction | None
+    validation: Fraction | None = None
+
+
+@dataclass(frozen=True)
+class Roles:
+    """`labelled` and `validation` cases keep their annotations, those of `unlabelled` are hidden, others are left out.
+
+    `held_out`: domains whose cases take no part in a fold, one fold each; empty: all cases take part in all folds.
+    """
+
+    labelled: frozenset[str]
+    validation: frozenset[str]
+    unlabelled: frozenset[str]
+    held_out: tuple[str, ...] = ()
+
+    @property
+    def cases(self) -> frozenset[str]:
+        return self.labelled | self.validation | self.unlabelled
+
+    def without(self, table: SourceTable) -> list[tuple[str, Roles]]:
+        """The same without each domain that is held out, and in words which one that is."""
+        if not self.held_out:
+            return [("", self)]
+        kept = {domain: {c for c in self.cases if table.domain_of(c) != domain} for domain in self.held_out}
+        return [
+            (f" without domain '{domain}'", Roles(self.labelled & c, self.validation & c, self.unlabelled & c))
+            for domain, c in kept.items()
+        ]
+
+
+def ssl(table: SourceTable, amounts: Amounts, rng: np.random.Generator) -> Roles:
+    """Semi-supervised learning: a few cases stay labelled, all others become unlabelled."""
+    return divided(table, {"": table.cases}, amounts, rng)
+
+
+def uda(
+    table: SourceTable, sources: Sequence[str], targets: Sequence[str], amounts: Amounts, rng: np.random.Generator
+) -> Roles:
+    """Unsupervised domain adaptation: labelled cases of the source domains (all others, if none is named), unlabelled
+    ones of the target domains, which also hold the validation cases if some are asked for.
+    """
+    refuse_unknown(table, "source-domain", sources)
+    refuse_unknown(table, "target-domain", targets)
+    sources = sources or [domain for domain in table.domains if domain not in targets]
+    if not sources or not targets:
+        raise ValueError(f"uda: name the --target-domain, and leave a source domain ({', '.join(table.domains)}).")
+    if both := set(sources) & set(targets):
+        raise ValueError(f"uda: {shorten(sorted(both))} cannot be both source and target domain.")
+    origin, target = (of_domains(table, domains) for domains in (sources, targets))
+    labelled = divided(table, {" in the source domains": origin}, Amounts(amounts.labelled), rng)
+    adapted = divided(table, {" in the target domains": target}, Amounts(Fraction(0), amounts.validation), rng)
+    return Roles(labelled.labelled, adapted.validation, labelled.unlabelled | adapted.unlabelled)
+
+
+def semidg(table: SourceTable, held_out: Sequence[str], amounts: Amounts, rng: np.random.Generator) -> Roles:
+    """Semi-supervised domain generalisation: a few cases of each domain stay labelled; each domain in `held_out` (all
+    annotated ones, if none is named) is unseen in one fold. A domain that is unseen in every fold is left out.
+    """
+    refuse_unknown(table, "test-domain", held_out)
+    pools = {domain: of_domains(table, [domain]) for domain in table.domains}
+    if len(pools) < 2:
+        raise ValueError(f"semidg: expected at least two domains, found {', '.join(pools)}.")
+    annotated = [domain for domain, pool in pools.items() if any(table.known(case).any() for case in pool)]
+    held_out = tuple(dict.fromkeys(held_out or annotated))
+    if silent := [domain for domain in held_out if domain not in annotated]:
+        raise ValueError(f"--test-domain {silent[0]}: none of its cases is annotated, so there is nothing to test on.")
+    seen = {domain: pool for domain, pool in pools.items() if (domain,) != held_out}
+    drawn = divided(table, {f" in domain '{name}'": seen[name] for name in annotated if name in seen}, amounts, rng)
+    unlabelled = frozenset().union(*seen.values()) - drawn.labelled - drawn.validation
+    return Roles(drawn.labelled, drawn.validation, unlabelled, held_out)
+
+
+def of_domains(table: SourceTable, domains: Iterable[str]) -> list[str]:
+    return [case for case in table.cases if table.domain_of(case) in set(domains)]
+
+
+def refuse_unknown(table: SourceTable, option: str, domains: Iterable[str]) -> None:
+    """Raises SourceError for sources without a domain, and for a domain that none has."""
+    silent = [name for name, source in table.sources.items() if not source.domain]
+    if silent:
+        raise SourceError(
+            f"expected a `domain` in every source, found none in {shorten(map(repr, silent))}. Write into `sources` of "
+            "dataset.json which scanner, centre or sequence their cases come from."
+        )
+    for domain in domains:
+        if domain not in table.domains:
+            hint = did_you_mean(domain, table.domains)
+            raise SourceError(f"--{option}: no source has the domain '{domain}' ({', '.join(table.domains)}).{hint}")
+
+
+def divided(
+    table: SourceTable, pools: Mapping[str, Sequence[str]], amounts: Amounts, rng: np.random.Generator
+) -> Roles:
+    """Draw labelled cases, then validation cases, of the annotated ones of each pool; the rest becomes unlabelled.
+
+    `pools`: in words, where they lie -> cases. Raises ValueError where there are too few annotated ones.
+    """
+    labelled, validation, everyone = set[str](), set[str](), set[str]()
+    for where, pool in pools.items():
+        annotated = [case for case in pool if table.known(case).any()]
+        number = len(annotated) if amounts.labelled is None else amount(amounts.labelled, len(annotated))
+        further = 0 if amounts.validation is None else amount(amounts.validation, len(annotated))
+        if number + further > len(annotated):
+            wanted = [f"{n} to {role}" for n, role in ((number, "stay labelled"), (further, "validate")) if n]
+            raise ValueError(f"expected annotated cases{where}, {' and '.join(wanted)}; found {len(annotated)}.")
+        drawn = stratified_draw(table, annotated, number, rng)
+        rest = sorted(set(annotated) - set(drawn))
+        labelled |= set(drawn)
+        validation |= set(stratified_draw(table, rest, further, rng))
+        everyone |= set(pool)
+    return Roles(frozenset(labelled), frozenset(validation), frozenset(everyone - labelled - validation))
+
+
+def amount(share: Fraction, of: int) -> int:
+    return math.ceil(share * of) if share < 1 else int(share)
+
+
+def refuse_unfit(table: SourceTable, roles: Roles) -> None:
+    """Raises ValueError where a fold would have nothing unlabelled or too few labelled cases, or loses a label."""
+    taught = set(table.labels.names) - set(table.untaught())
+    for where, part in roles.without(table):
+        if not part.unlabelled:
+            raise ValueError(
+                f"nothing is left to be unlabelled{where}: all {len(part.labelled)} cases would stay labelled. "
+                "Ask for fewer."
+            )
+        if len(part.labelled) < 2 - bool(part.validation):
+            raise ValueError(
+                f"{len(part.labelled)} labelled case(s){where}: expected at least one to train and one to validate on. "
+                "Ask for more with --labelled, or for others with --validation."
+            )
+        lost = taught & set(table.untaught(part.labelled))
+        if lost:
+            raise SourceError(
+                f"{shorten(sorted(lost))} would be annotated in none of {len(part.labelled)} labelled case(s){where}. "
+                "Ask for more with --labelled, or choose other domains."
+            )
+
+
+def folds_of(table: SourceTable, roles: Roles, folds: int | None, seed: int) -> list[Fold]:
+    """nnU-Net's folds. `table`: of the cases that take part, with `annotated` as in `roles`.
+
+    Labelled cases are dealt to `folds` folds (5, or as many as there are cases) and each validates in one of them; of
+    these, one is kept for each domain held out. Where cases only validate, they do so in every fold, and all others
+    train.
+    """
+    made = []
+    for where, part in roles.without(table):
+        if part.validation:
+            made.append({"train": sorted(part.labelled | part.unlabelled), "val": sorted(part.validation)})
+            continue
+        number = folds or min(MOST_FOLDS, len(part.labelled))
+        if not 2 <= number <= len(part.labelled):
+            raise ValueError(f"--folds {number}: expected 2 to {len(part.labelled)}, the labelled cases{where}.")
+        split = stratified_split(table, number, seed, part.cases)
+        made += split[:1] if roles.held_out else split
+    return made

@@ -1,0 +1,98 @@
+"""Write files and folders aside, then rename them: a reader never sees half of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def write_together(files: Mapping[Path, Any]) -> None:
+    """Replace several existing JSON files, or none: a failure puts back what was already replaced."""
+    before = {path: json.loads(path.read_text()) for path in files}
+    replaced: list[Path] = []
+    try:
+        for path, content in files.items():
+            write_json(path, content)
+            replaced.append(path)
+    except OSError:
+        for path in replaced:
+            write_json(path, before[path])
+        raise
+
+
+def write_aside(file: Path, write: Callable[[Path], Any]) -> None:
+    """Write aside, then rename: a reader never sees half a file."""
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    write(aside)
+    aside.replace(file)
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_aside(path, lambda file: file.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+@contextmanager
+def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A folder beside `target` that becomes it at the end, or leaves nothing behind where the block raises.
+
+    Raises FileExistsError where `target` exists, unless it is to be replaced.
+    """
+    refuse_existing(target, overwrite)
+    aside = target.with_name(f".{target.name}.unfinished")
+    remove(aside)  # of a run that was killed
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        put_in_place(aside, target)
+    finally:
+        remove(aside)
+
+
+def refuse_existing(target: Path, overwrite: bool) -> None:
+    if os.path.lexists(target) and not overwrite:
+        raise FileExistsError(f"{target} exists. Choose another name, or say --overwrite to replace it.")
+
+
+def refuse_own_files(target: Path, files: Iterable[Path]) -> None:
+    """Raises ValueError where files that are still needed lie in the folder to be written."""
+    own = next((file for file in files if target.resolve() in file.resolve().parents), None)
+    if own is not None:
+        raise ValueError(f"{target} holds files that the result is made of ({own}). Choose another name.")
+
+
+def put_in_place(aside: Path, target: Path) -> None:
+    """Rename a finished folder; what it replaces is deleted last, and put back if renaming fails."""
+    replaced = target.with_name(f".{target.name}.replaced")
+    remove(replaced)
+    if os.path.lexists(target):
+        target.replace(replaced)
+    try:
+        aside.replace(target)
+    except BaseException:
+        if os.path.lexists(replaced):
+            replaced.replace(target)
+        raise
+    remove(replaced)
+
+
+def remove(path: Path) -> None:
+    """Delete a folder, a file or a link, if it is there."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:  # bad JSON, or bytes that are no text
+        raise ValueError(f"{file}: not valid JSON ({error}).") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: expected an object with `labels`, found {type(content).__name__}.")
+    return content

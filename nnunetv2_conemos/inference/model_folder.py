@@ -1,0 +1,101 @@
+"""A trained model folder as nnU-Net leaves it: DATASET/TRAINER__PLANS__CONFIGURATION."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
+
+from nnunetv2_conemos.annotations.labels import LabelSpace
+from nnunetv2_conemos.datasets.dataset_json import read_dataset_json
+from nnunetv2_conemos.errors import SourceError, shorten
+from nnunetv2_conemos.training.plans_facts import PLANS_KEY
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model, its plans and the dataset.json it was trained on."""
+
+    folder: Path
+    plans: dict[str, Any]
+    dataset_json: dict[str, Any]
+
+    @property
+    def labels(self) -> LabelSpace:
+        return LabelSpace.from_dataset_json(self.dataset_json)
+
+    @property
+    def untaught(self) -> list[str]:
+        """Labels that no training case was annotated for."""
+        return self.plans[PLANS_KEY]["untaught"]
+
+    @property
+    def modalities(self) -> list[str]:
+        """Modalities that the network can be told; none for methods that look at no modality."""
+        return self.plans[PLANS_KEY].get("modalities", [])
+
+    def folds(self, checkpoint: str, wanted: list[str] | None = None) -> list[str]:
+        """The folds wanted, or all that have this checkpoint; raises FileNotFoundError for those that lack it."""
+        found = sorted(file.parent.name[5:] for file in self.folder.glob(f"fold_*/{checkpoint}"))
+        lacking = [fold for fold in wanted or () if fold not in found]
+        if lacking or not found:
+            raise FileNotFoundError(
+                f"{self.folder}: expected {checkpoint} in fold {shorten(lacking) or '0 or others'}, found it in "
+                f"{shorten(found) or 'none'}. Train the fold, or name another with -f or -chk."
+            )
+        return wanted or [fold for fold in found if fold != "all"] or found
+
+    def network(self, checkpoint: dict[str, Any]) -> nn.Module:
+        """The trained network, with all its deep-supervision heads."""
+        configuration = checkpoint["init_args"]["configuration"]
+        manager = PlansManager(self.plans)
+        network = planned_network(checkpoint["trainer_name"], manager, configuration, self.dataset_json)
+        network.load_state_dict(checkpoint["network_weights"])
+        return network
+
+
+def planned_network(trainer: str, plans: PlansManager, configuration: str, dataset_json: dict[str, Any]) -> nn.Module:
+    """The untrained network that a trainer builds, with all its deep-supervision heads."""
+    chosen = plans.get_configuration(configuration)
+    return recursive_find_trainer_class_by_name(trainer).build_network_architecture(
+        plans,
+        chosen,
+        determine_num_input_channels(plans, chosen, dataset_json),
+        plans.get_label_manager(dataset_json).num_segmentation_heads,
+        True,
+    )
+
+
+def read_model(folder: Path) -> ModelFolder:
+    """A model folder of this package's trainers; raises FileNotFoundError or SourceError for any other."""
+    lacking = [name for name in ("plans.json", "dataset.json") if not (folder / name).is_file()]
+    if lacking:
+        raise FileNotFoundError(
+            f"{folder}: expected a trained model (TRAINER__PLANS__CONFIGURATION), found no {shorten(lacking)} in it."
+        )
+    plans = json.loads((folder / "plans.json").read_text())
+    if PLANS_KEY not in plans:
+        raise SourceError(f"{folder} was not trained by a trainer of this package: it answers all its labels at once.")
+    return ModelFolder(folder, plans, read_dataset_json(folder))
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """A checkpoint of nnU-Net's or of this package's trainers; raises SourceError for any other file."""
+    if not file.is_file():
+        raise FileNotFoundError(f"checkpoint {file} does not exist.")
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=False)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise SourceError(f"{file} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from None
+    missing = [key for key in ("network_weights", "init_args") if key not in checkpoint]
+    if missing:
+        raise SourceError(f"{file} is no checkpoint of nnU-Net: it lacks {', '.join(missing)}.")
+    return checkpoint

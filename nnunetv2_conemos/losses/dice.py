@@ -1,0 +1,57 @@
+"""Soft Dice pooled over the pairs of a batch that ask for the same label.
+
+Axis letters: **B** sample, **Q** labels queried, **N** = B x Q pairs (over all processes), ***S** space.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nnunetv2_conemos.losses.distributed import of_all_processes
+from nnunetv2_conemos.records import Truth
+
+
+def batch_dice(
+    probability: Float[Tensor, "B Q *S"],
+    target: Float[Tensor, "B Q *S"],
+    truth: Truth,
+    smooth: float,
+    ddp: bool,
+    skip_empty: bool = True,
+    weight_of: Float[Tensor, " labels"] | None = None,
+) -> Float[Tensor, ""]:
+    """`pooled_dice` of the known pairs of a batch, with `ddp` of all processes; both maps are 0 where none counts."""
+    masses = (probability * target, probability, target)
+    sums = torch.stack([mass.flatten(2).sum(2).flatten() for mass in masses], dim=-1)  # [N,3]
+    labels = (truth.labels * truth.known).flatten()  # 0: asks nothing
+    if ddp:
+        sums, labels = of_all_processes(sums), of_all_processes(labels)
+    return pooled_dice(sums, labels, smooth, skip_empty, weight_of)
+
+
+def pooled_dice(
+    sums: Float[Tensor, "N 3"],
+    labels: Int[Tensor, " N"],
+    smooth: float,
+    skip_empty: bool = True,
+    weight_of: Float[Tensor, " labels"] | None = None,
+) -> Float[Tensor, ""]:
+    """Mean soft Dice over the distinct labels > 0 whose pooled target is not empty; 0 where there is none.
+
+    `sums` holds intersection, predicted and target mass of each pair. Without `skip_empty`, empty targets count too.
+    `weight_of` (index: label, from 0) scales the Dice of each label; the mean still counts labels.
+    """
+    same = (labels[:, None] == labels[None]) & (labels > 0)
+    # A matrix product would run in half precision under autocast, where 65,504 voxels are infinitely many.
+    intersection, predicted, target = (same[..., None] * sums).sum(1).unbind(-1)
+    dice = (2 * intersection + smooth) / (predicted + target + smooth).clamp_min(1e-8)
+    pairs_of_label = same.sum(1).clamp_min(1)
+    counts = labels > 0
+    if skip_empty:
+        counts &= target > 0
+    weight = counts / pairs_of_label  # every label weighs 1, however many pairs ask it
+    if weight_of is not None:
+        dice = dice * weight_of[labels]
+    return (dice * weight).sum() / weight.sum().clamp_min(1)

@@ -1,0 +1,45 @@
+"""Diffusion of label maps, by a network that predicts the map (Ho et al., NeurIPS 2020; DDIM: Song et al., ICLR 2021).
+
+Axis letters: **B** sample, **C** classes, ***S** space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+STEPS = 1000
+BETAS = (1e-4, 0.02)  # variance of the noise that the first and the last step add
+RETAINED = 10  # steps of a sampling, evenly spaced, both ends among them
+KEPT = torch.cumprod(1 - torch.linspace(*BETAS, STEPS, dtype=torch.float64), 0)  # share of the map's variance
+
+
+def noised(
+    clean: Float[Tensor, "B C *S"], step: Int[Tensor, " B"], noise: Float[Tensor, "B C *S"]
+) -> Float[Tensor, "B C *S"]:
+    """A map as it is after some steps (0..999), each sample after its own."""
+    kept = KEPT.float().to(clean.device)[step].view(-1, *(1,) * (clean.ndim - 1))
+    return kept.sqrt() * clean + (1 - kept).sqrt() * noise
+
+
+def retained(number: int = RETAINED) -> list[int]:
+    """The steps of a sampling, last first."""
+    return torch.linspace(STEPS - 1, 0, number, dtype=torch.float64).round().int().tolist()
+
+
+def sampled(
+    predict: Callable[[Float[Tensor, "B C *S"], Int[Tensor, " B"]], Float[Tensor, "B C *S"]],
+    noise: Float[Tensor, "B C *S"],
+) -> Float[Tensor, "B C *S"]:
+    """A map in [-1, 1] made of noise, without new noise on the way; `predict` says what a noisy map was at first."""
+    x, clean, steps = noise, noise, retained()
+    shares = [*(KEPT[step].item() for step in steps), 1.0]
+    for step, (kept, left) in zip(steps, pairwise(shares), strict=True):
+        clean = predict(x, torch.full((len(x),), step, device=x.device)).float().clamp(-1, 1)
+        guessed = (x / kept**0.5 - clean) / (1 / kept - 1) ** 0.5
+        x = left**0.5 * clean + (1 - left) ** 0.5 * guessed
+    return clean

@@ -1,0 +1,178 @@
+"""A&D: a few annotated cases and many without annotations, of one or of several domains (Wang & Li, NeurIPS 2023)."""
+
+from __future__ import annotations
+
+import math
+from itertools import repeat
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch import distributed as dist
+
+from nnunetv2_conemos.methods.generic_ssl.diffusion import STEPS, noised, sampled
+from nnunetv2_conemos.methods.generic_ssl.loss import ClassWeightedDiceCE
+from nnunetv2_conemos.methods.generic_ssl.network import AggregateDecouple, BothStreams, Noisy, against_background
+from nnunetv2_conemos.methods.generic_ssl.pseudo_labels import class_counts, clean_maps, largest_vote, pseudo_labels
+from nnunetv2_conemos.methods.generic_ssl.vnet import Shape
+from nnunetv2_conemos.networks.planned import planned_unet
+from nnunetv2_conemos.records import Truth, move
+from nnunetv2_conemos.training.method import Method, Optimiser, Parameters
+from nnunetv2_conemos.training.plans_facts import answered_labels, method_options
+from nnunetv2_conemos.training.sampling import Cases
+from nnunetv2_conemos.training.semi_supervised import SemiSupervisedTrainer
+
+PULL = 0.99  # what stays of the decoder of pseudo-labels in each step, which moves to the mean of the two others
+LEARNING_RATE, MOMENTUM, DECAY = 1e-2, 0.9, 3e-5  # of the published SGD
+CONFIDENT = 0.5  # a vote below which the diffusion decides hardly any pseudo-label
+
+
+class GenericSSLOptions(BaseModel):
+    """Options of a plans configuration under the key `conemos`.
+
+    `unlabelled_weight`: of the loss on pseudo-labels once it is whole, after the share `ramp` of the training (as
+    published 1, and a third where domains are generalised to); 0: a decoder that learns from annotations predicts, and
+    nothing is learnt from unlabelled cases. `norm`: batch norms are the published ones; they mix the
+    statistics of noisy maps and images. `teacher`: whether pseudo-labels are made with dropout and with the statistics
+    of the batch (`train`, as published). `clip`: gradients, as nnU-Net does.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    unlabelled_weight: float = Field(default=10.0, ge=0)
+    ramp: float = Field(default=1.0, gt=0, le=1)
+    norm: Literal["instance", "batch"] = "instance"
+    teacher: Literal["train", "eval"] = "train"
+    clip: bool = False
+    optimiser: Literal["SGD", "nnU-Net"] = "SGD"
+
+
+def three_decoders(
+    plans: PlansManager, configuration: ConfigurationManager, channels: int, heads: int, deep_supervision: bool
+) -> AggregateDecouple:
+    options = method_options(configuration, GenericSSLOptions)
+    planned: Any = planned_unet(configuration, channels, heads, deep_supervision=False).encoder
+    shape = Shape(planned.conv_op, planned.output_channels, planned.kernel_sizes, planned.strides, options.norm)
+    answered = answered_labels(plans, heads - 1)
+    return AggregateDecouple(shape, channels, heads, answered, learns_unlabelled=options.unlabelled_weight > 0)
+
+
+def sgd(parameters: Parameters, configuration: ConfigurationManager, epochs: int) -> Optimiser | None:
+    """The published optimiser with nnU-Net's schedule, unless the configuration wants nnU-Net's own."""
+    if method_options(configuration, GenericSSLOptions).optimiser != "SGD":
+        return None
+    optimiser = torch.optim.SGD(parameters, LEARNING_RATE, MOMENTUM, weight_decay=DECAY, nesterov=True)
+    return optimiser, PolyLRScheduler(optimiser, LEARNING_RATE, epochs)
+
+
+def ramp_up(progress: float, largest: float, share: float) -> float:
+    """The weight of the loss on pseudo-labels at a share of the training."""
+    return largest * math.exp(-5 * (1 - min(progress / share, 1)) ** 2)
+
+
+class GenericSSLTrainer(SemiSupervisedTrainer):
+    """A diffusion and a classifier learn from annotations and label unlabelled cases for the decoder that predicts.
+
+    A third of the labelled samples is centred on foreground, as in nnU-Net. There is no deep supervision.
+    """
+
+    method = Method(
+        network=three_decoders, ask=Cases(every=True), loss=ClassWeightedDiceCE, regions=False, optimiser=sgd
+    )
+    settings = {"enable_deep_supervision": False, "oversample_foreground_percent": 0.33}  # noqa: RUF012
+    needs_unlabelled = True
+    taught: np.ndarray  # boolean [K]: labels that training cases are annotated for
+    weak_views = False  # teacher and student see the same image
+    extras = ("denoising loss", "reweighted loss", "unlabelled loss", "weight of the unlabelled loss")
+
+    def _do_i_compile(self) -> bool:
+        return False  # a step runs parts of the network, the encoder alone a dozen times
+
+    @property
+    def options(self) -> GenericSSLOptions:
+        return method_options(self.configuration_manager, GenericSSLOptions)
+
+    @property
+    def largest_norm(self) -> float:
+        return super().largest_norm if self.options.clip else math.inf
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        loaders = super().get_dataloaders()
+        self.taught = self.table.taught(self.training_cases)
+        network = self.bare_network
+        bound = largest_vote(network.classes)
+        if bound < CONFIDENT and network.learns_unlabelled:
+            self.print_to_log_file(
+                f"{network.classes} classes: before the Gumbel noise, the diffusion gives no class more than "
+                f"{bound:.2f} of its vote, so the other decoder alone makes nearly all pseudo-labels. UniMOSTrainer "
+                "has no such bound."
+            )
+        return loaders
+
+    def _unlabelled_loader(self, cases: list[str]) -> Any:
+        """None is drawn where nothing is learnt from unlabelled cases."""
+        if self.bare_network.learns_unlabelled:
+            return super()._unlabelled_loader(cases)
+        self.print_to_log_file("`unlabelled_weight` is 0: nothing is drawn from the unlabelled stream.")
+        return repeat({})
+
+    def two_stream_step(self, labelled: dict, unlabelled: dict) -> dict:
+        """Denoising + reweighted + weighted unlabelled loss, in one pass back."""
+        scheduler: Any = self.lr_scheduler
+        scheduler.step(self.progress * scheduler.max_steps)  # falls with each step, as the weight rises
+        network = self.bare_network
+        query, truth = self.pose(labelled)
+        truth = move(truth, self.device)
+        assert isinstance(truth, Truth)
+        noisy = with_noise(query.image.to(self.device, non_blocking=True), truth)
+        images, believed = None, None
+        if network.learns_unlabelled:
+            network.pull(PULL)
+            images = unlabelled["data"].to(self.device, non_blocking=True)
+            believed = self._believed(images, self.possible(unlabelled["keys"]))
+        weight = ramp_up(self.progress, self.options.unlabelled_weight, self.options.ramp)
+        parts: list[Tensor] = []
+
+        def total() -> Tensor:
+            denoised, reweighted, *answered = map(against_background, self.network(BothStreams(noisy, images)))
+            difficulty = network.difficulty.update(self._summed(class_counts(denoised, truth)))
+            parts.extend((self.loss(denoised, truth), self.loss(reweighted, truth, difficulty)))
+            parts.extend(self.loss(logits, believed) for logits in answered)
+            return parts[0] + parts[1] + weight * sum(parts[2:])
+
+        (loss,) = self.backward_in_turn([total])
+        parts_and_weight = [*(p.item() for p in parts), *[0.0] * (3 - len(parts)), weight]
+        return {"loss": np.array(loss), **dict(zip(self.extras, parts_and_weight, strict=True))}
+
+    @torch.no_grad()
+    def _believed(self, images: Float[Tensor, "B M *S"], possible: Bool[Tensor, "B K"]) -> Truth:
+        """Pseudo-labels of unlabelled images, asked like annotations of everything that was taught."""
+        network = self.bare_network
+        noise = torch.randn(len(images), network.classes, *images.shape[2:], device=images.device)
+        network.train(self.options.teacher == "train")
+        with self.precision():
+            maps = sampled(lambda x, step: network.denoise(Noisy(images, x, step)), noise)
+            logits = network.reweight(images)
+        network.train()
+        taught = torch.from_numpy(self.taught).to(images.device)
+        labels = torch.arange(1, len(taught) + 1, device=images.device).expand(len(images), -1)
+        found = pseudo_labels(maps, logits, taught, possible)[:, None]
+        return Truth(found, labels, taught.expand(len(images), -1), None)
+
+    def _summed(self, counts: Float[Tensor, "3 C"]) -> Float[Tensor, "3 C"]:
+        """Over all processes."""
+        if self.is_ddp:
+            dist.all_reduce(counts)
+        return counts
+
+
+def with_noise(image: Float[Tensor, "B M *S"], truth: Truth) -> Noisy:
+    """Annotated images with their maps after a random step of the diffusion, drawn for each sample."""
+    maps = clean_maps(truth)
+    step: Int[Tensor, " B"] = torch.randint(STEPS, (len(image),), device=image.device)
+    return Noisy(image, noised(maps, step, torch.randn_like(maps)), step)

@@ -1,0 +1,5 @@
+"""UniMOS: completely, partially and not annotated cases together (PIPO-FAN with UniMatch)."""
+
+from nnunetv2_conemos.methods.unimos.trainer import UniMOSTrainer
+
+__all__ = ["UniMOSTrainer"]

@@ -1,0 +1,54 @@
+"""Cross-entropy that counts what is not annotated as background (PIPO-FAN: Fang & Yan, IEEE TMI 2020; UniMOS).
+
+Axis letters: **B** sample, **K** labels, all asked in order, **C** = K + 1 classes with background first, ***S** space.
+Logits are [B,K,*S] against background, whose logit is 0.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from nnunetv2_conemos.losses.dice import batch_dice
+from nnunetv2_conemos.losses.distributed import mean_of_processes
+from nnunetv2_conemos.losses.marginalised import counted_here, known_classes, merged_log_probabilities, shown_labels
+from nnunetv2_conemos.records import Truth
+
+BACKGROUND_WEIGHT, LABEL_WEIGHT = 0.2, 1.2
+LOWEST = math.log(1e-10)  # of a log-probability
+
+
+def weighted_nll(
+    log_p: Float[Tensor, "B C *S"], classes: Int[Tensor, " B *S"]
+) -> tuple[Float[Tensor, " B *S"], Float[Tensor, " B *S"]]:
+    """Weighted negative log-likelihood of a class at each voxel, and the weights: background counts less."""
+    weight = torch.where(classes > 0, LABEL_WEIGHT, BACKGROUND_WEIGHT).to(log_p)
+    right = log_p.gather(1, classes.long()[:, None])[:, 0].clamp_min(LOWEST)
+    return -right * weight, weight
+
+
+class TargetAdaptiveLoss(nn.Module):
+    """Weighted mean of the cross-entropy over the voxels of all samples (with `ddp`, of all processes); 0 where nothing
+    is annotated.
+
+    With everything annotated it is the weighted cross-entropy. What is not annotated enters through the log-sum-exp of
+    its logits and that of background alone. `dice_weight` (published: 0) adds nnU-Net's other half: the negative soft
+    Dice of the annotated labels, pooled over the same samples, as in `MaskedDiceBCE`.
+    """
+
+    def __init__(self, ddp: bool = False, dice_weight: float = 0.0, smooth: float = 1e-5):
+        super().__init__()
+        self.ddp, self.dice_weight, self.smooth = ddp, dice_weight, smooth
+
+    def forward(self, logits: Float[Tensor, "B K *S"], truth: Truth) -> Float[Tensor, ""]:
+        log_p, counted = merged_log_probabilities(logits, truth.known), counted_here(truth, logits)
+        nll, weight = weighted_nll(log_p, known_classes(truth))
+        total = mean_of_processes((weight * counted[:, 0]).sum(), self.ddp)
+        loss = (nll * counted[:, 0]).sum() / total.clamp_min(1e-8)
+        if self.dice_weight:
+            p, target = log_p[:, 1:].exp() * counted, (shown_labels(truth) & counted).float()
+            loss = loss - self.dice_weight * batch_dice(p, target, truth, self.smooth, self.ddp)
+        return loss

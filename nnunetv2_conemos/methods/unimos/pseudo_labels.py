@@ -1,0 +1,130 @@
+"""Pseudo-labels of unlabelled images and consistency of their views (UniMatch: Yang et al., CVPR 2023; UniMOS).
+
+Axis letters: **B** sample, **M** input channel, **K** labels, ***S** space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from nnunetv2_conemos.annotations.sources import SourceTable
+from nnunetv2_conemos.losses.marginalised import merged_log_probabilities
+from nnunetv2_conemos.methods.unimos.augment import boxes, pasted, photometric
+from nnunetv2_conemos.methods.unimos.loss import weighted_nll
+from nnunetv2_conemos.methods.unimos.scale_fusion import Perturb
+from nnunetv2_conemos.records import Query
+
+THRESHOLDS = ((0.56, 0.9), (0.28, 0.8), (0.0, 0.7))  # from a share of the training on: probability that is believed
+
+
+def threshold(progress: float) -> float:
+    """The probability from which a pseudo-label counts, at a share of the training."""
+    return next(value for start, value in THRESHOLDS if progress >= start)
+
+
+class PseudoLabels(NamedTuple):
+    """The likeliest class of each voxel, [B,*S] integer, and its probability, [B,*S] float."""
+
+    label: Tensor
+    confidence: Tensor
+
+
+def pseudo_labels(
+    logits: Float[Tensor, "B K *S"], asked: Bool[Tensor, "B K"], possible: Bool[Tensor, "B K"]
+) -> PseudoLabels:
+    """Among background and the labels asked, the others counted as background; without a gradient.
+
+    Labels that a case cannot show (not in `possible`) have no part in it.
+    """
+    ruled_out = ~possible.view(*possible.shape, *(1,) * (logits.ndim - 2))
+    confidence, label = merged_log_probabilities(logits.detach().masked_fill(ruled_out, -torch.inf), asked).exp().max(1)
+    return PseudoLabels(label, confidence)
+
+
+def consistency(
+    logits: Float[Tensor, "B K *S"],
+    asked: Bool[Tensor, "B K"],
+    label: Int[Tensor, " B *S"],
+    accepted: Bool[Tensor, " B *S"],
+) -> Float[Tensor, ""]:
+    """Weighted cross-entropy with accepted pseudo-labels, divided by the number of all voxels."""
+    nll, _ = weighted_nll(merged_log_probabilities(logits, asked), label)
+    return (nll * accepted).sum() / nll.numel()
+
+
+class Unlabelled(NamedTuple):
+    """Images [B,M,*S]; `inside` [B,*S]: neither padding nor what nnU-Net took for nothing but zeros around the body,
+    about which nothing is believed; `possible` [B,K]: the labels that a case may show.
+    """
+
+    image: Tensor
+    inside: Tensor
+    possible: Tensor
+
+
+class Views:
+    """Views of unlabelled images and what is believed about them.
+
+    `unlabelled`: weak views, and others that are pasted into their strong views; `asked` [B,K]: the labels that they
+    are asked; `believed`: the probability from which a pseudo-label counts. `perturbed` comes before `strong`.
+    """
+
+    def __init__(self, network: torch.nn.Module, unlabelled: Unlabelled, asked: Tensor, believed: float):
+        self.network, self.asked, self.believed = network, asked, believed
+        self.weak, self.mixed = (
+            Unlabelled(*half) for half in zip(*(part.chunk(2) for part in unlabelled), strict=True)
+        )
+        self.every = torch.arange(1, asked.shape[1] + 1, device=asked.device).expand(len(asked), -1)
+        self.of_mixed = self._pseudo_labels(network(Query(self.mixed.image, self.every)), self.mixed)
+        self.of_weak: PseudoLabels | None = None
+
+    def perturbed(self) -> Float[Tensor, ""]:
+        """Consistency of the perturbed answer with the plain one, of one pass of the encoder."""
+        plain, other = self.network(Perturb(self.weak.image))
+        self.of_weak = self._pseudo_labels(plain, self.weak)
+        return self._consistency(other, self.of_weak)
+
+    def strong(self) -> Float[Tensor, ""]:
+        """Consistency of a strong view, with a box of another image in it, with what is believed of both."""
+        assert self.of_weak is not None
+        image = self.weak.image
+        box = boxes(image.shape, image.device)
+        pairs = zip(self.of_mixed, self.of_weak, strict=True)
+        believed = PseudoLabels(*(pasted(box, other, own) for other, own in pairs))
+        view = pasted(box, photometric(self.mixed.image), photometric(image))
+        return self._consistency(self.network(Query(view, self.every)), believed)
+
+    @property
+    def accepted(self) -> float:
+        """Share of the voxels inside the weak views whose pseudo-label counts."""
+        assert self.of_weak is not None
+        return ((self.of_weak.confidence >= self.believed).sum() / self.weak.inside.sum().clamp_min(1)).item()
+
+    def _pseudo_labels(self, logits: Tensor, of: Unlabelled) -> PseudoLabels:
+        found = pseudo_labels(logits, self.asked, of.possible)
+        return found._replace(confidence=found.confidence * of.inside)
+
+    def _consistency(self, logits: Tensor, believed: PseudoLabels) -> Tensor:
+        return consistency(logits, self.asked, believed.label, believed.confidence >= self.believed)
+
+
+def targets_of(table: SourceTable, cases: Sequence[str], how: str) -> dict[str, np.ndarray]:
+    """Training case -> boolean [K]: the labels that it is asked unlabelled, of those that all `cases` teach, or that
+    those of its dataset do.
+    """
+    everything = table.taught(cases)
+    members: dict[str, list[str]] = {}
+    for case in cases:
+        members.setdefault(table.dataset_of(case) if how == "dataset" else "", []).append(case)
+    taught = {dataset: table.taught(of_dataset) for dataset, of_dataset in members.items()}
+    return {
+        case: taught[dataset] if taught[dataset].any() else everything
+        for dataset, of_dataset in members.items()
+        for case in of_dataset
+    }

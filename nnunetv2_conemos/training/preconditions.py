@@ -1,0 +1,130 @@
+"""What a trainer refuses before nnU-Net makes its results folder, in sentences that say what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from nnunetv2.paths import nnUNet_results
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_conemos.annotations.labels import LabelSpace
+from nnunetv2_conemos.annotations.sources import SourceTable
+from nnunetv2_conemos.datasets.dataset_json import read_dataset_json
+from nnunetv2_conemos.errors import SourceError
+from nnunetv2_conemos.training.method import Method
+from nnunetv2_conemos.training.plans_facts import LABELS_VARIABLE, MODALITY_VARIABLE, PLANS_KEY
+
+
+def refuse_choices_of_prediction(method: Method) -> None:
+    for variable in (LABELS_VARIABLE, *((MODALITY_VARIABLE,) if method.modalities else ())):
+        if os.environ.get(variable):
+            raise ValueError(
+                f"{variable} is set ({os.environ[variable]}). It is for prediction: the final validation would follow "
+                "it too. Unset it to train."
+            )
+
+
+def refuse_cascade(plans: dict, configuration: str, trainer: str) -> None:
+    if PlansManager(plans).get_configuration(configuration).previous_stage_name is not None:
+        raise NotImplementedError(
+            f"{trainer} does not train the cascade ({configuration}): it needs predictions of the previous stage that "
+            "nnU-Net only makes for validation cases. Use 3d_fullres or 3d_lowres."
+        )
+
+
+def refuse_dimension(method: Method, plans: dict, configuration: str, trainer: str) -> None:
+    dimension = len(PlansManager(plans).get_configuration(configuration).patch_size)
+    if dimension not in method.dimensions:
+        possible = " or ".join(f"{d}D" for d in method.dimensions)
+        raise NotImplementedError(
+            f"{trainer} trains {possible} configurations only; {configuration} is {dimension}D. Use another "
+            "configuration, or another trainer."
+        )
+
+
+def refuse_nothing_taught(method: Method, table: SourceTable, trainer: str) -> None:
+    if len(table.untaught(tags=method.tags)) == len(table.labels):
+        raise SourceError(
+            f"{trainer} learns from annotated labels only, and no source annotates any: all `annotated` lists are "
+            "empty. Annotate cases, or learn from tags with CMERTrainer."
+        )
+
+
+def refuse_regions(method: Method, dataset_json: dict, trainer: str) -> None:
+    if LabelSpace.from_dataset_json(dataset_json).has_regions and not method.regions:
+        raise NotImplementedError(
+            f"{trainer} takes labels to exclude each other, so it does not train regions. Use ConditionalFiLMTrainer "
+            "or MultiTalentTrainer, or labels that do not overlap."
+        )
+
+
+def refuse_all_annotated(table: SourceTable, cases: Iterable[str], trainer: str) -> None:
+    if all(table.known(case).any() for case in cases):
+        raise SourceError(
+            f"{trainer} learns from cases that are not annotated for anything, and none of the training cases is one. "
+            'Declare some (a source with "annotated": []), or use UniMOSTrainer or MarginalLossTrainer, which do not '
+            "need them."
+        )
+
+
+def refuse_missing_fold(file: Path, fold: int | str) -> None:
+    """nnU-Net would draw a fold that the split does not have at random, test cases of a setting included."""
+    if fold == "all" or not file.is_file():
+        return
+    folds = len(json.loads(file.read_text()))
+    if int(fold) >= folds:
+        raise SourceError(
+            f"fold {fold}: expected one of the {folds} of {file}, counted from 0. Train one of them, or add the fold "
+            "to the file."
+        )
+
+
+def refuse_uninformed(informed: Iterable[str], part: str, fold: int | str, file: Path) -> None:
+    """`informed`: the cases of a part of the fold that something is known about."""
+    if not any(informed):
+        what = {"train": "training", "val": "validation"}[part]
+        raise SourceError(
+            f"fold {fold}: no annotated {what} case. Put at least one annotated case into '{part}' of {file}."
+        )
+
+
+def refuse_other_labels(plans: dict, configuration: str, trainer: str, dataset_json: dict) -> None:
+    """The folds of one model folder share one dataset.json; a fold for other labels would spoil the others."""
+    folder = model_folder(plans, configuration, trainer)
+    if folder and (folder / "dataset.json").is_file():
+        refuse_label_change(read_dataset_json(folder)["labels"], dataset_json["labels"], str(folder))
+
+
+def refuse_other_facts(plans: dict, configuration: str, trainer: str) -> None:
+    """The folds of one model folder share its plans, which say what to ask; `plans` hold what this fold would ask."""
+    folder = model_folder(plans, configuration, trainer)
+    if not (folder and (folder / "plans.json").is_file()):
+        return
+    theirs, ours = json.loads((folder / "plans.json").read_text()).get(PLANS_KEY, {}), plans[PLANS_KEY]
+    for name, meaning in (("modalities", "modalities"), ("groups", "sets of labels annotated together")):
+        if theirs.get(name, ours[name]) != ours[name]:
+            raise SourceError(
+                f"{folder} was trained for other {meaning} than `sources` declare.\n  trained: {theirs[name]}\n"
+                f"  dataset: {ours[name]}\nRestore `sources`, or move the model folder away."
+            )
+
+
+def model_folder(plans: dict, configuration: str, trainer: str) -> Path | None:
+    """Where nnU-Net keeps the folds of this training; None where nnUNet_results is not set."""
+    if not nnUNet_results.is_set():
+        return None
+    return Path(nnUNet_results) / plans["dataset_name"] / f"{trainer}__{plans['plans_name']}__{configuration}"
+
+
+def refuse_label_change(theirs: dict, ours: dict, where: str) -> None:
+    def names(labels: dict) -> LabelSpace:
+        return LabelSpace.from_dataset_json({"labels": labels})
+
+    if names(theirs) != names(ours):
+        raise SourceError(
+            f"{where} was trained for other labels than this dataset has.\n  trained: {theirs}\n  dataset: {ours}\n"
+            "Restore the labels, move the model folder away, or start from it with `conemos adapt`."
+        )

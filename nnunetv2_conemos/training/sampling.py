@@ -1,0 +1,165 @@
+"""What is drawn and asked: nnU-Net's loader is left as it is and offered virtual identifiers.
+
+Axis letters: **B** sample, **Q** labels asked, numbered 1..K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+
+from nnunetv2_conemos.annotations.sources import SourceTable
+from nnunetv2_conemos.records import Asked
+
+SEPARATOR = "::"  # of the parts of a virtual identifier
+COPIES = 10  # length of every label's list in units of the longest: the finer, the better weights are met
+
+
+class Drawn(NamedTuple):
+    """What an identifier stands for: a case, the labels asked (1..K; 0 asks nothing), those to centre a patch on."""
+
+    case: str
+    asked: tuple[int, ...]
+    centred: tuple[int, ...]
+
+
+@runtime_checkable
+class Ask(Protocol):
+    """Which identifiers the loader draws from, uniformly, and what an identifier stands for."""
+
+    def identifiers(self, table: SourceTable, cases: Sequence[str]) -> np.ndarray:
+        """1-D string array; a list would cost the loader milliseconds a draw."""
+        ...
+
+    def parse(self, identifier: str, table: SourceTable) -> Drawn: ...
+
+
+def annotated_labels(case: str, table: SourceTable) -> tuple[int, ...]:
+    return tuple((np.flatnonzero(table.known(case)) + 1).tolist())
+
+
+def copies(shares: Sequence[float], length: int) -> np.ndarray:
+    """How often each item must stand in a list of this length so that a uniform draw meets its share."""
+    ends = np.cumsum(shares)
+    return np.diff(np.round(ends / ends[-1] * length).astype(int), prepend=0)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A label uniformly, then a case annotated for it, and patches that centre on it (Billot et al., MIDL 2024).
+
+    `questions` says what is then asked, each equally often: "one" (that label), "annotated" (all labels annotated in
+    the case) or "all" (every label that is annotated in some case, as at prediction). A label that is annotated but
+    absent from the case is asked like any other.
+    """
+
+    questions: tuple[Literal["one", "annotated", "all"], ...] = ("one",)
+
+    def identifiers(self, table: SourceTable, cases: Sequence[str], seed: int = 12345) -> np.ndarray:
+        """`case::label::question` such that a uniform draw takes each annotated label equally often.
+
+        Within a label, cases are drawn in proportion to the weight of their source. Raises ValueError where no case
+        is annotated for anything.
+        """
+        rng = np.random.default_rng(seed)
+        per_label = [[case for case in cases if table.known(case)[k]] for k in range(len(table.labels))]
+        length = COPIES * max(map(len, per_label))
+        if length == 0:
+            raise ValueError(f"none of these {len(cases)} cases is annotated for any label: there is nothing to ask.")
+        pairs = []
+        for label, annotated in enumerate(per_label, start=1):
+            if annotated:
+                shuffled = rng.permutation(annotated)
+                times = copies([table.weight(case) for case in shuffled], length)
+                pairs += np.repeat([f"{case}{SEPARATOR}{label}" for case in shuffled], times).tolist()
+        return np.array([f"{pair}{SEPARATOR}{question}" for question in self.questions for pair in pairs])
+
+    def parse(self, identifier: str, table: SourceTable) -> Drawn:
+        case, label, question = identifier.rsplit(SEPARATOR, 2)
+        one = (int(label),)
+        asked = {
+            "one": lambda: one,
+            "annotated": lambda: annotated_labels(case, table),
+            "all": lambda: tuple((np.flatnonzero(table.taught()) + 1).tolist()),
+        }
+        return Drawn(case, asked[question](), one)
+
+
+@dataclass(frozen=True)
+class Cases:
+    """A dataset in proportion to a power of its number of cases, then a case.
+
+    The power 0.5 is that of Ulrich et al. (MICCAI 2023), 0 draws every dataset equally often. Asked are the labels
+    annotated in the case, padded to the largest set that a case has, so that questions have one shape; or every label
+    (`every`), for losses that look at the others too. Sources that name the same `dataset` are one; a case of weight 2
+    is drawn twice as often as it would be.
+    """
+
+    every: bool = False
+    power: float = 0.5
+
+    def identifiers(self, table: SourceTable, cases: Sequence[str]) -> np.ndarray:
+        """Case identifiers, repeated; raises ValueError where no case is annotated for anything."""
+        annotated = [case for case in cases if table.known(case).any()]
+        if not annotated:
+            raise ValueError(f"none of these {len(cases)} cases is annotated for any label: there is nothing to ask.")
+        weights = np.array([table.weight(case) for case in annotated])
+        datasets = np.array([table.dataset_of(case) for case in annotated])
+        shares = np.zeros(len(annotated))
+        for dataset in np.unique(datasets):
+            here = datasets == dataset
+            shares[here] = weights[here] * here.sum() ** (self.power - 1)
+        return np.repeat(annotated, copies(shares.tolist(), COPIES * len(annotated)))
+
+    def parse(self, identifier: str, table: SourceTable) -> Drawn:
+        known = annotated_labels(identifier, table)
+        padded = known + (0,) * (table.largest_set - len(known))
+        return Drawn(identifier, tuple(range(1, len(table.labels) + 1)) if self.every else padded, known)
+
+
+def what_is_asked(ask: Ask, identifiers: Iterable[str], table: SourceTable) -> Asked:
+    """The questions of a drawn batch; shorter rows are padded with 0."""
+    drawn = [ask.parse(str(identifier), table) for identifier in identifiers]
+    width = max(len(one.asked) for one in drawn)
+    rows = np.zeros((len(drawn), width), dtype=np.int64)
+    known = np.zeros((len(drawn), width), dtype=bool)
+    for row, (case, labels, _) in enumerate(drawn):
+        rows[row, : len(labels)] = labels
+        known[row] = np.append(False, table.known(case))[rows[row]]  # 0: not known
+    modality = [table.modality_of(one.case) for one in drawn]
+    return Asked(torch.from_numpy(rows), torch.from_numpy(known), torch.tensor(modality))
+
+
+class AskedDataset:
+    """An nnU-Net dataset whose foreground, for nnU-Net's loader, is the labels that an identifier centres on.
+
+    `dataset` has nnU-Net's `identifiers` and `load_case`. `location_keys`: the keys of nnU-Net's `class_locations` in
+    label order (ids, or regions), `always` those that stay whatever is asked (nnU-Net's key for annotated voxels when
+    there is an ignore label).
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        ask: Ask,
+        table: SourceTable,
+        location_keys: Sequence[int | tuple[int, ...]],
+        always: Sequence[tuple[int, ...]] = (),
+    ):
+        self.dataset, self.ask, self.table = dataset, ask, table
+        self.location_keys, self.always = list(location_keys), list(always)
+        self.identifiers = ask.identifiers(table, dataset.identifiers)
+
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        """As nnU-Net's datasets: image, label map, previous stage, properties."""
+        case, _, centred = self.ask.parse(str(identifier), self.table)
+        loaded: Any = self.dataset.load_case(case)  # not typed upstream
+        image, target, previous, properties = loaded
+        wanted = [*self.always, *(self.location_keys[label - 1] for label in centred)]
+        locations = properties["class_locations"]
+        narrowed = {key: locations[key] for key in wanted if key in locations}
+        return image, target, previous, {**properties, "class_locations": narrowed}

@@ -1,0 +1,119 @@
+"""Tables of who annotated what: what they may say, and the sources they become."""
+
+from __future__ import annotations
+
+import json
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from nnunetv2_conemos.annotations.labels import LabelSpace
+from nnunetv2_conemos.annotations.sources import SourceTable
+from nnunetv2_conemos.annotations.table_file import complete_table, group_sources, read_table
+from nnunetv2_conemos.errors import SourceError
+
+LABELS = LabelSpace.from_dataset_json({"labels": {"background": 0, "liver": 1, "spleen": 2, "pancreas": 3}})
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_json_and_both_kinds_of_csv_say_the_same(tmp_path: Path):
+    wanted = {"a": ["liver", "spleen"], "b": ["pancreas"], "c": []}
+    wide = "case,labels\na,liver;spleen\nb, pancreas\nc,\n"
+    long = "case,labels\r\na,liver\r\na,spleen\r\nb,pancreas\r\nc,\r\n"
+    assert read_table(write(tmp_path / "t.json", json.dumps(wanted))) == (wanted, {})
+    for name, text in (("wide.csv", wide), ("long.CSV", "\ufeff" + long)):
+        assert read_table(write(tmp_path / name, text)) == (wanted, {"a": {}, "b": {}, "c": {}})
+
+
+def test_a_csv_file_may_say_modality_and_domain(tmp_path: Path):
+    """Cases that differ in them are sources of their own; an empty field says nothing."""
+    rows = "case,domain,labels,modality\na,GE,liver,CT\nb,Philips,liver,CT\nc,GE,liver,CT\nd,,liver,\ne,,,CT\n"
+    table = read_table(write(tmp_path / "t.csv", rows))
+    sources = group_sources(table.annotated, LABELS, "Dataset001_A", table.traits)
+    liver = {"annotated": ["liver"], "dataset": "Dataset001_A"}
+    assert sources == {
+        "liver, CT, GE": {"cases": ["a", "c"], **liver, "modality": "CT", "domain": "GE"},
+        "liver, CT, Philips": {"cases": ["b"], **liver, "modality": "CT", "domain": "Philips"},
+        "liver": {"cases": ["d"], **liver},
+        "unlabelled, CT": {"cases": ["e"], "annotated": [], "dataset": "Dataset001_A", "modality": "CT"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("t.json", "{", "not valid JSON"),
+        ("t.json", "[1]", "expected an object case -> labels, found list"),
+        ("t.json", '{"a": "liver"}', "case 'a': expected a list of label names, found 'liver'"),
+        ("t.json", '{"a": ["liver"], "b": [], "a": []}', "named more than once: a"),
+        ("t.json", "{}", "names no case"),
+        ("t.csv", "", "expected the header 'case,labels', .*found None"),
+        ("t.csv", "id,labels\na,b\n", "expected the header 'case,labels'"),
+        ("t.csv", "case,labels\na,liver\nb,liver,spleen\n", "line 3: expected 2 fields"),
+        ("t.csv", "case,labels\na\n", "line 2: expected 2 fields"),
+        ("t.csv", "case,labels\n,liver\n", "line 2: expected 2 fields"),
+        ("t.csv", "case,labels,scanner\na,liver,A\n", "with modality and domain as further columns"),
+        ("t.csv", "case,labels,labels\na,liver,spleen\n", "expected the header"),
+        ("t.csv", "case,labels,domain\na,liver\n", "line 2: expected 3 fields, case, labels, domain"),
+        ("t.csv", "case,labels,domain\na,liver,A\na,spleen,B\n", "line 3: case 'a' was {'domain': 'A'} before"),
+        ("t.xlsx", "", "expected a .json or .csv file, found '.xlsx'"),
+    ],
+)
+def test_a_file_that_says_something_else_is_refused(tmp_path: Path, name: str, text: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        read_table(write(tmp_path / name, text))
+
+
+def test_cases_annotated_alike_become_one_source_in_label_order():
+    annotated = {"a": ["spleen", "liver"], "b": ["liver", "spleen"], "c": [], "d": ["spleen"], "e": [*LABELS.names]}
+    sources = group_sources(annotated, LABELS)
+    assert sources["all but pancreas"] == {"cases": ["a", "b"], "annotated": ["liver", "spleen"]}
+    assert {name: source["cases"] for name, source in sources.items()} == {
+        "all but pancreas": ["a", "b"],
+        "unlabelled": ["c"],
+        "spleen": ["d"],
+        "all labels": ["e"],
+    }
+
+
+def test_names_that_are_long_or_taken_become_numbers():
+    labels = LabelSpace(("a + b", "a", "b", "c", "d", "x" * 60), ((1,), (2,), (3,), (4,), (5,), (6,)), False, None)
+    sources = group_sources({"1": ["a + b"], "2": ["a", "b"], "3": ["x" * 60]}, labels)
+    assert len(sources) == 3
+    assert sum(name.startswith("group ") for name in sources) == 2
+
+
+@pytest.mark.parametrize("case", ["scan[1]", "what?", "star*", "[!x]", "plain"])
+def test_case_names_are_matched_to_the_letter(case: str):
+    (pattern,) = group_sources({case: ["liver"]}, LABELS)["liver"]["cases"]
+    assert fnmatchcase(case, pattern)
+    assert not any(fnmatchcase(other, pattern) for other in ("scan1", "whatx", "starry", "y", "plain2"))
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=6), st.lists(st.sampled_from(LABELS.names)), min_size=1))
+def test_sources_say_what_the_table_said(annotated: dict[str, list[str]]):
+    """Whatever the cases are called: each is in one source, which annotates exactly its labels."""
+    assume(any(annotated.values()))
+    labels = {"background": 0} | {name: i for i, name in enumerate(LABELS.names, start=1)}
+    table = SourceTable.from_dataset_json({"labels": labels, "sources": group_sources(annotated, LABELS)}, annotated)
+    assert {case: set(table.annotated(case)) for case in table.cases} == {c: set(v) for c, v in annotated.items()}
+
+
+def test_an_unknown_label_is_answered_with_the_nearest():
+    with pytest.raises(SourceError, match=r"case 'a': 'Spleen' is no label .*Did you mean 'spleen'\?"):
+        group_sources({"a": ["Spleen"]}, LABELS)
+
+
+def test_strangers_and_missing_cases_are_listed_together():
+    with pytest.raises(SourceError, match=r"1 case\(s\) of the table .*: x\. .*2 case\(s\) of the dataset .*: b, c\."):
+        complete_table({"a": ["liver"], "x": []}, ["a", "b", "c"], None)
+    assert complete_table({"a": ["liver"]}, ["a", "b"], []) == {"a": ["liver"], "b": []}
+    with pytest.raises(SourceError, match="not in the dataset: x"):
+        complete_table({"x": []}, ["a"], [])

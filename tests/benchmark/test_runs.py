@@ -1,0 +1,74 @@
+"""A network that is told the modality predicts the held-out cases of each modality by themselves."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from nnunetv2_conemos.benchmark import runs as networks
+from nnunetv2_conemos.benchmark.config import Arm, Recipe, Run
+from nnunetv2_conemos.training.plans_facts import PLANS_KEY
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "test" / "imagesTr"
+    folder.mkdir(parents=True)
+    for case in ("c1", "c2", "m1", "x1"):
+        for channel in range(2):
+            (folder / f"{case}_000{channel}.nii.gz").touch()
+    declared = {"c1": "CT", "c2": "CT", "m1": "MR/T1", "x1": None}
+    (folder.parent / "modalities.json").write_text(json.dumps(declared))
+    return folder
+
+
+def model(tmp_path: Path, facts: dict | None) -> tuple[SimpleNamespace, networks.Model]:
+    """A workplace and a trained network in it, whose plans hold these facts."""
+    run = Run(Arm(arm="HermesTrainer"), 1, 0, 0)
+    made = networks.Model(run, "Dataset900_Partial", "HermesTrainer", tmp_path / "results", tmp_path, "2d")
+    place = SimpleNamespace(recipe=Recipe(dataset="1", tta=False), device="cpu")
+    made.folder(place.recipe).mkdir(parents=True)
+    plans = {} if facts is None else {PLANS_KEY: facts}
+    (made.folder(place.recipe) / "plans.json").write_text(json.dumps(plans))
+    return place, made
+
+
+def names(folder: Path) -> set[str]:
+    return {file.name[:2] for file in folder.iterdir()}
+
+
+def test_cases_of_each_modality_are_predicted_by_themselves(tmp_path, images, monkeypatch):
+    place, made = model(tmp_path, {"modalities": ["CT", "MR/T1"]})
+    asked = []
+
+    def measured(place, model, log, report, what, **variables):
+        folder = Path(what[what.index("-i") + 1])
+        asked.append((variables, names(folder), len(list(folder.iterdir()))))
+        report.write_text(json.dumps({"predict_s": 2.0, "predict_peak_mib": 10.0 * len(asked)}))
+
+    monkeypatch.setattr(networks, "measured", measured)
+    monkeypatch.setattr(networks, "train", lambda place, model: {"step_s": 1.0})
+    costs = networks.train_and_predict(place, made, images, tmp_path / "predictions")
+    told = {variables["CONEMOS_MODALITY"]: cases for variables, cases, _ in asked}
+    assert told == {"CT": {"c1", "c2"}, "MR/T1": {"m1"}, "unknown": {"x1"}}
+    assert sorted(number for *_, number in asked) == [2, 2, 4], "both channels"
+    assert costs == {"step_s": 1.0, "predict_s": 6.0, "predict_peak_mib": 30.0}
+
+
+@pytest.mark.parametrize("facts", [None, {"modalities": []}], ids=["stock", "not told"])
+def test_other_networks_predict_all_cases_at_once(tmp_path, images, facts):
+    place, made = model(tmp_path, facts)
+    assert networks.by_modality(place, made, images) == {None: images}
+
+
+def test_without_declared_modalities_all_cases_are_predicted_at_once(tmp_path, images):
+    (images.parent / "modalities.json").unlink()
+    place, made = model(tmp_path, {"modalities": ["CT"]})
+    assert networks.by_modality(place, made, images) == {None: images}
+
+
+def test_a_modality_that_training_did_not_see_is_unknown(tmp_path, images):
+    place, made = model(tmp_path, {"modalities": ["CT"]})
+    parts = networks.by_modality(place, made, images)
+    assert {name: names(folder) for name, folder in parts.items()} == {"CT": {"c1", "c2"}, "unknown": {"m1", "x1"}}

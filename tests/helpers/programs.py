@@ -1,0 +1,29 @@
+"""The real commands, in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from nnunetv2_conemos import doorway as env
+
+
+def environment() -> dict[str, str]:
+    bin_folder = str(Path(sys.executable).parent)
+    return os.environ | {
+        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+        "nnUNet_extTrainer": str(env.doorway_folder()),
+        "nnUNet_n_proc_DA": "1",
+        "nnUNet_def_n_proc": "2",
+        "nnUNet_compile": "f",
+        "OMP_WAIT_POLICY": "passive",
+    }
+
+
+def command(*words: object) -> str:
+    """Run one command; its output is part of the failure."""
+    done = subprocess.run(list(map(str, words)), env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, f"{words}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout

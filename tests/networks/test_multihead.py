@@ -1,0 +1,150 @@
+"""The networks of the baselines and of label sets: what tells each from the others."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from architectures import LABELS, build, patch, plans
+from worlds import make_trainer, shapes, write_world
+
+from nnunetv2_conemos import methods
+from nnunetv2_conemos.methods.dodnet import SIZES, dynamic_head
+from nnunetv2_conemos.networks.heads import ABSENT, chosen_channels, nnunet_heads
+from nnunetv2_conemos.records import Query
+from nnunetv2_conemos.training.validation import likeliest_alone
+
+IMAGE = torch.randn(2, 1, *patch(2), generator=torch.Generator().manual_seed(0))
+
+
+def trained(trainer: type, **options: object) -> torch.nn.Module:
+    """A network as if trained: no zero-initialised layer hides a mistake."""
+    torch.manual_seed(0)
+    network = build(trainer, plans(2, "plain", LABELS, **options), LABELS, deep=False).eval()
+    for parameter in network.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return network
+
+
+def ask(network: torch.nn.Module, *labels: int) -> torch.Tensor:
+    with torch.no_grad():
+        return network(Query(IMAGE, torch.tensor([labels] * 2)))
+
+
+def test_heads_are_nnunets_and_absent_where_not_answered():
+    answered = torch.randn(1, 2, 4, 4)
+    heads = nnunet_heads(answered, (3, 1), 4, True)
+    assert heads.shape == (1, 5, 4, 4)
+    assert (heads[:, 0] == 0).all()
+    assert torch.equal(heads[:, [3, 1]], answered)
+    assert (heads[:, [2, 4]] == ABSENT).all()
+    assert nnunet_heads(answered, (1, 2), 2, False).shape == (1, 2, 4, 4)
+
+
+def test_channels_are_chosen_for_each_sample():
+    logits = torch.arange(2 * 3 * 4.0).view(2, 3, 4)
+    chosen = chosen_channels(logits, torch.tensor([[3, 1], [2, 0]]))
+    assert torch.equal(chosen[0], logits[0, [2, 0]])
+    assert torch.equal(chosen[1, 0], logits[1, 1])
+
+
+def test_a_label_that_nobody_annotated_gives_its_head_no_gradient(nnunet_folders):
+    rng = np.random.default_rng(0)
+    cases = {f"{'ab'[i % 2]}{i}": shapes(rng, 16, 4) for i in range(10)}
+    labels = {"background": 0, "square": 1, "disc": 2}
+    sources = {"A": {"cases": ["a*"], "annotated": ["square"]}, "B": {"cases": ["b*"], "annotated": ["square"]}}
+    write_world(nnunet_folders, cases, labels, sources, batch_size=2)
+    trainer = make_trainer(nnunet_folders, methods.MultiTalentTrainer)
+    trainer.initialize()
+    trainer.network.train()
+    query, truth = trainer.pose(next(trainer.get_dataloaders()[0]))
+    trainer.loss(trainer.network(query), truth).backward()
+    gradient = trainer.network.decoder.seg_layers[-1].weight.grad
+    assert (gradient[0] != 0).any()
+    assert (gradient[1] == 0).all()
+
+
+def test_a_label_set_is_answered_in_one_pass_and_depends_on_the_set():
+    network = trained(methods.LabelSetFiLMTrainer)
+    assert not torch.allclose(ask(network, 1), ask(network, 1, 2, 3)[:, :1], atol=1e-3)
+    padded = network(Query(IMAGE, torch.tensor([[2, 0, 0]] * 2)))[:, :1]
+    assert torch.allclose(padded, ask(network, 2), atol=1e-6), "0 asks nothing"
+
+
+def test_a_label_set_can_be_asked_one_by_one():
+    together, alone = (trained(methods.LabelSetFiLMTrainer, one_by_one=flag) for flag in (False, True))
+    assert all(torch.equal(a, b) for a, b in zip(together.parameters(), alone.parameters(), strict=True))
+    with torch.no_grad():
+        heads = alone(IMAGE)
+    expected = torch.cat([ask(together, label) for label in (1, 2, 3)], dim=1)
+    assert torch.allclose(heads[:, 1:], expected, atol=1e-6)
+    with pytest.raises(NotImplementedError, match="one_by_one"):
+        alone.stock_weights([1, 2])
+
+
+def test_the_other_methods_answer_a_label_whatever_else_is_asked():
+    for trainer in (methods.DoDNetTrainer, methods.MultiTalentTrainer, methods.MultiDecoderTrainer):
+        network = trained(trainer)
+        assert torch.allclose(ask(network, 2), ask(network, 3, 2)[:, 1:], atol=1e-5), trainer.__name__
+
+
+def test_the_dynamic_head_is_three_generated_convolutions():
+    assert sum(SIZES) == 153
+    features, weights = torch.randn(2, 8, 5, 5), torch.randn(2, 3, 153)
+    answers = dynamic_head(features, weights)
+    for b in range(2):
+        for q in range(3):
+            w1, b1, w2, b2, w3, b3 = weights[b, q].split(SIZES)
+            x = F.relu(F.conv2d(features[b : b + 1], w1.view(8, 8, 1, 1), b1))
+            x = F.relu(F.conv2d(x, w2.view(8, 8, 1, 1), b2))
+            x = F.conv2d(x, w3.view(1, 8, 1, 1), b3)
+            assert torch.allclose(answers[b, q], x[0, 0], atol=1e-4)
+
+
+def test_dodnet_sees_the_image_through_its_bottleneck():
+    network = trained(methods.DoDNetTrainer)
+    labels = torch.tensor([[1], [1]])
+    first, second = network._weights(torch.randn(2, network.encoder.output_channels[-1]), labels)
+    assert not torch.allclose(first, second)
+
+
+def test_too_many_decoders_are_refused():
+    many = {"background": 0} | {f"label{i}": i for i in range(1, 18)}
+    with pytest.raises(NotImplementedError, match=r"17 labels would need 17 decoders .* at most 16"):
+        build(methods.MultiDecoderTrainer, plans(2, "plain", many), many)
+    assert len(trained(methods.MultiDecoderTrainer).decoder) == 3
+
+
+def test_decoders_switch_deep_supervision_together():
+    network = trained(methods.MultiDecoderTrainer)
+    network.decoder.deep_supervision = True
+    assert all(decoder.deep_supervision for decoder in network.decoder)
+    assert len(network(Query(IMAGE, torch.tensor([[1, 2]] * 2)))) == 2
+
+
+def test_softmax_heads_give_nnunets_own_probabilities():
+    network = trained(methods.MarginalLossTrainer)
+    with torch.no_grad():
+        stock = network.decoder(network.encoder(IMAGE))
+        heads = network(IMAGE)
+    assert torch.allclose(torch.softmax(heads, 1), torch.softmax(stock, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("trainer", [methods.MarginalLossTrainer, methods.UniMOSTrainer], ids=lambda t: t.__name__)
+def test_what_a_softmax_does_not_answer_competes_as_background(trainer, monkeypatch):
+    """Labels that nobody annotated were taught as background, and labels that are not asked still stand somewhere."""
+    every = ask(trained(trainer), 1, 2, 3)
+    monkeypatch.setenv("CONEMOS_LABELS", "a,c")
+    with torch.no_grad():
+        some = trained(trainer)(IMAGE)
+    p = torch.softmax(torch.cat((torch.zeros_like(every[:, :1]), every), 1), 1)
+    found = torch.softmax(some[:, [0, 1, 3]], 1)
+    assert torch.allclose(found, torch.stack((p[:, 0] + p[:, 2], p[:, 1], p[:, 3]), 1), atol=1e-4)
+    assert (some[:, 2] == ABSENT).all()
+
+
+def test_labels_of_a_softmax_are_counted_where_they_are_the_likeliest():
+    logits = torch.tensor([[2.0, 3.0, -1.0, 0.5], [1.0, 4.0, -2.0, 0.7], [9.0, 9.0, 9.0, 9.0]]).T.view(1, 4, 3)
+    alone = likeliest_alone(logits.transpose(1, 2).reshape(1, 3, 4), untaught=[3])
+    assert (alone > 0).tolist() == [[[True, False, False, False], [False, True, False, True], [False] * 4]]

@@ -1,0 +1,47 @@
+"""torch.compile sees one graph without breaks, in training and in prediction.
+
+Asked in a process of its own: the run-time shape checks of the other tests would break the graph themselves.
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize("kind", ["plain", pytest.param("residual", marks=pytest.mark.slow)])
+def test_one_graph_and_no_breaks(kind):
+    done = subprocess.run([sys.executable, __file__, kind], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found) >= 7, "three questions to each of at least two trainers, and one more to one of them"
+    assert {tuple(counts) for counts in found.values()} == {(1, 0)}, found
+
+
+def graphs(kind: str) -> dict[str, tuple[int, int]]:
+    """(graphs, breaks) of every trainer's network for what training and prediction ask of it."""
+    import torch
+    from architectures import build, patch, plans
+    from every_trainer import TRAINERS
+    from torch._dynamo import explain
+
+    from nnunetv2_conemos.methods import UniMOSTrainer
+    from nnunetv2_conemos.methods.unimos.scale_fusion import Perturb
+    from nnunetv2_conemos.records import Query
+
+    image, labels = torch.randn(2, 1, *patch(2)), torch.tensor([[1], [2]])
+    questions = {"query": Query(image, labels), "told": Query(image, labels, torch.tensor([1, 0])), "tensor": image}
+    found = {}
+    for trainer in TRAINERS:
+        network = build(trainer, plans(2, kind))
+        own = {"views": Perturb(image)} if trainer is UniMOSTrainer else {}
+        for name, question in (questions | own).items():
+            torch._dynamo.reset()
+            seen = explain(network)(question)
+            found[f"{trainer.__name__} {name}"] = (seen.graph_count, seen.graph_break_count)
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(graphs(sys.argv[1])))

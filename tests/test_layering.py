@@ -1,111 +1,49 @@
-"""One way for the data to flow: no module imports what stands above it."""
+"""One way for the data to flow: a folder imports from those before it, and no method imports another."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from paths import ROOT
 
 PACKAGE = ROOT / "nnunetv2_conemos"
-LAYERS = [
-    {"errors"},
-    {"tags"},
-    {"sources"},
-    {
-        "records",
-        "datasets",
-        "case_table",
-        "splits",
-        "roles",
-        "summary",
-        "relabel",
-        "parallel",
-        "variants",
-        "small_plans",
-    },
-    {
-        "sampling",
-        "losses",
-        "networks.planned",
-        "networks.film",
-        "networks.prior_fusion",
-        "networks.vnet",
-        "networks.difficulty",
-        "diffusion",
-        "method",
-        "schedules",
-        "averaging",
-        "curves",
-        "views",
-        "warps",
-    },
-    {"networks.multihead", "refusals", "slices", "pseudo_maps"},
-    {
-        "networks.conditional",
-        "networks.dynamic_head",
-        "networks.multi_decoder",
-        "networks.hermes",
-        "networks.scale_fusion",
-        "networks.hermes_backbone",
-        "networks.aggregate_decouple",
-        "networks.cam",
-    },
-    {"networks.label_set", "networks.pyramid", "thresholds"},
-    {"trainer"},
-    {"semi_supervised"},
-    {"methods"},
-    {"scores", "phantom", "env", "models", "stock", "statistics"},
-    {"figures", "environment", "commands", "whole_slices"},
-    {"declare", "raw_writer"},
-    {"contents", "hidden"},
-    {"check", "evaluation", "best", "adapt", "compare"},
-    {"predict", "export"},
-    {"labelling"},
-    {"complete"},
-    {"cams"},
-    {"recipe", "hide", "split"},
-    {"ingredients"},
-    {"merge_report"},
-    {"merge"},
-    {"demo_report"},
-    {"demo"},
-    {"benchmark.recipe", "benchmark.measured", "benchmark.against_k"},
-    {"benchmark.recipe_file"},
-    {"benchmark.workplace", "benchmark.ledger"},
-    {"benchmark.material"},
-    {"benchmark.networks"},
-    {"benchmark.arms", "benchmark.results"},
-    {"benchmark.figures"},
-    {"benchmark.overlays", "benchmark.priors", "benchmark.accepted"},
-    {"benchmark.report"},
-    {"benchmark.main"},
-    {"cli"},
-]
-FILES = sorted(p for p in PACKAGE.rglob("*.py"))
+FLOORS = (
+    "errors", "records", "files", "parallel", "doorway", "subprocesses", "environment",
+    "annotations", "datasets", "networks", "losses", "training", "inference", "evaluation", "methods",
+    "benchmark", "demo", "commands", "cli",
+)  # fmt: skip
+FILES = sorted(PACKAGE.rglob("*.py"))
+PUBLIC = PACKAGE / "__init__.py"  # re-exports from everywhere
 
 
-def layer(module: str) -> int | None:
-    names = [module, module.split(".")[0]]
-    return next((i for i, names_here in enumerate(LAYERS) for name in names if name in names_here), None)
+def rooms(file: Path) -> tuple[str, ...]:
+    return file.relative_to(PACKAGE).with_suffix("").parts
 
 
-def module_of(file: Path) -> str:
-    return ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__").removesuffix("__init__")
-
-
-@pytest.mark.parametrize("file", FILES, ids=module_of)
-def test_imports_point_downwards(file):
-    module = module_of(file)
-    if not module or module in ("losses", "networks", "benchmark"):
-        return
-    here = layer(module)
-    assert here is not None, f"{module} has no layer; add it to LAYERS where it belongs"
+def imported(file: Path) -> Iterator[tuple[str, ...]]:
+    """What a file imports, as the rooms it lies in; a module of another package has its name alone."""
     for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nnunetv2_conemos."):
-            imported = node.module.removeprefix("nnunetv2_conemos.")
-            assert layer(imported) <= here, f"{module} imports {imported}"
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from ((*node.module.split("."), alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (tuple(alias.name.split(".")) for alias in node.names)
 
 
-def test_files_stay_short():
-    long = {module_of(f): n for f in FILES if (n := len(f.read_text().splitlines())) > 300}
-    assert not long
+@pytest.mark.parametrize("file", FILES, ids=lambda file: "/".join(rooms(file)))
+def test_imports_point_one_way(file: Path):
+    here = rooms(file)
+    for package, *there in imported(file):
+        assert package != "argparse" or here[0] in ("commands", "cli"), "argparse stays in commands/"
+        if package != PACKAGE.name or not there or file == PUBLIC:
+            continue
+        assert FLOORS.index(there[0]) <= FLOORS.index(here[0]), f"{'.'.join(here)} imports {'.'.join(there)}"
+        if here[0] == there[0] == "methods" and here[1] != "__init__":
+            assert there[1] == here[1], f"method {here[1]} imports method {there[1]}"
+
+
+def test_files_and_classes_stay_short():
+    lines = {"/".join(rooms(file)): len(file.read_text().splitlines()) for file in FILES}
+    assert not {name: number for name, number in lines.items() if number > 250}
+    classes = [node for file in FILES for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ClassDef)]
+    assert not [node.name for node in classes if (node.end_lineno or 0) - node.lineno >= 150]

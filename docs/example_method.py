@@ -47,4 +47,4 @@ def label_as_input(plans, configuration, channels, heads, deep_supervision):
 
 
 class LabelAsInputTrainer(PartialLabelTrainer):
-    method = Method(network=label_as_input, ask=Pairs(), loss=MaskedDiceBCE)
+    method = Method(network=label_as_input, sampler=Pairs(), loss=MaskedDiceBCE)

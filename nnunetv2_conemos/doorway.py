@@ -40,6 +40,6 @@ def export_line(current: str | None, doorway: Path) -> str:
     return f"export {VARIABLE}={shlex.quote(trainer_path(current, doorway))}"
 
 
-def find_trainers() -> None:
+def register_trainers() -> None:
     """Let nnU-Net find the trainers from within this program, as `conemos env` does for a shell."""
     os.environ[VARIABLE] = trainer_path(os.environ.get(VARIABLE), doorway_folder())

@@ -42,7 +42,7 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
 
     Raises FileExistsError where `target` exists, unless it is to be replaced.
     """
-    refuse_existing(target, overwrite)
+    require_absent(target, overwrite)
     aside = target.with_name(f".{target.name}.unfinished")
     remove(aside)  # of a run that was killed
     aside.mkdir(parents=True)
@@ -53,12 +53,12 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         remove(aside)
 
 
-def refuse_existing(target: Path, overwrite: bool) -> None:
+def require_absent(target: Path, overwrite: bool) -> None:
     if os.path.lexists(target) and not overwrite:
         raise FileExistsError(f"{target} exists. Choose another name, or say --overwrite to replace it.")
 
 
-def refuse_own_files(target: Path, files: Iterable[Path]) -> None:
+def require_no_inputs_within(target: Path, files: Iterable[Path]) -> None:
     """Raises ValueError where files that are still needed lie in the folder to be written."""
     own = next((file for file in files if target.resolve() in file.resolve().parents), None)
     if own is not None:

@@ -56,15 +56,15 @@ class Truth(NamedTuple):
         """Boolean [B,Q,*S]: the map of each label asked (False where nothing is asked)."""
         space = (1,) * (self.target.ndim - 2)
         if self.target.dtype != torch.bool:
-            return (self.target == self.labels.view(*self.labels.shape, *space)) & self._asked(space)
+            return (self.target == self.labels.view(*self.labels.shape, *space)) & self._queried(space)
         channel = (self.labels - 1).clamp_min(0).view(*self.labels.shape, *space)
-        return self.target.gather(1, channel.expand(-1, -1, *self.target.shape[2:])) & self._asked(space)
+        return self.target.gather(1, channel.expand(-1, -1, *self.target.shape[2:])) & self._queried(space)
 
-    def _asked(self, space: tuple[int, ...]) -> Tensor:
+    def _queried(self, space: tuple[int, ...]) -> Tensor:
         return (self.labels > 0).view(*self.labels.shape, *space)
 
 
-class Asked(NamedTuple):
+class QueriedLabels(NamedTuple):
     """What a batch asks: `labels` [B,Q] integer (0 = nothing), `known` [B,Q] boolean, `modality` [B] integer."""
 
     labels: Tensor
@@ -77,14 +77,14 @@ def moved(record: Iterable[Any], *args: Any, **kwargs: Any) -> Iterator[Any]:
     return (None if field is None else field.to(*args, **kwargs) for field in record)
 
 
-def pose_truth(target: Tensor, asked: Asked, ignore: int | None) -> Truth:
+def to_truth(target: Tensor, queried: QueriedLabels, ignore: int | None) -> Truth:
     """Truth from nnU-Net's target of one resolution; the ignore label is a value (label mode) or the last channel."""
     valid = None
     if ignore is not None and target.dtype == torch.bool:
         target, valid = target[:, :-1], ~target[:, -1:]
     elif ignore is not None:
         valid = target != ignore
-    return Truth(target, asked.labels, asked.known, valid, asked.modality)
+    return Truth(target, queried.labels, queried.known, valid, queried.modality)
 
 
 def move(truth: list[Truth] | Truth, device: torch.device) -> list[Truth] | Truth:

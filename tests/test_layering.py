@@ -45,5 +45,7 @@ def test_imports_point_one_way(file: Path):
 def test_files_and_classes_stay_short():
     lines = {"/".join(rooms(file)): len(file.read_text().splitlines()) for file in FILES}
     assert not {name: number for name, number in lines.items() if number > 250}
-    classes = [node for file in FILES for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ClassDef)]
+    classes = [
+        node for file in FILES for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ClassDef)
+    ]
     assert not [node.name for node in classes if (node.end_lineno or 0) - node.lineno >= 150]

@@ -56,8 +56,8 @@ def test_hide_merge_train_predict_a_label_complete_train_stock_and_export(nnunet
 
     images = base / "ACDC" / "imagesTr"
     model = base / "nnUNet_results" / "Dataset030_Heart" / f"{TRAINER}__nnUNetPlans__{TINY}"
-    asked = ("-d", 30, "-c", TINY, "-tr", TRAINER, "-f", 0, "--labels", "LV")
-    command("conemos", "predict", "-i", images, "-o", base / "lv", *asked, *FAST)
+    queried = ("-d", 30, "-c", TINY, "-tr", TRAINER, "-f", 0, "--labels", "LV")
+    command("conemos", "predict", "-i", images, "-o", base / "lv", *queried, *FAST)
     predicted = {file.name: read_nifti(file) for file in (base / "lv").glob("*.nii.gz")}
     assert len(predicted) == 7
     assert set(np.unique(np.concatenate([a.ravel() for a in predicted.values()]))) == {0, 3}

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nnunetv2_conemos.annotations.labels import LabelSpace
-from nnunetv2_conemos.annotations.tags import Axis, Present, Tags, parse_tags, refuse_misfits
+from nnunetv2_conemos.annotations.tags import Axis, Present, Tags, check_tags_fit, parse_tags
 from nnunetv2_conemos.errors import SourceError, shorten
 
 EVERYTHING = "all cases"  # name of the implied source of a dataset without `sources`
@@ -64,7 +64,7 @@ class SourceTable:
         self._known = {name: self._columns(name, "annotated") for name in sources}
         self._tagged = {name: self._columns(name, "tagged") for name in sources}
         self.largest_set = max(int(known.sum()) for known in self._known.values())
-        refuse_contradictions(self.sources)
+        check_contradictions(self.sources)
 
     def _columns(self, source: str, key: str) -> np.ndarray:
         """Boolean [K]: the labels that a source names under a key."""
@@ -86,7 +86,7 @@ class SourceTable:
         sources, tags = parse_sources(dataset_json["sources"]), parse_tags(dataset_json.get("tags", {}))
         source_of = match_cases(sources, cases)
         table = cls(labels, sources, source_of, tags)
-        refuse_misfits(tags, {case: sources[source].tagged for case, source in source_of.items()})
+        check_tags_fit(tags, {case: sources[source].tagged for case, source in source_of.items()})
         return table
 
     @property
@@ -169,15 +169,17 @@ class SourceTable:
     def cases_of(self, source: str) -> list[str]:
         return sorted(case for case, name in self._source_of.items() if name == source)
 
-    def taught(self, cases: Iterable[str] | None = None, tags: bool = False) -> np.ndarray:
+    def supervised(self, cases: Iterable[str] | None = None, tags: bool = False) -> np.ndarray:
         """Boolean [K]: labels that one of these cases (all, by default) is annotated, or with `tags` tagged, for."""
         sources = self._with_cases if cases is None else {self.source_of(case) for case in cases}
-        taught = [np.zeros(len(self.labels), dtype=bool)]
-        return np.any([*taught, *(self._known[name] | (self._tagged[name] & tags) for name in sources)], axis=0)
+        supervised = [np.zeros(len(self.labels), dtype=bool)]
+        return np.any([*supervised, *(self._known[name] | (self._tagged[name] & tags) for name in sources)], axis=0)
 
-    def untaught(self, cases: Iterable[str] | None = None, tags: bool = False) -> list[str]:
+    def never_annotated(self, cases: Iterable[str] | None = None, tags: bool = False) -> list[str]:
         """Names of the labels that none of these cases (all, by default) is annotated, or with `tags` tagged, for."""
-        return [n for n, taught in zip(self.labels.names, self.taught(cases, tags), strict=True) if not taught]
+        return [
+            n for n, supervised in zip(self.labels.names, self.supervised(cases, tags), strict=True) if not supervised
+        ]
 
     def counts(self) -> np.ndarray:
         """Integer [sources, K]: cases per source that are annotated for each label (order of `sources`)."""
@@ -190,7 +192,7 @@ class SourceTable:
         return values | {0} | ({self.labels.ignore} if self.labels.ignore is not None else set())
 
 
-def refuse_contradictions(sources: Mapping[str, Source]) -> None:
+def check_contradictions(sources: Mapping[str, Source]) -> None:
     """Raises SourceError where nothing is known at all, or a label is both annotated and tagged."""
     if not any(source.annotated or source.tagged for source in sources.values()):
         raise SourceError("no source annotates any label: all `annotated` lists are empty. Name what was annotated.")

@@ -17,7 +17,7 @@ from nnunetv2_conemos.errors import SourceError, shorten
 Annotated = dict[str, list[str]]  # case -> labels annotated in it
 Traits = dict[str, dict[str, str]]  # case -> what else its source says: key -> value
 TRAITS = ("modality", "domain")  # columns of a CSV file beside `case` and `labels`
-LONGEST_NAME = 40  # of a source, in characters
+MAX_NAME = 40  # of a source, in characters
 NO_TRAITS: Mapping[str, dict[str, str]] = MappingProxyType({})
 
 
@@ -46,14 +46,14 @@ def read_table(path: Path) -> CaseTable:
 
 
 def _read_json(path: Path) -> CaseTable:
-    def refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def require_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         repeated = [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]
         if repeated:
             raise ValueError(f"--annotated {path}: named more than once: {shorten(repeated)}. Join their labels.")
         return dict(pairs)
 
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=refuse_repeated)
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=require_unique)
     except json.JSONDecodeError as error:
         raise ValueError(f"--annotated {path}: not valid JSON ({error}).") from None
     if not isinstance(content, dict):
@@ -133,7 +133,7 @@ def group_sources(
     sources = {}
     for number, ((known, own), cases) in enumerate(sorted(groups.items(), key=lambda group: -len(group[1])), start=1):
         name = ", ".join([_readable_name(known, labels.names), *(value for _, value in own)])
-        if len(name) > LONGEST_NAME or name in sources:
+        if len(name) > MAX_NAME or name in sources:
             name = f"group {number}"
         sources[name] = {"cases": [glob.escape(case) for case in cases], "annotated": list(known), **dict(own)}
         if dataset:

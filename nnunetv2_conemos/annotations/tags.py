@@ -81,7 +81,7 @@ def without_tags(dataset_json: Mapping[str, Any]) -> dict[str, Any]:
     return {**{key: value for key, value in dataset_json.items() if key != "tags"}, "sources": sources}
 
 
-def refuse_misfits(tags: Tags, tagged: Mapping[str, Collection[str]]) -> None:
+def check_tags_fit(tags: Tags, tagged: Mapping[str, Collection[str]]) -> None:
     """Raises SourceError where `tags` and what sources declare as `tagged` (case -> labels) do not fit."""
     problems = [f"case '{case}' is no case of this dataset" for case in tags.cases if case not in tagged]
     for case, labels in tagged.items():

@@ -13,12 +13,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2_conemos.benchmark.config import Fold, Run
 from nnunetv2_conemos.benchmark.derived_datasets import annotated_dataset, complete_dataset, one_label_dataset
 from nnunetv2_conemos.benchmark.runs import Costs, Model, train, train_and_predict
-from nnunetv2_conemos.benchmark.workspace import COMPLETED, PARTIAL, Workplace
+from nnunetv2_conemos.benchmark.workspace import COMPLETED, PARTIAL, Workspace
 from nnunetv2_conemos.datasets.writer import reader_of, write_seg
 from nnunetv2_conemos.files import new_folder, write_json
 
 
-def perform(place: Workplace, run: Run, images: Path) -> Costs:
+def perform(place: Workspace, run: Run, images: Path) -> Costs:
     """Train an arm and predict the test images into `predictions` of the run's folder; returns what it cost.
 
     What an earlier, interrupted call has finished is not done again. Raises CommandError where nnU-Net fails, and
@@ -29,7 +29,7 @@ def perform(place: Workplace, run: Run, images: Path) -> Costs:
     return ARMS.get(run.arm.kind, on_one_dataset)(place, run, images, folder)
 
 
-def on_one_dataset(place: Workplace, run: Run, images: Path, folder: Path) -> Costs:
+def on_one_dataset(place: Workspace, run: Run, images: Path, folder: Path) -> Costs:
     """One network, on the partially labelled dataset or on what its kind makes of that."""
     choose = DATASETS.get(run.arm.kind)
     dataset = choose(place, run.fold) if choose else PARTIAL
@@ -40,7 +40,7 @@ def on_one_dataset(place: Workplace, run: Run, images: Path, folder: Path) -> Co
     return train_and_predict(place, model, images, folder / "predictions")
 
 
-def borrow(place: Workplace, trained: Model, model: Model) -> None:
+def borrow(place: Workspace, trained: Model, model: Model) -> None:
     """Give `model` the network of `trained`, trained now if it was not, with the options that hold at prediction."""
     train(place, trained)
     source, target = trained.folder(place.recipe), model.folder(place.recipe)
@@ -56,11 +56,11 @@ def borrow(place: Workplace, trained: Model, model: Model) -> None:
                 (aside / file.name).symlink_to(file)
 
 
-def on_completed(place: Workplace, run: Run, images: Path, folder: Path) -> Costs:
+def on_completed(place: Workspace, run: Run, images: Path, folder: Path) -> Costs:
     """The teacher is the run of its own arm, trained now if it was not; the student's costs are those at the end."""
     teacher = model_of(place, run._replace(arm=run.arm.teacher), PARTIAL)
     place.preprocess(PARTIAL, teacher.configuration)
-    taught = train(place, teacher)
+    supervised = train(place, teacher)
     own = {name: str(folder / name) for name in ("nnUNet_raw", "nnUNet_preprocessed")}
     raw, preprocessed = (Path(path) for path in own.values())
     if not (raw / COMPLETED).is_dir():
@@ -73,10 +73,10 @@ def on_completed(place: Workplace, run: Run, images: Path, folder: Path) -> Cost
     place.preprocess(COMPLETED, configuration(place, run), preprocessed, **own)
     student = model_of(place, run, COMPLETED, preprocessed)
     costs = train_and_predict(place, student, images, folder / "predictions")
-    return costs | {"networks": 2, "steps": costs["steps"] + taught["steps"]}
+    return costs | {"networks": 2, "steps": costs["steps"] + supervised["steps"]}
 
 
-def per_label(place: Workplace, run: Run, images: Path, folder: Path) -> Costs:
+def per_label(place: Workspace, run: Run, images: Path, folder: Path) -> Costs:
     names, costs = [], []
     for k in range(1, len(place.labels) + 1):
         dataset = one_label_dataset(place, k, run.fold)
@@ -97,27 +97,27 @@ def per_label(place: Workplace, run: Run, images: Path, folder: Path) -> Costs:
     }
 
 
-ARMS: Mapping[str, Callable[[Workplace, Run, Path, Path], Costs]] = {
+ARMS: Mapping[str, Callable[[Workspace, Run, Path, Path], Costs]] = {
     "per-label": per_label,
     "completed": on_completed,
 }
-DATASETS: Mapping[str, Callable[[Workplace, Fold], str]] = {
+DATASETS: Mapping[str, Callable[[Workspace, Fold], str]] = {
     "annotated-only": annotated_dataset,
     "ceiling": complete_dataset,
 }
 
 
-def configuration(place: Workplace, run: Run) -> str:
+def configuration(place: Workspace, run: Run) -> str:
     return run.arm.configuration or place.recipe.configuration
 
 
-def model_of(place: Workplace, run: Run, dataset: str, preprocessed: Path | None = None) -> Model:
+def model_of(place: Workspace, run: Run, dataset: str, preprocessed: Path | None = None) -> Model:
     results = place.run_folder(run) / "nnUNet_results"
     where = preprocessed or place.preprocessed
     return Model(run, dataset, run.arm.trainer, results, where, configuration(place, run))
 
 
-def join_labels(place: Workplace, folders: Sequence[Path], output: Path) -> None:
+def join_labels(place: Workspace, folders: Sequence[Path], output: Path) -> None:
     """Maps of K networks with one label each as one."""
     ending = place.dataset_json["file_ending"]
     manager = PlansManager(place.plans).get_label_manager(place.dataset_json)

@@ -16,7 +16,7 @@ from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.annotations.table_file import complete_table, group_sources, read_table
 from nnunetv2_conemos.benchmark.config import Recipe, TestSet
 from nnunetv2_conemos.benchmark.derived_datasets import write_referenced
-from nnunetv2_conemos.benchmark.workspace import MODALITIES, PARTIAL, Workplace, with_validation
+from nnunetv2_conemos.benchmark.workspace import MODALITIES, PARTIAL, Workspace, with_validation
 from nnunetv2_conemos.datasets.dataset_json import read_raw_json
 from nnunetv2_conemos.datasets.folders import image_lists, raw_cases
 from nnunetv2_conemos.datasets.label_maps import visible_values
@@ -49,10 +49,10 @@ def plan_material(recipe: Recipe, source: Path, processes: int) -> Material:
         annotated = complete_table(given.annotated, files, None)
         dataset_json["sources"] = group_sources(annotated, labels, source.name, given.traits)
     table = SourceTable.from_dataset_json(dataset_json, files)
-    refuse_unfit(recipe, source, table)
+    check_partial(recipe, source, table)
     if not recipe.hold_out:
         test = test_set(recipe, source, dataset_json)
-        refuse_training_cases(test, files, dataset_json["file_ending"])
+        require_unseen_cases(test, files, dataset_json["file_ending"])
         check_truth(test, labels, dataset_json, processes)
         return Material(dataset_json, files, [], test)
     complete = [case for case in sorted(files) if table.known(case).all()]
@@ -65,7 +65,7 @@ def plan_material(recipe: Recipe, source: Path, processes: int) -> Material:
     return Material(dataset_json, files, sorted(drawn.tolist()), None)
 
 
-def refuse_unfit(recipe: Recipe, source: Path, table: SourceTable) -> None:
+def check_partial(recipe: Recipe, source: Path, table: SourceTable) -> None:
     """Raises SourceError where there is nothing to compare: no partial labels, or hidden ones to be hidden again."""
     if recipe.hide and not table.is_complete:
         raise SourceError(f"{source} is partially labelled already: leave `hide` out of the recipe.")
@@ -102,7 +102,7 @@ def test_set(recipe: Recipe, source: Path, dataset_json: Mapping[str, Any]) -> T
     return test
 
 
-def refuse_training_cases(test: TestSet, files: Mapping[str, Any], ending: str) -> None:
+def require_unseen_cases(test: TestSet, files: Mapping[str, Any], ending: str) -> None:
     """Raises SourceError where a test case is a training case, by its name or its image."""
     images = {Path(image).resolve() for entry in files.values() for image in entry["images"]}
     tested = {file.name.removesuffix(ending)[:-5]: file for file in test.images.glob(f"*_0000{ending}")}
@@ -119,21 +119,21 @@ def check_truth(test: TestSet, labels: LabelSpace, dataset_json: Mapping[str, An
     maps = sorted(test.labels.glob(f"*{dataset_json['file_ending']}"))
     reader = reader_of(dataset_json, maps[0])
     shown = in_processes(values_of_map, [(file, reader, labels) for file in maps], processes, "Reading the truth")
-    refuse_empty_truth(shown, labels, test.labels)
+    require_labels_in_truth(shown, labels, test.labels)
 
 
 def values_of_map(file: Path, reader: BaseReaderWriter, labels: LabelSpace) -> list[int]:
     return list(occupied(file, read_map(file, reader)[0], labels))
 
 
-def refuse_empty_truth(shown: Iterable[Collection[int]], labels: LabelSpace, where: Path) -> None:
+def require_labels_in_truth(shown: Iterable[Collection[int]], labels: LabelSpace, where: Path) -> None:
     """Raises SourceError where no map shows any label; `shown`: the values in each map."""
     scored = {value for values in labels.values for value in values}
     if not any(scored.intersection(values) for values in shown):
         raise SourceError(f"{where}: no test case shows any label, so nothing can be scored. Test on others.")
 
 
-def gather(place: Workplace, material: Material) -> TestSet:
+def gather(place: Workspace, material: Material) -> TestSet:
     """Write the partially labelled dataset and the test set into the workplace, if that was not done."""
     place.raw.mkdir(parents=True, exist_ok=True)
     train = {case: entry for case, entry in material.files.items() if case not in material.held_out}
@@ -169,7 +169,7 @@ def remaining(material: Material, cases: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def hold_out(place: Workplace, material: Material) -> TestSet:
+def hold_out(place: Workspace, material: Material) -> TestSet:
     """The held-out cases as folders of images (links) and label maps."""
     folder = place.folder / "test"
     if not folder.is_dir():
@@ -184,6 +184,6 @@ def hold_out(place: Workplace, material: Material) -> TestSet:
             ending = material.dataset_json["file_ending"]
             shown = write_cases(jobs, aside, ending, "link", place.processes, "Test cases")
             maps = (held.values for held in shown.values())
-            refuse_empty_truth(maps, labels, place.source / "labelsTr")
+            require_labels_in_truth(maps, labels, place.source / "labelsTr")
             write_json(aside / MODALITIES, modalities)
     return TestSet(images=folder / "imagesTr", labels=folder / "labelsTr")

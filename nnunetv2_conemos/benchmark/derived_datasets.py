@@ -8,7 +8,7 @@ from typing import Any
 
 from nnunetv2_conemos.annotations.tags import without_tags
 from nnunetv2_conemos.benchmark.config import Fold
-from nnunetv2_conemos.benchmark.workspace import CEILING, PARTIAL, Workplace
+from nnunetv2_conemos.benchmark.workspace import CEILING, PARTIAL, Workspace
 from nnunetv2_conemos.datasets.dataset_json import OWN_KEYS
 from nnunetv2_conemos.datasets.folders import raw_cases
 from nnunetv2_conemos.datasets.partial_copy import COMPLETE
@@ -29,7 +29,7 @@ def write_referenced(
             write_json(folder / "splits_final.json", splits)
 
 
-def complete_dataset(place: Workplace, fold: Fold) -> str:
+def complete_dataset(place: Workspace, fold: Fold) -> str:
     """The same cases with their complete label maps, which `conemos hide` keeps; raises FileNotFoundError."""
     maps = (place.raw / PARTIAL if place.recipe.hide else place.source) / COMPLETE
     if not maps.is_dir():
@@ -50,7 +50,7 @@ def complete_dataset(place: Workplace, fold: Fold) -> str:
     return CEILING
 
 
-def annotated_dataset(place: Workplace, fold: Fold) -> str:
+def annotated_dataset(place: Workspace, fold: Fold) -> str:
     """The cases that are annotated for something; raises SourceError where all are."""
     table, raw = place.table, place.raw / ANNOTATED
     if not raw.is_dir():
@@ -65,7 +65,7 @@ def annotated_dataset(place: Workplace, fold: Fold) -> str:
     return ANNOTATED
 
 
-def one_label_dataset(place: Workplace, k: int, fold: Fold) -> str:
+def one_label_dataset(place: Workspace, k: int, fold: Fold) -> str:
     """The cases that are annotated for label k (from 1), with that label alone."""
     name = f"Dataset{100 + k}_Only_{k}"
     raw, table, labels = place.raw / name, place.table, place.labels

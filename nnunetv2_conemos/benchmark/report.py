@@ -26,7 +26,7 @@ from nnunetv2_conemos.benchmark.plots.confident import accepted_shares, draw_acc
 from nnunetv2_conemos.benchmark.plots.overlays import draw_overlays
 from nnunetv2_conemos.benchmark.plots.priors import draw_priors, prior_similarity
 from nnunetv2_conemos.benchmark.results import Results, per_training
-from nnunetv2_conemos.benchmark.workspace import PARTIAL, Workplace
+from nnunetv2_conemos.benchmark.workspace import PARTIAL, Workspace
 from nnunetv2_conemos.evaluation.significance import holm, p_value, shown
 from nnunetv2_conemos.files import write_aside
 from nnunetv2_conemos.inference.model_folder import read_checkpoint, read_model
@@ -45,7 +45,7 @@ COST_HEADS = {
 }
 
 
-def write_report(place: Workplace, test: TestSet) -> dict[str, pd.DataFrame]:
+def write_report(place: Workspace, test: TestSet) -> dict[str, pd.DataFrame]:
     """Write report.md, report.html and the figures; returns the tables. Raises ValueError where no run is done."""
     ledger = Ledger(place.folder)
     results = Results.from_ledger(place.recipe, ledger)
@@ -71,7 +71,7 @@ def write_report(place: Workplace, test: TestSet) -> dict[str, pd.DataFrame]:
     return found
 
 
-def facts(place: Workplace, results: Results) -> dict[str, Any]:
+def facts(place: Workspace, results: Results) -> dict[str, Any]:
     """What the report says beside its tables and figures."""
     recipe, runs = place.recipe, results.runs
     return {
@@ -93,7 +93,7 @@ def facts(place: Workplace, results: Results) -> dict[str, Any]:
     }
 
 
-def training_cases(place: Workplace) -> str:
+def training_cases(place: Workspace) -> str:
     """How many of the cases train in each fold."""
     numbers = {len(place.table.cases)} if "all" in place.recipe.folds else set()
     file = place.preprocessed / PARTIAL / "splits_final.json"
@@ -152,7 +152,7 @@ def vanilla(results: Results) -> str | None:
     return next((arm.name for arm in results.arms if arm.kind == "vanilla"), None)
 
 
-def first_checkpoints(place: Workplace, results: Results) -> dict[str, Path]:
+def first_checkpoints(place: Workspace, results: Results) -> dict[str, Path]:
     """Arm -> checkpoint of its first training, for arms that are a trainer."""
     found: dict[str, Path] = {}
     for run in place.recipe.runs():
@@ -163,7 +163,7 @@ def first_checkpoints(place: Workplace, results: Results) -> dict[str, Path]:
     return found
 
 
-def draw(place: Workplace, results: Results, budgets: Sequence[Results], test: TestSet) -> dict[str, str]:
+def draw(place: Workspace, results: Results, budgets: Sequence[Results], test: TestSet) -> dict[str, str]:
     """Draw the figures; returns caption -> file, relative to the report."""
     folder = place.folder / "figures"
     annotated = dict(zip(place.labels.names, place.table.counts().sum(0).tolist(), strict=True))

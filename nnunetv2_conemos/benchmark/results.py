@@ -37,8 +37,8 @@ class Results:
 
         Raises ValueError where no run is done.
         """
-        asked = pd.DataFrame([run.key for run in recipe.runs()])
-        runs = ledger.runs.merge(asked, on=KEY)
+        queried = pd.DataFrame([run.key for run in recipe.runs()])
+        runs = ledger.runs.merge(queried, on=KEY)
         done, failed = runs.loc[runs["status"] == DONE], runs.loc[runs["status"] != DONE]
         if done.empty:
             reasons = "; ".join(f"{row['arm']}: {row['status']}" for _, row in failed.iterrows())

@@ -19,7 +19,7 @@ from nnunetv2_conemos.benchmark.config import Recipe, Run, TestSet
 from nnunetv2_conemos.benchmark.config_file import grown, read_recipe, recipe_text
 from nnunetv2_conemos.benchmark.ledger import Ledger, read_table
 from nnunetv2_conemos.benchmark.report import AGAINST_K
-from nnunetv2_conemos.benchmark.workspace import PARTIAL, Workplace, prepare
+from nnunetv2_conemos.benchmark.workspace import PARTIAL, Workspace, prepare
 from nnunetv2_conemos.files import remove, write_aside
 from nnunetv2_conemos.subprocesses import CommandError
 
@@ -62,7 +62,7 @@ def make_room(folder: Path, recipe: Recipe) -> Recipe:
     return recipe
 
 
-def run_all(place: Workplace, runs: Sequence[Run], test: TestSet) -> list[Run]:
+def run_all(place: Workspace, runs: Sequence[Run], test: TestSet) -> list[Run]:
     """Perform those that are not done yet, behind a progress bar; returns those that failed."""
     ledger, failed, console = Ledger(place.folder), [], Console(soft_wrap=True)
     columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -90,7 +90,7 @@ def run_all(place: Workplace, runs: Sequence[Run], test: TestSet) -> list[Run]:
     return failed
 
 
-def write_costs_against_k(place: Workplace) -> None:
+def write_costs_against_k(place: Workspace) -> None:
     """For the trainers of the recipe, at its configuration, in a process of its own."""
     trainers = dict.fromkeys(arm.trainer for arm in place.recipe.arms)
     file = place.folder / AGAINST_K
@@ -112,7 +112,7 @@ def reason(error: Exception) -> str:
     return f"status {status[1] if status else '?'}: {(named or lines[-1:])[0]}"[:500]
 
 
-def facts(place: Workplace, run: Run) -> dict[str, Any]:
+def facts(place: Workspace, run: Run) -> dict[str, Any]:
     name = configuration(place, run)
     return {"configuration": name, "plans_hash": place.plans_hash(name), "device": device_name(place.device)}
 
@@ -121,7 +121,7 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else device
 
 
-def enter(place: Workplace, ledger: Ledger, run: Run, test: TestSet) -> None:
+def enter(place: Workspace, ledger: Ledger, run: Run, test: TestSet) -> None:
     """Perform a run, evaluate its predictions, and enter it into the ledger."""
     costs = perform(place, run, test.images)
     predictions = place.run_folder(run) / "predictions"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nnunetv2_conemos.benchmark.config import Recipe, Run, slug
-from nnunetv2_conemos.benchmark.workspace import MODALITIES, Workplace
+from nnunetv2_conemos.benchmark.workspace import MODALITIES, Workspace
 from nnunetv2_conemos.files import new_folder, remove, write_json
 from nnunetv2_conemos.training.plans_facts import MODALITY_VARIABLE, PLANS_KEY, UNKNOWN
 from nnunetv2_conemos.training.variants import variant
@@ -33,7 +33,7 @@ class Model(NamedTuple):
         optimiser = self.run.arm.optimiser or recipe.optimiser
         return variant(self.trainer, self.run.epochs, recipe.mirroring, optimiser == "AdamW")
 
-    def words(self, place: Workplace) -> tuple[str, ...]:
+    def words(self, place: Workspace) -> tuple[str, ...]:
         """-tr, -p and -device of nnU-Net's commands."""
         return ("-tr", self.variant(place.recipe), "-p", place.recipe.plans, "-device", place.device)
 
@@ -41,7 +41,7 @@ class Model(NamedTuple):
         return self.results / self.dataset / f"{self.variant(recipe)}__{recipe.plans}__{self.configuration}"
 
 
-def train(place: Workplace, model: Model) -> Costs:
+def train(place: Workspace, model: Model) -> Costs:
     """Train, or go on with a training that was interrupted; returns what it cost."""
     report = model.folder(place.recipe) / f"fold_{model.run.fold}_costs.json"
     steps = model.run.epochs * STEPS_PER_EPOCH
@@ -52,7 +52,7 @@ def train(place: Workplace, model: Model) -> Costs:
     return {"networks": 1, "steps": steps, **json.loads(report.read_text())}
 
 
-def train_and_predict(place: Workplace, model: Model, images: Path, output: Path, probabilities: bool = False) -> Costs:
+def train_and_predict(place: Workspace, model: Model, images: Path, output: Path, probabilities: bool = False) -> Costs:
     """Train a network and predict the test images into a folder; returns the costs of both."""
     costs = train(place, model)
     report = output.with_name(f"{output.name}.json")
@@ -66,7 +66,7 @@ def train_and_predict(place: Workplace, model: Model, images: Path, output: Path
     return costs | json.loads(report.read_text())
 
 
-def by_modality(place: Workplace, model: Model, images: Path) -> dict[str | None, Path]:
+def by_modality(place: Workspace, model: Model, images: Path) -> dict[str | None, Path]:
     """Modality that a network is told -> folder of the test images that have it; None: it is told nothing."""
     file, plans = images.parent / MODALITIES, model.folder(place.recipe) / "plans.json"
     told = json.loads(plans.read_text()).get(PLANS_KEY, {}).get("modalities") if plans.is_file() else None
@@ -88,7 +88,7 @@ def linked(images: Path, cases: Sequence[str], folder: Path) -> Path:
 
 
 def predict(
-    place: Workplace, model: Model, images: Path, output: Path, modality: str | None, probabilities: bool
+    place: Workspace, model: Model, images: Path, output: Path, modality: str | None, probabilities: bool
 ) -> Costs:
     more = (
         *(() if place.recipe.tta else ("--disable_tta",)),
@@ -103,7 +103,7 @@ def predict(
     return json.loads(report.read_text())
 
 
-def measured(place: Workplace, model: Model, log: str, report: Path, what: Sequence[str], **variables: str) -> None:
+def measured(place: Workspace, model: Model, log: str, report: Path, what: Sequence[str], **variables: str) -> None:
     """Run nnU-Net in a process that measures what it costs."""
     words = (sys.executable, "-m", "nnunetv2_conemos.benchmark.measure", report, str(model.run.seed), *what)
     where = {"nnUNet_results": str(model.results), "nnUNet_preprocessed": str(model.preprocessed)}

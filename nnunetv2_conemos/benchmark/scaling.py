@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.files import write_aside
-from nnunetv2_conemos.records import Asked, Query, pose_truth
+from nnunetv2_conemos.records import QueriedLabels, Query, to_truth
 from nnunetv2_conemos.training.plans_facts import PLANS_KEY
-from nnunetv2_conemos.training.sampling import what_is_asked
+from nnunetv2_conemos.training.sampling import queried_labels
 from nnunetv2_conemos.training.trainer import PartialLabelTrainer
 
 NUMBERS = (2, 5, 10, 20, 40)
@@ -77,13 +77,13 @@ def costs_against_k(
 
 def works(trainer: type[nnUNetTrainer], network: nn.Module, batch: Batch) -> dict[str, Work]:
     """A training step (forward, loss, backward) and the prediction of one patch, as columns name them."""
-    asked, loss = question(trainer, batch)
+    queried, loss = question(trainer, batch)
     device = batch.image.device.type
 
     def step() -> None:
         network.train()
         with torch.autocast(device, enabled=device == "cuda"):
-            loss(network(asked)).backward()
+            loss(network(queried)).backward()
         network.zero_grad(set_to_none=True)
 
     def predict() -> None:
@@ -105,11 +105,11 @@ def question(trainer: type[nnUNetTrainer], batch: Batch) -> tuple[Query | Tensor
         return image, lambda logits: stock(logits, target)
     names = {"background": 0, **{f"label {k}": k for k in range(1, labels + 1)}}
     cases = [f"case{number}" for number in range(len(image))]
-    table, ask = SourceTable.from_dataset_json({"labels": names}, cases), trainer.method.ask
-    drawn = np.random.default_rng(0).choice(ask.identifiers(table, cases), len(image))
-    asked = Asked(*(tensor.to(image.device) for tensor in what_is_asked(ask, drawn, table)))
-    ours, truth = trainer.method.loss(False), pose_truth(target, asked, None)
-    return Query(image, asked.labels, asked.modality), lambda answer: ours(answer, truth)
+    table, sampler = SourceTable.from_dataset_json({"labels": names}, cases), trainer.method.sampler
+    drawn = np.random.default_rng(0).choice(sampler.identifiers(table, cases), len(image))
+    queried = QueriedLabels(*(tensor.to(image.device) for tensor in queried_labels(sampler, drawn, table)))
+    ours, truth = trainer.method.loss(False), to_truth(target, queried, None)
+    return Query(image, queried.labels, queried.modality), lambda answer: ours(answer, truth)
 
 
 def seconds(work: Mapping[Any, Work], device: str) -> dict[Any, float]:

@@ -37,7 +37,7 @@ MODALITIES = "modalities.json"  # beside the folder of held-out images: case -> 
 
 
 @dataclass
-class Workplace:
+class Workspace:
     """A benchmark's folder, its recipe, and what its commands need.
 
     `lock` is a file descriptor that commands inherit; `tell` is shown what goes on.
@@ -122,7 +122,7 @@ class Workplace:
         shutil.copyfile(self.preprocessed / PARTIAL / FINGERPRINT, folder / FINGERPRINT)  # training wants the file
 
 
-def prepare(place: Workplace) -> None:
+def prepare(place: Workspace) -> None:
     """Plan for the partially labelled dataset, and split it; what is done stays."""
     recipe = place.recipe
     for folder in (place.preprocessed, place.folder / "runs"):
@@ -141,7 +141,7 @@ def prepare(place: Workplace) -> None:
         raise ValueError(f"fold {beyond[0]}: expected one of the {folds} folds of splits_final.json, 0 to {folds - 1}.")
 
 
-def add_configurations(place: Workplace) -> None:
+def add_configurations(place: Workspace) -> None:
     """Add the recipe's configurations to the plans; raises ValueError for one that is used but does not exist."""
     plans = place.plans
     for name, wanted in place.recipe.configurations.items():

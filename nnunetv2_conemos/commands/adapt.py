@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from nnunetv2_conemos.datasets.folders import dataset_name, preprocessed_folder
-from nnunetv2_conemos.doorway import find_trainers
+from nnunetv2_conemos.doorway import register_trainers
 from nnunetv2_conemos.files import write_aside
 from nnunetv2_conemos.inference.adapt import adapt_weights, fresh_network, names_in
 from nnunetv2_conemos.inference.model_folder import read_checkpoint
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
     """Raises SourceError, FileNotFoundError or FileExistsError before anything is written."""
     if args.output.exists() and not args.overwrite:
         raise FileExistsError(f"{args.output} exists. Choose another file or pass --overwrite.")
-    find_trainers()
+    register_trainers()
     checkpoint = read_checkpoint(args.checkpoint)
     folder = preprocessed_folder(dataset_name(args.dataset))
     if folder is None:

@@ -18,9 +18,9 @@ from nnunetv2_conemos.benchmark.config import ALL_ARMS, Recipe
 from nnunetv2_conemos.benchmark.config_file import absolute, read_recipe
 from nnunetv2_conemos.benchmark.report import REPORTS, write_report
 from nnunetv2_conemos.benchmark.run import RECIPE, locked, make_room, run_all
-from nnunetv2_conemos.benchmark.workspace import Workplace
+from nnunetv2_conemos.benchmark.workspace import Workspace
 from nnunetv2_conemos.datasets.folders import named_or_path
-from nnunetv2_conemos.doorway import find_trainers
+from nnunetv2_conemos.doorway import register_trainers
 from nnunetv2_conemos.parallel import default_processes
 from nnunetv2_conemos.subprocesses import own_environment
 
@@ -43,17 +43,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    find_trainers()
+    register_trainers()
     folder = args.folder.resolve()
     if args.report and not (folder / RECIPE).is_file():
         raise FileNotFoundError(f"{folder} holds no {RECIPE}: there is no benchmark to report.")
-    recipe = read_recipe(folder / RECIPE, {}) if args.report else asked(args)
+    recipe = read_recipe(folder / RECIPE, {}) if args.report else queried(args)
     source = named_or_path(recipe.dataset).resolve()
     material = plan_material(recipe, source, args.processes)
     with locked(folder) as lock:
         whole = recipe if args.report else make_room(folder, recipe)
         environment = own_environment(folder, os.environ)
-        place = Workplace(folder, whole, source, args.device, args.processes, environment, lock)
+        place = Workspace(folder, whole, source, args.device, args.processes, environment, lock)
         test = gather(place, material)
         failed = [] if args.report else run_all(place, recipe.runs(), test)
         title, table = next(iter(write_report(place, test).items()))
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def asked(args: argparse.Namespace) -> Recipe:
+def queried(args: argparse.Namespace) -> Recipe:
     """The recipe that is named, with what the command line says beside it."""
     options = ("arms", "seeds", "folds", "epochs", "configuration", "plans", "planner")
     changes: dict[str, Any] = {name: getattr(args, name) for name in options if getattr(args, name) is not None}

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from nnunetv2_conemos.commands.arguments import add_inference_arguments, inference_of
-from nnunetv2_conemos.datasets.folders import named_or_path, new_dataset_folder, refuse_existing_dataset
-from nnunetv2_conemos.doorway import find_trainers
+from nnunetv2_conemos.datasets.folders import named_or_path, new_dataset_folder, require_new_dataset
+from nnunetv2_conemos.doorway import register_trainers
 from nnunetv2_conemos.inference.model_folder import read_model
 from nnunetv2_conemos.methods.cmer.pseudo_labels import annotate, plan_annotation
 
@@ -29,9 +29,9 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--margin {args.margin:g}: expected a number from 0 to below 0.5.")
     if not 0 <= args.background <= 1:
         raise ValueError(f"--background {args.background:g}: expected a number from 0 to 1.")
-    find_trainers()
+    register_trainers()
     model, target = read_model(args.model), new_dataset_folder(args.output)
-    refuse_existing_dataset(target, args.overwrite)
+    require_new_dataset(target, args.overwrite)
     raw = named_or_path(args.dataset)
     annotation = plan_annotation(model, inference_of(args, model), raw, args.margin, args.background)
     slices = annotate(annotation, target, args.overwrite)

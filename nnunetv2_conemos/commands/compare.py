@@ -24,7 +24,7 @@ from nnunetv2_conemos.evaluation.comparison import (
 from nnunetv2_conemos.evaluation.metrics import METRICS, SLICE_DICE
 from nnunetv2_conemos.evaluation.plots import draw_differences
 from nnunetv2_conemos.evaluation.significance import p_value, shown
-from nnunetv2_conemos.files import refuse_existing, write_aside
+from nnunetv2_conemos.files import require_absent, write_aside
 
 
 def print_comparison(rows: Sequence[Row], metric: str) -> None:
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     if len(folders) < 2:
         raise ValueError("name at least two folders, the first is what the others are compared with.")
     for file in filter(None, (args.output, args.figure)):
-        refuse_existing(file, args.overwrite)
+        require_absent(file, args.overwrite)
     arms = list(folders)
     scores, left_out = paired(read_evaluations(folders, args.metric), arms, args.metric)
     rows = comparison(scores, arms, args.metric)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from nnunetv2_conemos.commands.arguments import add_inference_arguments, inference_of
 from nnunetv2_conemos.datasets.folders import named_or_path, new_dataset_folder
-from nnunetv2_conemos.doorway import find_trainers
+from nnunetv2_conemos.doorway import register_trainers
 from nnunetv2_conemos.inference.completion import complete, plan_completion
 from nnunetv2_conemos.inference.model_folder import read_model
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.uncertain is not None and not 0 < args.uncertain < 0.5:
         raise ValueError(f"--uncertain {args.uncertain:g}: expected a number between 0 and 0.5.")
-    find_trainers()
+    register_trainers()
     model = read_model(args.model)
     completion = plan_completion(model, inference_of(args, model), named_or_path(args.dataset), args.uncertain)
     target = new_dataset_folder(args.output)

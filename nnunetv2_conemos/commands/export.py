@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nnunetv2_conemos.doorway import find_trainers
+from nnunetv2_conemos.doorway import register_trainers
 from nnunetv2_conemos.errors import SourceError, shorten
-from nnunetv2_conemos.files import new_folder, refuse_existing
-from nnunetv2_conemos.inference.export import export, installed_name, installed_plans, refuse_other_folders, write_zip
+from nnunetv2_conemos.files import new_folder, require_absent
+from nnunetv2_conemos.inference.export import export, installed_name, installed_plans, require_model_folder, write_zip
 from nnunetv2_conemos.inference.model_folder import read_model
 
 
@@ -23,18 +23,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    find_trainers()
+    register_trainers()
     model = read_model(args.model)
     if args.label is not None:
         model.labels.index(args.label, "--label")
-    untaught = [name for name in model.untaught if args.label in (None, name)]
-    if untaught:
-        raise SourceError(f"annotated in no training case: {shorten(untaught)}. There is nothing to export of that.")
+    never_annotated = [name for name in model.never_annotated if args.label in (None, name)]
+    if never_annotated:
+        raise SourceError(
+            f"annotated in no training case: {shorten(never_annotated)}. There is nothing to export of that."
+        )
     folds = model.folds(args.chk, args.folds)
     if args.zip:
-        refuse_existing(args.zip, args.overwrite)
-    refuse_existing(args.output, args.overwrite)
-    refuse_other_folders(args.output, model)
+        require_absent(args.zip, args.overwrite)
+    require_absent(args.output, args.overwrite)
+    require_model_folder(args.output, model)
     with new_folder(args.output, args.overwrite) as folder:
         configuration = export(model, folds, args.chk, args.label, folder)
     print(f"Written: {args.output}\nUse: nnUNetv2_predict_from_modelfolder -i IMAGES -o PREDICTED -m {args.output}")

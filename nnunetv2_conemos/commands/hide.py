@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     table, notes = hide(named_or_path(args.dataset), target, args)
     Console(soft_wrap=True).print(source_table(table))
     print(f"Written: {target}, with the complete maps in {target / COMPLETE}")
-    if table.untaught():
-        notes.append(f"annotated in no case: {shorten(table.untaught())}.")
+    if table.never_annotated():
+        notes.append(f"annotated in no case: {shorten(table.never_annotated())}.")
     for note in notes:
         print(note)

@@ -103,6 +103,8 @@ def print_report(report: MergeReport, console: Console) -> None:
             console.print(f"[bold]{title}")
             for text in texts:
                 console.print(f"  {text}", markup=False, highlight=False)
-    untaught = report.table.untaught()
-    if untaught:
-        console.print(f"Annotated in no case: {shorten(untaught)}: never predicted.", markup=False, style="bold yellow")
+    never_annotated = report.table.never_annotated()
+    if never_annotated:
+        console.print(
+            f"Annotated in no case: {shorten(never_annotated)}: never predicted.", markup=False, style="bold yellow"
+        )

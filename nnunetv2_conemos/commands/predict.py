@@ -10,9 +10,9 @@ from pathlib import Path
 from nnunetv2.inference.predict_from_raw_data import predict_entry_point, predict_entry_point_modelfolder
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 
-from nnunetv2_conemos.doorway import find_trainers
+from nnunetv2_conemos.doorway import register_trainers
 from nnunetv2_conemos.inference.model_folder import read_model
-from nnunetv2_conemos.inference.predictor import asked, command_line, refuse_unknown_labels, refuse_unknown_modality
+from nnunetv2_conemos.inference.predictor import command_line, queried, require_known_labels, require_known_modality
 
 HANDS_ON = True  # arguments that are not ours are nnU-Net's
 
@@ -28,11 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     with_folder = "-m" in args.handed_on
     if args.labels:
-        refuse_unknown_labels(read_model(model_folder(args.handed_on)), args.labels)
+        require_known_labels(read_model(model_folder(args.handed_on)), args.labels)
     if args.modality:
-        refuse_unknown_modality(read_model(model_folder(args.handed_on)), args.modality)
-    find_trainers()
-    with asked(args.labels, args.modality), command_line(["conemos predict", *args.handed_on]):
+        require_known_modality(read_model(model_folder(args.handed_on)), args.modality)
+    register_trainers()
+    with queried(args.labels, args.modality), command_line(["conemos predict", *args.handed_on]):
         (predict_entry_point_modelfolder if with_folder else predict_entry_point)()
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.annotations.overview import similar_names
 from nnunetv2_conemos.annotations.sources import SourceTable
-from nnunetv2_conemos.datasets.dataset_json import read_dataset_json, refuse_malformed
-from nnunetv2_conemos.datasets.folders import find_raw, raw_cases, refuse_different_tables
+from nnunetv2_conemos.datasets.dataset_json import check_schema, read_dataset_json
+from nnunetv2_conemos.datasets.folders import find_raw, raw_cases, require_same_tables
 from nnunetv2_conemos.datasets.inspect import CaseContent, read_contents
 from nnunetv2_conemos.errors import Finding, SourceError, shorten
 
@@ -43,7 +43,7 @@ def check_dataset(dataset: str, processes: int) -> Report:
     if lacking:
         return Report([Finding("error", str(file), f"lacks {shorten(lacking)}.", "Add what nnU-Net requires.")])
     try:
-        refuse_malformed(dataset_json, file)
+        check_schema(dataset_json, file)
     except ValueError as error:
         return Report([Finding("error", str(file), str(error), "Correct the file.")])
     cases = raw_cases(raw)
@@ -64,7 +64,7 @@ def check_dataset(dataset: str, processes: int) -> Report:
 def check_copies(name: str) -> list[Finding]:
     """Raw and preprocessed dataset.json must say the same."""
     try:
-        refuse_different_tables(name)
+        require_same_tables(name)
     except SourceError as error:
         return [Finding("error", "dataset.json", str(error), "Training would refuse to start.")]
     return []
@@ -74,7 +74,7 @@ def check_unannotated(table: SourceTable) -> list[Finding]:
     """Labels without any annotated case: nothing wrong is taught, but they are never predicted either."""
     what, remedy = "is annotated by no source: never predicted.", "Add it to `annotated`, or remove it from `labels`."
     tagged = "is tagged, but annotated by no source: CMERTrainer learns it, all others never predict it."
-    lonely, unknown = table.untaught(), table.untaught(tags=True)
+    lonely, unknown = table.never_annotated(), table.never_annotated(tags=True)
     return [Finding("warning", f"label '{name}'", what if name in unknown else tagged, remedy) for name in lonely]
 
 

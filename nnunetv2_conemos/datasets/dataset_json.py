@@ -40,18 +40,18 @@ class RawDataset(LabelMaps):
 
 
 def read_raw_json(folder: Path) -> dict[str, Any]:
-    """dataset.json of a raw dataset; raises ValueError as `refuse_malformed` does."""
+    """dataset.json of a raw dataset; raises ValueError as `check_schema` does."""
     return read_checked(folder / "dataset.json", RawDataset)
 
 
 def read_checked(file: Path, model: type[BaseModel]) -> dict[str, Any]:
-    """A dataset.json; raises ValueError as `refuse_malformed` does."""
+    """A dataset.json; raises ValueError as `check_schema` does."""
     content = read_object(file)
-    refuse_malformed(content, file, model)
+    check_schema(content, file, model)
     return content
 
 
-def refuse_malformed(content: dict[str, Any], file: Path, model: type[BaseModel] = RawDataset) -> None:
+def check_schema(content: dict[str, Any], file: Path, model: type[BaseModel] = RawDataset) -> None:
     """Raises ValueError that names file, key, what is expected and what was found."""
     try:
         model.model_validate(content)

@@ -42,7 +42,7 @@ def declare(
     files = {}
     for folder in filter(None, (raw, preprocessed_folder(name))):
         content = read_dataset_json(folder)
-        _refuse_other_labels(folder, content, raw, dataset_json)
+        _require_same_entries(folder, content, raw, dataset_json)
         if content.get("sources", sources) != sources and not overwrite:
             raise SourceError(
                 f"{folder / 'dataset.json'} already has other `sources`. Say --overwrite to replace them."
@@ -52,7 +52,7 @@ def declare(
     return table, list(files)
 
 
-def _refuse_other_labels(folder: Path, theirs: Mapping[str, Any], raw: Path, ours: Mapping[str, Any]) -> None:
+def _require_same_entries(folder: Path, theirs: Mapping[str, Any], raw: Path, ours: Mapping[str, Any]) -> None:
     for key in set(SHARED_KEYS) - {"sources"}:
         if theirs.get(key) != ours.get(key):
             raise SourceError(

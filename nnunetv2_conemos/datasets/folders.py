@@ -19,7 +19,7 @@ from nnunetv2.utilities.utils import (
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.datasets.dataset_json import SHARED_KEYS, read_dataset_json
 from nnunetv2_conemos.errors import SourceError, shorten
-from nnunetv2_conemos.files import refuse_existing
+from nnunetv2_conemos.files import require_absent
 
 NO_MAP = "nnU-Net needs one for each case: for an unlabelled case, a map of zeros (never the ignore label)."
 
@@ -47,12 +47,12 @@ def cases_without_map(raw: Path) -> list[str]:
     return [str(case) for case, files in raw_cases(raw).items() if not Path(files["label"]).is_file()]
 
 
-def refuse_existing_dataset(target: Path, overwrite: bool) -> None:
+def require_new_dataset(target: Path, overwrite: bool) -> None:
     """Raises FileExistsError where a raw dataset exists that is not to be replaced, or was preprocessed before.
 
     nnU-Net would go on with the old fingerprint, and end in an assertion where the folds differ.
     """
-    refuse_existing(target, overwrite)
+    require_absent(target, overwrite)
     folder = Path(nnUNet_preprocessed) / target.name if nnUNet_preprocessed.is_set() else None
     if folder is not None and folder.is_dir():
         raise FileExistsError(
@@ -123,7 +123,7 @@ def preprocessed_cases(configuration_folder: Path) -> list[str]:
     return sorted(dataset_class.get_identifiers(str(configuration_folder)))
 
 
-def refuse_different_tables(name: str) -> None:
+def require_same_tables(name: str) -> None:
     """Raises SourceError where the raw and the preprocessed dataset.json disagree on labels or sources.
 
     nnU-Net copies dataset.json when it plans and trains on the copy; an edit of the raw file alone would be ignored.

@@ -15,7 +15,7 @@ import numpy as np
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.annotations.table_file import Annotated
-from nnunetv2_conemos.datasets.folders import refuse_existing_dataset
+from nnunetv2_conemos.datasets.folders import require_new_dataset
 from nnunetv2_conemos.datasets.partial_copy import hidden_copy, read_original, written
 from nnunetv2_conemos.datasets.splits import write_split
 from nnunetv2_conemos.errors import SourceError
@@ -87,7 +87,7 @@ def scheme(args: argparse.Namespace, cases: Sequence[str], labels: LabelSpace) -
 
 def hide(raw: Path, target: Path, args: argparse.Namespace) -> tuple[SourceTable, list[str]]:
     """Write the partially labelled copy, whole or not at all; returns who keeps what, and notes."""
-    refuse_existing_dataset(target, args.overwrite)
+    require_new_dataset(target, args.overwrite)
     original = read_original(raw)
     if not original.table.is_complete:
         raise SourceError(f"{raw} is partially labelled already, by its `sources`. Hide labels of a complete dataset.")

@@ -19,11 +19,11 @@ from nnunetv2_conemos.datasets.dataset_json import OWN_KEYS, read_raw_json
 from nnunetv2_conemos.datasets.folders import raw_cases
 from nnunetv2_conemos.datasets.label_maps import visible_values
 from nnunetv2_conemos.datasets.writer import CaseJob, Images, dataset_entries, jobs_of, write_cases
-from nnunetv2_conemos.files import new_folder, refuse_own_files, write_json
+from nnunetv2_conemos.files import new_folder, require_no_inputs_within, write_json
 from nnunetv2_conemos.parallel import in_processes
 
 COMPLETE = "labelsTr_complete"
-KEPT = ("modality", "dataset", "domain", "weight")  # what a source says beside cases and labels
+KEPT_KEYS = ("modality", "dataset", "domain", "weight")  # what a source says beside cases and labels
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def hidden_sources(original: Original, annotated: Annotated, tagged: bool = Fals
     """`sources` of the copy; those of a dataset that declares some keep what else they say."""
     sources, before = {}, original.table
     for name, source in before.sources.items():
-        own = {key: value for key, value in source.model_dump(exclude_defaults=True).items() if key in KEPT}
+        own = {key: value for key, value in source.model_dump(exclude_defaults=True).items() if key in KEPT_KEYS}
         cases = {case: annotated[case] for case in before.cases_of(name) if case in annotated}
         dataset = original.folder.name if name == EVERYTHING else name
         for group, entry in group_sources(cases, before.labels, dataset).items():
@@ -116,7 +116,7 @@ def written(copy: HiddenCopy, target: Path, images: Images, processes: int, over
     """Write a copy whole or not at all; within the block, its folder stands aside and takes further files."""
     original, ending = copy.original, copy.dataset_json["file_ending"]
     files = [Path(file) for entry in original.files.values() for file in (*entry["images"], entry["label"])]
-    refuse_own_files(target, files)
+    require_no_inputs_within(target, files)
     entries = {"dataset": dataset_entries(copy.jobs, ending)} if images == "reference" else {}
     with new_folder(target, overwrite) as folder:
         write_cases(copy.jobs, folder, ending, images, processes, "Hiding labels")

@@ -33,7 +33,7 @@ def small_configuration(
     size = list(patch or planned["patch_size"])
     shrunk = np.array(size) / np.cumprod(arguments["strides"], axis=0)  # [stages, axes]
     stages = arguments["n_stages"] if patch is None else int((shrunk >= 3).all(axis=1).sum())
-    refuse_bad_patch(size, planned["patch_size"], shrunk[:stages], base)
+    check_patch_size(size, planned["patch_size"], shrunk[:stages], base)
     for key, value in arguments.items():
         if isinstance(value, list) and len(value) == len(shrunk):
             arguments[key] = value[:stages]
@@ -51,7 +51,7 @@ def small_configuration(
     }
 
 
-def refuse_bad_patch(size: Sequence[int], planned: Sequence[int], shrunk: np.ndarray, base: str) -> None:
+def check_patch_size(size: Sequence[int], planned: Sequence[int], shrunk: np.ndarray, base: str) -> None:
     """Raises ValueError where a patch has the wrong number of axes, or the strides do not divide it."""
     if len(size) != len(planned):
         raise ValueError(f"patch_size {list(size)}: expected {len(planned)} numbers as in {base}, {list(planned)}.")

@@ -28,10 +28,10 @@ from nnunetv2_conemos.datasets.partial_copy import (
     written,
 )
 from nnunetv2_conemos.datasets.splits import Fold
-from nnunetv2_conemos.datasets.ssl_settings import Amounts, Roles, folds_of, refuse_unfit, semidg, ssl, uda
+from nnunetv2_conemos.datasets.ssl_settings import Amounts, Roles, check_roles, folds_of, semidg, ssl, uda
 from nnunetv2_conemos.datasets.writer import Images, write_cases
 from nnunetv2_conemos.errors import shorten
-from nnunetv2_conemos.files import refuse_existing, write_json
+from nnunetv2_conemos.files import require_absent, write_json
 
 SPLITS = "splits_final.json"
 DOMAINS = {"source_domain": "uda", "target_domain": "uda", "test_domain": "semidg"}  # option -> setting that has it
@@ -54,7 +54,7 @@ def roles_of(args: argparse.Namespace, table: SourceTable) -> Roles:
         roles = semidg(table, args.test_domain, amounts, rng)
     else:
         roles = ssl(table, amounts, rng)
-    refuse_unfit(table, roles)
+    check_roles(table, roles)
     return roles
 
 
@@ -71,7 +71,7 @@ def share(option: str, text: str | None) -> Fraction | None:
 
 def split(raw: Path, target: Path, args: argparse.Namespace) -> tuple[Original, Roles, HiddenCopy, list[Fold]]:
     """Write the copy with its folds, whole or not at all."""
-    refuse_existing(target, args.overwrite)
+    require_absent(target, args.overwrite)
     original = read_original(raw)
     roles = roles_of(args, original.table)
     kept = roles.labelled | roles.validation
@@ -127,7 +127,7 @@ def notes(args: argparse.Namespace, original: Original, table: SourceTable, fold
     if "tags" in original.dataset_json:
         yield "Image tags are left out: what is not labelled is unlabelled."
     for number, fold in enumerate(folds):
-        if untaught := set(table.untaught(fold["train"])) - set(table.untaught()):
-            yield f"Fold {number} does not teach {shorten(sorted(untaught))}: its only annotated cases validate."
+        if never_annotated := set(table.never_annotated(fold["train"])) - set(table.never_annotated()):
+            yield f"Fold {number} does not teach {shorten(sorted(never_annotated))}: its only annotated cases validate."
     if args.setting == "uda" and args.validation:
         yield "Validation, and with it the best checkpoint, looks at annotations of the target domain."

@@ -17,7 +17,7 @@ from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.datasets.splits import Fold, stratified_draw, stratified_split
 from nnunetv2_conemos.errors import SourceError, did_you_mean, shorten
 
-MOST_FOLDS = 5
+MAX_FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ def uda(
     """Unsupervised domain adaptation: labelled cases of the source domains (all others, if none is named), unlabelled
     ones of the target domains, which also hold the validation cases if some are asked for.
     """
-    refuse_unknown(table, "source-domain", sources)
-    refuse_unknown(table, "target-domain", targets)
+    require_known_domains(table, "source-domain", sources)
+    require_known_domains(table, "target-domain", targets)
     sources = sources or [domain for domain in table.domains if domain not in targets]
     if not sources or not targets:
         raise ValueError(f"uda: name the --target-domain, and leave a source domain ({', '.join(table.domains)}).")
@@ -86,7 +86,7 @@ def semidg(table: SourceTable, held_out: Sequence[str], amounts: Amounts, rng: n
     """Semi-supervised domain generalisation: a few cases of each domain stay labelled; each domain in `held_out` (all
     annotated ones, if none is named) is unseen in one fold. A domain that is unseen in every fold is left out.
     """
-    refuse_unknown(table, "test-domain", held_out)
+    require_known_domains(table, "test-domain", held_out)
     pools = {domain: of_domains(table, [domain]) for domain in table.domains}
     if len(pools) < 2:
         raise ValueError(f"semidg: expected at least two domains, found {', '.join(pools)}.")
@@ -104,7 +104,7 @@ def of_domains(table: SourceTable, domains: Iterable[str]) -> list[str]:
     return [case for case in table.cases if table.domain_of(case) in set(domains)]
 
 
-def refuse_unknown(table: SourceTable, option: str, domains: Iterable[str]) -> None:
+def require_known_domains(table: SourceTable, option: str, domains: Iterable[str]) -> None:
     """Raises SourceError for sources without a domain, and for a domain that none has."""
     silent = [name for name, source in table.sources.items() if not source.domain]
     if silent:
@@ -145,9 +145,9 @@ def amount(share: Fraction, of: int) -> int:
     return math.ceil(share * of) if share < 1 else int(share)
 
 
-def refuse_unfit(table: SourceTable, roles: Roles) -> None:
+def check_roles(table: SourceTable, roles: Roles) -> None:
     """Raises ValueError where a fold would have nothing unlabelled or too few labelled cases, or loses a label."""
-    taught = set(table.labels.names) - set(table.untaught())
+    supervised = set(table.labels.names) - set(table.never_annotated())
     for where, part in roles.without(table):
         if not part.unlabelled:
             raise ValueError(
@@ -159,7 +159,7 @@ def refuse_unfit(table: SourceTable, roles: Roles) -> None:
                 f"{len(part.labelled)} labelled case(s){where}: expected at least one to train and one to validate on. "
                 "Ask for more with --labelled, or for others with --validation."
             )
-        lost = taught & set(table.untaught(part.labelled))
+        lost = supervised & set(table.never_annotated(part.labelled))
         if lost:
             raise SourceError(
                 f"{shorten(sorted(lost))} would be annotated in none of {len(part.labelled)} labelled case(s){where}. "
@@ -179,7 +179,7 @@ def folds_of(table: SourceTable, roles: Roles, folds: int | None, seed: int) -> 
         if part.validation:
             made.append({"train": sorted(part.labelled | part.unlabelled), "val": sorted(part.validation)})
             continue
-        number = folds or min(MOST_FOLDS, len(part.labelled))
+        number = folds or min(MAX_FOLDS, len(part.labelled))
         if not 2 <= number <= len(part.labelled):
             raise ValueError(f"--folds {number}: expected 2 to {len(part.labelled)}, the labelled cases{where}.")
         split = stratified_split(table, number, seed, part.cases)

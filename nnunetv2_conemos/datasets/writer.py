@@ -151,7 +151,7 @@ def read_label(job: CaseJob, shape: tuple[int, ...], grid: Mapping[str, Any]) ->
             "declare the case unlabelled."
         )
     data, own_grid = _read(job.case, job.reader.read_seg, str(job.label), "label map")
-    refuse_other_grid(job, data.shape[1:], own_grid, shape, grid)
+    require_same_grid(job, data.shape[1:], own_grid, shape, grid)
     found = np.unique(data)
     foreign = [value for value in found.tolist() if value not in job.values]
     if foreign:
@@ -162,7 +162,7 @@ def read_label(job: CaseJob, shape: tuple[int, ...], grid: Mapping[str, Any]) ->
     return lookup(job.values)[data[0].astype(np.intp)], frozenset(map(int, found))
 
 
-def refuse_other_grid(
+def require_same_grid(
     job: CaseJob, shape: tuple[int, ...], grid: Mapping[str, Any], expected: tuple[int, ...], image: Mapping[str, Any]
 ) -> None:
     """Raises ValueError where label map and image differ in size or geometry."""

@@ -30,7 +30,7 @@ from nnunetv2_conemos.annotations.sources import SourceTable, match_cases, parse
 from nnunetv2_conemos.annotations.table_file import group_sources, read_table
 from nnunetv2_conemos.annotations.tags import ARRAY_AXIS, Axis
 from nnunetv2_conemos.datasets.dataset_json import OWN_KEYS
-from nnunetv2_conemos.datasets.folders import dataset_name, preprocessed_folder, raw_folder, refuse_different_tables
+from nnunetv2_conemos.datasets.folders import dataset_name, preprocessed_folder, raw_folder, require_same_tables
 from nnunetv2_conemos.datasets.writer import reader_of
 from nnunetv2_conemos.errors import SourceError, shorten
 from nnunetv2_conemos.evaluation.metrics import pair_scores, slice_scores
@@ -64,7 +64,7 @@ def find_dataset_json(dataset: str | None, djfile: Path | None, pred_folder: Pat
 def known_dataset(name_or_id: str) -> tuple[str, Path]:
     """Full name and folder (raw, else preprocessed) of a dataset; raises FileNotFoundError where nnU-Net has none."""
     name = dataset_name(name_or_id)
-    refuse_different_tables(name)
+    require_same_tables(name)
     folder = raw_folder(name) or preprocessed_folder(name)
     if folder is None:
         places = f"nnUNet_raw ({nnUNet_raw.get()}) nor in nnUNet_preprocessed ({nnUNet_preprocessed.get()})"

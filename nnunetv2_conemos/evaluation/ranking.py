@@ -122,9 +122,9 @@ def rank(
     """
     ending = dataset_json["file_ending"]
     for model in models:
-        refuse_other_labels(model, dataset_json)
+        require_labels_of_dataset(model, dataset_json)
     maps = {model: validation_maps(model, folds, ending) for model in models}
-    refuse_other_cases(maps)
+    require_same_cases(maps)
     candidates = [scored([model], maps[model], dataset_json, processes) for model in models]
     lacking = {}
     for pair in combinations(models, 2) if ensembling else ():
@@ -137,7 +137,7 @@ def rank(
     return sorted(candidates, key=lambda candidate: -np.nan_to_num(candidate.mean, nan=-1)), lacking
 
 
-def refuse_other_labels(model: Model, dataset_json: Mapping[str, Any]) -> None:
+def require_labels_of_dataset(model: Model, dataset_json: Mapping[str, Any]) -> None:
     """Raises SourceError where a model was trained for other labels than the dataset has now."""
     trained = read_dataset_json(model.folder)["labels"]
     if trained != dataset_json["labels"]:
@@ -171,7 +171,7 @@ def validation_maps(model: Model, folds: Sequence[int], ending: str) -> Maps:
     return maps
 
 
-def refuse_other_cases(maps: Mapping[Model, Maps]) -> None:
+def require_same_cases(maps: Mapping[Model, Maps]) -> None:
     """Raises FileNotFoundError where models were validated on different cases: their scores cannot be compared."""
     cases = set().union(*maps.values())
     for model, found in maps.items():

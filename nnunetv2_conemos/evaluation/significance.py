@@ -16,8 +16,8 @@ import pandas as pd
 from scipy.stats import DegenerateDataWarning, bootstrap, wilcoxon
 
 RESAMPLES = 2000
-MOST_LOST = 0.1  # share of the draws
-FEWEST = 5  # cases below which an interval or a test says nothing
+MAX_LOST = 0.1  # share of the draws
+MIN_CASES = 5  # cases below which an interval or a test says nothing
 
 
 class Interval(NamedTuple):
@@ -70,7 +70,7 @@ def interval(scores: np.ndarray) -> Interval:
     known = ~np.isnan(scores)
     scores = scores[known.any(1)][:, known.any(0)]
     mean = mean_of(scores)
-    if len(scores) < FEWEST:
+    if len(scores) < MIN_CASES:
         return Interval(mean, np.nan, np.nan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateDataWarning)  # draws left out
@@ -83,7 +83,7 @@ def interval(scores: np.ndarray) -> Interval:
             random_state=np.random.default_rng(0),  # pyright: ignore[reportCallIssue]
         )
     means = drawn.bootstrap_distribution
-    if np.isnan(means).mean() > MOST_LOST:
+    if np.isnan(means).mean() > MAX_LOST:
         return Interval(mean, np.nan, np.nan)
     low, high = np.nanquantile(means, (0.025, 0.975))
     return Interval(mean, float(low), float(high))
@@ -94,7 +94,7 @@ def compare(ours: pd.DataFrame, theirs: pd.DataFrame) -> Comparison:
     both = ours.index.intersection(theirs.index)
     difference = (ours.loc[both] - theirs.loc[both]).to_numpy(dtype=float)
     per_case = pd.DataFrame(difference).mean(axis=1).dropna()
-    if len(per_case) < FEWEST:
+    if len(per_case) < MIN_CASES:
         return Comparison(interval(difference), np.nan)
     p = 1.0 if (per_case == 0).all() else float(wilcoxon(per_case)[1])  # pyright: ignore
     return Comparison(interval(difference), p)

@@ -22,13 +22,13 @@ from rich.progress import Progress
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.annotations.tags import ARRAY_AXIS, slices_by_label
 from nnunetv2_conemos.datasets.dataset_json import OWN_KEYS, SHARED_KEYS
-from nnunetv2_conemos.datasets.folders import refuse_existing_dataset
+from nnunetv2_conemos.datasets.folders import require_new_dataset
 from nnunetv2_conemos.datasets.label_maps import completion_table
 from nnunetv2_conemos.datasets.writer import CaseJob, dataset_entries, input_files, write_seg
 from nnunetv2_conemos.errors import SourceError, shorten
-from nnunetv2_conemos.files import put_in_place, refuse_own_files, write_json
+from nnunetv2_conemos.files import put_in_place, require_no_inputs_within, write_json
 from nnunetv2_conemos.inference.model_folder import ModelFolder
-from nnunetv2_conemos.inference.predictor import AT_ONCE, Inference, Labelling, asked, plan_labelling, predict_files
+from nnunetv2_conemos.inference.predictor import AT_ONCE, Inference, Labelling, plan_labelling, predict_files, queried
 from nnunetv2_conemos.training.plans_facts import UNKNOWN
 
 SETTINGS = "completion.json"
@@ -83,18 +83,18 @@ def plan_completion(model: ModelFolder, inference: Inference, raw: Path, uncerta
     labelling = plan_labelling(model, inference, raw)
     if "sources" not in labelling.dataset_json:
         raise SourceError(f"{raw} has no `sources`: every case is annotated for everything, nothing is missing.")
-    if model.untaught:
+    if model.never_annotated:
         raise SourceError(
-            f"the model was never taught {shorten(model.untaught)}: it cannot fill that in. Remove the label from the "
-            "dataset, or annotate it in some cases."
+            f"the model was never taught {shorten(model.never_annotated)}: it cannot fill that in. Remove the label "
+            "from the dataset, or annotate it in some cases."
         )
     return Completion(**vars(labelling), uncertain=uncertain)
 
 
 def complete(completion: Completion, target: Path, overwrite: bool) -> dict[str, int]:
     """Write the completed dataset, going on with an unfinished one; returns label -> cases in which it was missing."""
-    refuse_existing_dataset(target, overwrite)
-    refuse_own_files(target, input_files(completion.jobs.values()))
+    require_new_dataset(target, overwrite)
+    require_no_inputs_within(target, input_files(completion.jobs.values()))
     folder = unfinished_folder(completion, target, overwrite)
     labels = folder / "labelsTr"
     todo: dict[tuple[tuple[str, ...], str | None], list[CaseJob]] = {}
@@ -138,7 +138,7 @@ def make_predictor(completion: Completion, missing: Sequence[str], modality: str
     """nnU-Net's predictor with a network that answers only what is missing, in images of a modality."""
     how = completion.inference
     predictor = nnUNetPredictor(use_mirroring=how.mirroring, device=torch.device(how.device), allow_tqdm=False)
-    with asked(missing, modality):
+    with queried(missing, modality):
         folds: Any = tuple(how.folds)
         predictor.initialize_from_trained_model_folder(str(completion.model.folder), folds, how.checkpoint)
     return predictor

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nnunetv2_conemos.datasets.dataset_json import OWN_KEYS
-from nnunetv2_conemos.files import refuse_own_files, write_aside, write_json
+from nnunetv2_conemos.files import require_no_inputs_within, write_aside, write_json
 from nnunetv2_conemos.inference.model_folder import ModelFolder, read_checkpoint
 from nnunetv2_conemos.networks.heads import is_head
 from nnunetv2_conemos.training.plans_facts import PLANS_KEY
@@ -109,8 +109,8 @@ def installed_plans(model: ModelFolder, label: str | None) -> str:
     return f"{model.plans['plans_name']}_{readable}"
 
 
-def refuse_other_folders(folder: Path, model: ModelFolder) -> None:
+def require_model_folder(folder: Path, model: ModelFolder) -> None:
     """Raises ValueError where what is to be replaced is no exported model, or holds the model that is exported."""
-    refuse_own_files(folder, [model.folder / "plans.json"])
+    require_no_inputs_within(folder, [model.folder / "plans.json"])
     if folder.exists() and not ((folder / "plans.json").is_file() and list(folder.glob("fold_*"))):
         raise ValueError(f"{folder} exists and is no model folder, so it is not replaced. Choose another name.")

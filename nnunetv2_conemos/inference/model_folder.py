@@ -33,7 +33,7 @@ class ModelFolder:
         return LabelSpace.from_dataset_json(self.dataset_json)
 
     @property
-    def untaught(self) -> list[str]:
+    def never_annotated(self) -> list[str]:
         """Labels that no training case was annotated for."""
         return self.plans[PLANS_KEY]["untaught"]
 

@@ -74,15 +74,15 @@ def predict_files(
         predictor.predict_from_files(images, outputs, probabilities, True, how.preprocessing, how.export)
 
 
-def refuse_unknown_labels(model: ModelFolder, labels: Sequence[str]) -> None:
+def require_known_labels(model: ModelFolder, labels: Sequence[str]) -> None:
     """Raises SourceError for a name that is no label of the model, ValueError for one that nobody annotated."""
     for label in labels:
         model.labels.index(label, "--labels")
-        if label in model.untaught:
+        if label in model.never_annotated:
             raise ValueError(f"--labels: '{label}' was annotated in no training case, so it is never predicted.")
 
 
-def refuse_unknown_modality(model: ModelFolder, modality: str) -> None:
+def require_known_modality(model: ModelFolder, modality: str) -> None:
     """Raises ValueError for a name that the model does not know, and for models that look at no modality."""
     known = model.modalities
     if modality not in (*known, UNKNOWN) or not known:
@@ -90,7 +90,7 @@ def refuse_unknown_modality(model: ModelFolder, modality: str) -> None:
 
 
 @contextmanager
-def asked(labels: Sequence[str] | None, modality: str | None = None) -> Iterator[None]:
+def queried(labels: Sequence[str] | None, modality: str | None = None) -> Iterator[None]:
     """Networks that are built within compute only these labels, on images of this modality; None changes nothing."""
     chosen = {LABELS_VARIABLE: None if labels is None else ",".join(labels), MODALITY_VARIABLE: modality}
     before = {name: os.environ.get(name) for name in chosen}

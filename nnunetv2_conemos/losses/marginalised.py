@@ -20,7 +20,9 @@ def class_log_probabilities(logits: Float[Tensor, "B K *S"]) -> Float[Tensor, "B
     return torch.log_softmax(torch.cat((torch.zeros_like(logits[:, :1]), logits), 1).float(), 1)
 
 
-def merged_log_probabilities(logits: Float[Tensor, "B K *S"], known: Bool[Tensor, "B K"]) -> Float[Tensor, "B C *S"]:
+def marginalised_log_probabilities(
+    logits: Float[Tensor, "B K *S"], known: Bool[Tensor, "B K"]
+) -> Float[Tensor, "B C *S"]:
     """log p of background or anything unknown, then of each known label; unknown labels have a probability of 0."""
     log_p = class_log_probabilities(logits)
     own = known.view(*known.shape, *(1,) * (logits.ndim - 2))

@@ -15,7 +15,7 @@ from nnunetv2_conemos.networks.heads import nnunet_heads
 from nnunetv2_conemos.networks.planned import State, Step, planned_unet, repeat_samples, walk
 from nnunetv2_conemos.records import Query
 from nnunetv2_conemos.training.method import Method
-from nnunetv2_conemos.training.plans_facts import answered_labels, has_background_head, method_options
+from nnunetv2_conemos.training.plans_facts import has_background_head, method_options, output_labels_of
 from nnunetv2_conemos.training.sampling import Pairs
 from nnunetv2_conemos.training.trainer import PartialLabelTrainer
 
@@ -51,12 +51,12 @@ class ConditionalUNet(FiLMUNet):
     def _answer_all(self, image: Float[Tensor, "B M *S"]) -> Float[Tensor, "B heads *S"]:
         shared, per_label = self.steps()
         state = walk(shared, State(image))
-        labels = torch.tensor(self.answered, device=image.device).expand(image.shape[0], -1)
+        labels = torch.tensor(self.output_labels, device=image.device).expand(image.shape[0], -1)
         answers = []
         for chunk in labels.split(LABELS_AT_ONCE, dim=1):
             fresh = state._replace(features=state.features.clone())  # nonlinearities work in place
             answers.append(self._ask(per_label, fresh, chunk)[-1])
-        return nnunet_heads(torch.cat(answers, dim=1), self.answered, self.num_labels, self.background_head)
+        return nnunet_heads(torch.cat(answers, dim=1), self.output_labels, self.num_labels, self.background_head)
 
     def _ask(self, steps: list[Step], state: State, labels: Int[Tensor, "B Q"]) -> list[Tensor]:
         """Logits [B,Q,*S] at each scale, coarse to fine."""
@@ -71,11 +71,11 @@ def conditional_unet(
     background = has_background_head(plans)
     num_labels = heads - background
     unet = planned_unet(configuration, channels, 1, deep_supervision)
-    options, answered = method_options(configuration, FiLMOptions), answered_labels(plans, num_labels)
-    return ConditionalUNet(unet, num_labels, background, options, answered)
+    options, output_labels = method_options(configuration, FiLMOptions), output_labels_of(plans, num_labels)
+    return ConditionalUNet(unet, num_labels, background, options, output_labels)
 
 
 class ConditionalFiLMTrainer(PartialLabelTrainer):
     """FiLM in every norm, a label drawn uniformly for each sample, Dice + BCE on that label alone."""
 
-    method = Method(network=conditional_unet, ask=Pairs(), loss=MaskedDiceBCE)
+    method = Method(network=conditional_unet, sampler=Pairs(), loss=MaskedDiceBCE)

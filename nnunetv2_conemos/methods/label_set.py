@@ -18,7 +18,7 @@ from nnunetv2_conemos.networks.heads import chosen_channels, chosen_heads, nnune
 from nnunetv2_conemos.networks.planned import State, planned_unet, walk
 from nnunetv2_conemos.records import Query
 from nnunetv2_conemos.training.method import Method
-from nnunetv2_conemos.training.plans_facts import answered_labels, has_background_head, method_options
+from nnunetv2_conemos.training.plans_facts import has_background_head, method_options, output_labels_of
 from nnunetv2_conemos.training.sampling import Pairs
 from nnunetv2_conemos.training.trainer import PartialLabelTrainer
 
@@ -42,10 +42,10 @@ class LabelSetUNet(FiLMUNet):
     def forward(self, query: Query | Tensor) -> Tensor | list[Tensor]:
         try:
             if isinstance(query, Query):
-                asked = self._ask(query.image, query.labels)
-                return asked if self.decoder.deep_supervision else asked[0]
+                queried = self._ask(query.image, query.labels)
+                return queried if self.decoder.deep_supervision else queried[0]
             answers = torch.cat([self._ask(query, labels)[0] for labels in self._questions(query)], dim=1)
-            return nnunet_heads(answers, self.answered, self.num_labels, self.background_head)
+            return nnunet_heads(answers, self.output_labels, self.num_labels, self.background_head)
         finally:
             self.condition.clear()
 
@@ -56,7 +56,7 @@ class LabelSetUNet(FiLMUNet):
         return chosen_heads(self.folded(labels), labels)
 
     def _questions(self, image: Float[Tensor, "B M *S"]) -> Sequence[Int[Tensor, "B A"]]:
-        labels = torch.tensor(self.answered, device=image.device).expand(image.shape[0], -1)
+        labels = torch.tensor(self.output_labels, device=image.device).expand(image.shape[0], -1)
         return labels.split(1, dim=1) if self.options.one_by_one else [labels]
 
     def _ask(self, image: Float[Tensor, "B M *S"], labels: Int[Tensor, "B Q"]) -> list[Tensor]:
@@ -73,8 +73,8 @@ def label_set_unet(
     background = has_background_head(plans)
     num_labels = heads - background
     unet = planned_unet(configuration, channels, num_labels, deep_supervision)
-    options, answered = method_options(configuration, LabelSetOptions), answered_labels(plans, num_labels)
-    return LabelSetUNet(unet, num_labels, background, options, answered)
+    options, output_labels = method_options(configuration, LabelSetOptions), output_labels_of(plans, num_labels)
+    return LabelSetUNet(unet, num_labels, background, options, output_labels)
 
 
 class LabelSetFiLMTrainer(PartialLabelTrainer):
@@ -83,4 +83,4 @@ class LabelSetFiLMTrainer(PartialLabelTrainer):
     Every label is met equally often, as in ConditionalFiLMTrainer; the loss counts the labels asked and known.
     """
 
-    method = Method(network=label_set_unet, ask=Pairs(("one", "annotated", "all")), loss=MaskedDiceBCE)
+    method = Method(network=label_set_unet, sampler=Pairs(("one", "annotated", "all")), loss=MaskedDiceBCE)

@@ -16,13 +16,13 @@ from nnunetv2_conemos.losses.marginalised import (
     class_log_probabilities,
     counted_here,
     known_classes,
-    merged_log_probabilities,
+    marginalised_log_probabilities,
 )
 from nnunetv2_conemos.networks.multihead import MultiHeadUNet
 from nnunetv2_conemos.networks.planned import planned_unet
 from nnunetv2_conemos.records import Truth
 from nnunetv2_conemos.training.method import Method
-from nnunetv2_conemos.training.plans_facts import answered_labels
+from nnunetv2_conemos.training.plans_facts import output_labels_of
 from nnunetv2_conemos.training.sampling import Cases
 from nnunetv2_conemos.training.trainer import PartialLabelTrainer
 
@@ -53,7 +53,7 @@ class MarginalExclusionLoss(nn.Module):
         return loss
 
     def _cross_entropy(self, logits: Tensor, counted: Tensor, truth: Truth) -> Tensor:
-        right = merged_log_probabilities(logits, truth.known).gather(1, known_classes(truth)[:, None])
+        right = marginalised_log_probabilities(logits, truth.known).gather(1, known_classes(truth)[:, None])
         return -(right * counted).sum() / mean_of_processes(counted.sum(), self.ddp).clamp_min(1e-8)
 
     def _dice(self, log_p: Tensor, target: Tensor, counted: Tensor, truth: Truth) -> Tensor:
@@ -76,10 +76,10 @@ def softmax_unet(
     plans: PlansManager, configuration: ConfigurationManager, channels: int, heads: int, deep_supervision: bool
 ) -> MultiHeadUNet:
     unet = planned_unet(configuration, channels, heads, deep_supervision)
-    return MultiHeadUNet(unet, heads - 1, True, answered_labels(plans, heads - 1), softmax=True)
+    return MultiHeadUNet(unet, heads - 1, True, output_labels_of(plans, heads - 1), softmax=True)
 
 
 class MarginalLossTrainer(PartialLabelTrainer):
     """nnU-Net's softmax network with the marginal and exclusion loss; labels exclude each other, so no regions."""
 
-    method = Method(network=softmax_unet, ask=Cases(every=True), loss=MarginalExclusionLoss, regions=False)
+    method = Method(network=softmax_unet, sampler=Cases(every=True), loss=MarginalExclusionLoss, regions=False)

@@ -18,7 +18,7 @@ from nnunetv2_conemos.networks.heads import chosen_channels, nnunet_heads
 from nnunetv2_conemos.networks.planned import UNet, planned_unet
 from nnunetv2_conemos.records import Query
 from nnunetv2_conemos.training.method import Method
-from nnunetv2_conemos.training.plans_facts import answered_labels, has_background_head
+from nnunetv2_conemos.training.plans_facts import has_background_head, output_labels_of
 from nnunetv2_conemos.training.sampling import Cases
 from nnunetv2_conemos.training.trainer import PartialLabelTrainer
 
@@ -48,20 +48,20 @@ class MultiDecoderUNet(nn.Module):
     encoder: Any
     decoder: Decoders
 
-    def __init__(self, unets: Sequence[UNet], background_head: bool, answered: Sequence[int]):
+    def __init__(self, unets: Sequence[UNet], background_head: bool, output_labels: Sequence[int]):
         super().__init__()
         self.encoder = unets[0].encoder
         self.decoder = Decoders([unet.decoder for unet in unets])
         for decoder in self.decoder:
             decoder.encoder = self.encoder  # nnU-Net's decoders know theirs
-        self.background_head, self.answered = background_head, tuple(answered)
+        self.background_head, self.output_labels = background_head, tuple(output_labels)
 
     def forward(self, query: Query | Tensor) -> Tensor | list[Tensor]:
         if isinstance(query, Query):
-            asked = [chosen_channels(z, query.labels) for z in self._scales(query.image, range(len(self.decoder)))]
-            return asked if self.decoder.deep_supervision else asked[0]
-        answers = self._scales(query, [label - 1 for label in self.answered])[0]
-        return nnunet_heads(answers, self.answered, len(self.decoder), self.background_head)
+            queried = [chosen_channels(z, query.labels) for z in self._scales(query.image, range(len(self.decoder)))]
+            return queried if self.decoder.deep_supervision else queried[0]
+        answers = self._scales(query, [label - 1 for label in self.output_labels])[0]
+        return nnunet_heads(answers, self.output_labels, len(self.decoder), self.background_head)
 
     def _scales(self, image: Tensor, decoders: Sequence[int]) -> list[Float[Tensor, "B A *S"]]:
         skips = self.encoder(image)
@@ -70,7 +70,7 @@ class MultiDecoderUNet(nn.Module):
         return [torch.cat(scale, dim=1) for scale in zip(*per_label, strict=True)]
 
 
-MOST_LABELS = 16
+MAX_LABELS = 16
 
 
 def multi_decoder_unet(
@@ -80,17 +80,17 @@ def multi_decoder_unet(
     background = has_background_head(plans)
     num_labels = heads - background
     first = planned_unet(configuration, channels, 1, deep_supervision)
-    if num_labels > MOST_LABELS:
+    if num_labels > MAX_LABELS:
         parameters = sum(p.numel() for p in first.decoder.parameters())
         raise NotImplementedError(
             f"MultiDecoderTrainer: {num_labels} labels would need {num_labels} decoders of {parameters / 1e6:.1f} "
-            f"million parameters each and their activations; at most {MOST_LABELS} are allowed. Use MultiTalentTrainer."
+            f"million parameters each and their activations; at most {MAX_LABELS} are allowed. Use MultiTalentTrainer."
         )
     rest = [planned_unet(configuration, channels, 1, deep_supervision) for _ in range(num_labels - 1)]
-    return MultiDecoderUNet([first, *rest], background, answered_labels(plans, num_labels))
+    return MultiDecoderUNet([first, *rest], background, output_labels_of(plans, num_labels))
 
 
 class MultiDecoderTrainer(PartialLabelTrainer):
     """One decoder per label on a shared encoder; all annotated labels of a case at once."""
 
-    method = Method(network=multi_decoder_unet, ask=Cases(), loss=MaskedDiceBCE)
+    method = Method(network=multi_decoder_unet, sampler=Cases(), loss=MaskedDiceBCE)

@@ -8,7 +8,7 @@ from nnunetv2_conemos.losses.masked import MaskedDiceBCE
 from nnunetv2_conemos.networks.multihead import MultiHeadUNet
 from nnunetv2_conemos.networks.planned import planned_unet
 from nnunetv2_conemos.training.method import Method
-from nnunetv2_conemos.training.plans_facts import answered_labels, has_background_head
+from nnunetv2_conemos.training.plans_facts import has_background_head, output_labels_of
 from nnunetv2_conemos.training.sampling import Cases
 from nnunetv2_conemos.training.trainer import PartialLabelTrainer
 
@@ -19,7 +19,7 @@ def multi_head_unet(
     background = has_background_head(plans)
     num_labels = heads - background
     unet = planned_unet(configuration, channels, num_labels, deep_supervision)
-    return MultiHeadUNet(unet, num_labels, background, answered_labels(plans, num_labels))
+    return MultiHeadUNet(unet, num_labels, background, output_labels_of(plans, num_labels))
 
 
 class MultiTalentTrainer(PartialLabelTrainer):
@@ -28,4 +28,4 @@ class MultiTalentTrainer(PartialLabelTrainer):
     Labels are shared between sources by name; `conemos merge --keep-apart` gives each its own channel.
     """
 
-    method = Method(network=multi_head_unet, ask=Cases(), loss=MaskedDiceBCE)
+    method = Method(network=multi_head_unet, sampler=Cases(), loss=MaskedDiceBCE)

@@ -53,10 +53,10 @@ class FiLMUNet(nn.Module):
         num_labels: int,
         background_head: bool,
         options: FiLMOptions | None = None,
-        answered: Sequence[int] | None = None,
+        output_labels: Sequence[int] | None = None,
     ):
         super().__init__()
-        self.answered = tuple(range(1, num_labels + 1)) if answered is None else tuple(answered)
+        self.output_labels = tuple(range(1, num_labels + 1)) if output_labels is None else tuple(output_labels)
         self.encoder, self.decoder = unet.encoder, unet.decoder
         self.num_labels, self.background_head = num_labels, background_head
         self.options: Any = options or self.options_model()
@@ -89,9 +89,9 @@ class FiLMUNet(nn.Module):
         first = next(i for i, s in enumerate(steps) if s.module is not None and reads_condition(s.module))
         return steps[:first], steps[first:]
 
-    def code(self, asked: Bool[Tensor, "N K"]) -> Float[Tensor, "N E"]:
+    def code(self, queried: Bool[Tensor, "N K"]) -> Float[Tensor, "N E"]:
         """The code of the labels asked, one row for each sample of the features."""
-        return self.embed(asked.to(next(self.embed.parameters()).dtype))
+        return self.embed(queried.to(next(self.embed.parameters()).dtype))
 
     @torch.no_grad()
     def folded(self, labels: Sequence[int]) -> dict[str, Tensor]:
@@ -105,8 +105,8 @@ class FiLMUNet(nn.Module):
                 "FiLM after the nonlinearity or on image features does not fold into a stock network."
             )
         weights = {k: v for k, v in self.state_dict().items() if k.startswith(("encoder.", "decoder."))}
-        asked = torch.tensor([labels], device=next(self.parameters()).device)
-        self.condition.code = self.code(multi_hot(asked, self.num_labels))
+        queried = torch.tensor([labels], device=next(self.parameters()).device)
+        self.condition.code = self.code(multi_hot(queried, self.num_labels))
         for name, module in self.named_modules(remove_duplicate=False):
             if isinstance(module, FiLMInstanceNorm | FiLMConv):
                 weights[f"{name}.weight"], weights[f"{name}.bias"] = module.folded()

@@ -22,27 +22,27 @@ def chosen_channels(logits: Float[Tensor, "B K *S"], labels: Int[Tensor, "B Q"])
 
 
 def nnunet_heads(
-    answered: Float[Tensor, "B A *S"], labels: Sequence[int], num_labels: int, background_head: bool
+    output_labels: Float[Tensor, "B A *S"], labels: Sequence[int], num_labels: int, background_head: bool
 ) -> Float[Tensor, "B heads *S"]:
     """nnU-Net's heads from the logits of some labels (1..K): background, where there is one, is 0, the rest ABSENT."""
     first = int(background_head)
-    heads = answered.new_full((answered.shape[0], first + num_labels, *answered.shape[2:]), ABSENT)
-    heads[:, torch.tensor(labels, device=answered.device) - 1 + first] = answered
+    heads = output_labels.new_full((output_labels.shape[0], first + num_labels, *output_labels.shape[2:]), ABSENT)
+    heads[:, torch.tensor(labels, device=output_labels.device) - 1 + first] = output_labels
     heads[:, :first] = 0
     return heads
 
 
-def against_the_rest(logits: Float[Tensor, "B K *S"], labels: Sequence[int]) -> Float[Tensor, "B A *S"]:
+def label_vs_rest(logits: Float[Tensor, "B K *S"], labels: Sequence[int]) -> Float[Tensor, "B A *S"]:
     """Logits of some labels (1..K) against background and all other labels together, for labels of one softmax.
 
     Given are the logits against background; what nobody annotated was taught as background, and shares its probability.
     """
-    answered = torch.tensor(labels, device=logits.device) - 1
+    output_labels = torch.tensor(labels, device=logits.device) - 1
     rest = [channel for channel in range(logits.shape[1]) if channel + 1 not in labels]
     if not rest:
-        return logits[:, answered]
+        return logits[:, output_labels]
     others = torch.cat((torch.zeros_like(logits[:, :1]), logits[:, rest]), 1).float()
-    return (logits[:, answered] - torch.logsumexp(others, 1, keepdim=True)).to(logits.dtype)
+    return (logits[:, output_labels] - torch.logsumexp(others, 1, keepdim=True)).to(logits.dtype)
 
 
 def chosen_heads(weights: dict[str, Tensor], labels: Sequence[int]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nnunetv2_conemos.networks.heads import against_the_rest, chosen_channels, chosen_heads, is_head, nnunet_heads
+from nnunetv2_conemos.networks.heads import chosen_channels, chosen_heads, is_head, label_vs_rest, nnunet_heads
 from nnunetv2_conemos.networks.planned import UNet
 from nnunetv2_conemos.records import Query
 
@@ -31,22 +31,22 @@ class MultiHeadUNet(nn.Module):
         unet: UNet,
         num_labels: int,
         background_head: bool,
-        answered: Sequence[int],
+        output_labels: Sequence[int],
         softmax: bool = False,
     ):
         super().__init__()
         self.encoder, self.decoder = unet.encoder, unet.decoder
         self.num_labels, self.background_head, self.softmax = num_labels, background_head, softmax
-        self.answered = tuple(answered)
+        self.output_labels = tuple(output_labels)
 
     def forward(self, query: Query | Tensor) -> Tensor | list[Tensor]:
         if isinstance(query, Query):
-            asked = [chosen_channels(logits, query.labels) for logits in self._scales(query.image)]
-            return asked if self.decoder.deep_supervision else asked[0]
+            queried = [chosen_channels(logits, query.labels) for logits in self._scales(query.image)]
+            return queried if self.decoder.deep_supervision else queried[0]
         logits = self._scales(query)[0]
-        chosen = torch.tensor(self.answered, device=logits.device) - 1
-        answers = against_the_rest(logits, self.answered) if self.softmax else logits[:, chosen]
-        return nnunet_heads(answers, self.answered, self.num_labels, self.background_head)
+        chosen = torch.tensor(self.output_labels, device=logits.device) - 1
+        answers = label_vs_rest(logits, self.output_labels) if self.softmax else logits[:, chosen]
+        return nnunet_heads(answers, self.output_labels, self.num_labels, self.background_head)
 
     def stock_weights(self, labels: Sequence[int]) -> dict[str, Tensor]:
         """Weights of the stock network with one output, against background, for each of these labels.

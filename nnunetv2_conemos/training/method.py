@@ -10,7 +10,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from nnunetv2_conemos.training.sampling import Ask
+from nnunetv2_conemos.training.sampling import Sampler
 
 Parameters = Iterable[nn.Parameter]
 Optimiser = tuple[torch.optim.Optimizer, LRScheduler]
@@ -30,7 +30,7 @@ class Method:
     """
 
     network: Callable[[PlansManager, ConfigurationManager, int, int, bool], nn.Module]
-    ask: Ask
+    sampler: Sampler
     loss: Callable[[bool], nn.Module]
     regions: bool = True
     modalities: bool = False

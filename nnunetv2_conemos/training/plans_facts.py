@@ -30,7 +30,7 @@ def facts_for_inference(table: SourceTable, method: Method | None = None) -> dic
     return {
         "labels": list(table.labels.names),
         "has_regions": table.labels.has_regions,
-        "untaught": table.untaught(tags=method is not None and method.tags),
+        "untaught": table.never_annotated(tags=method is not None and method.tags),
         "groups": table.groups(),
         "modalities": list(table.modalities) if told else [],
         "only_modality": table.only_modality if told else None,
@@ -42,26 +42,26 @@ def has_background_head(plans: PlansManager) -> bool:
     return not plans.plans.get(PLANS_KEY, {}).get("has_regions", False)
 
 
-def answered_labels(plans: PlansManager, num_labels: int) -> tuple[int, ...]:
+def output_labels_of(plans: PlansManager, num_labels: int) -> tuple[int, ...]:
     """The labels (1..K) that prediction answers: those named in CONEMOS_LABELS, or all that were taught.
 
     Raises ValueError for a name that the model does not have, or that nobody annotated.
     """
     facts = plans.plans.get(PLANS_KEY, {})
     names = list(facts.get("labels", ()))
-    taught = [name for name in names if name not in facts.get("untaught", ())]
+    supervised = [name for name in names if name not in facts.get("untaught", ())]
     wanted = [name.strip() for name in os.environ.get(LABELS_VARIABLE, "").split(",") if name.strip()]
-    unknown = [name for name in wanted if name not in taught]
+    unknown = [name for name in wanted if name not in supervised]
     if unknown:
         raise ValueError(
-            f"{LABELS_VARIABLE}: this model does not predict {', '.join(unknown)}. It predicts {', '.join(taught)}."
+            f"{LABELS_VARIABLE}: this model does not predict {', '.join(unknown)}. It predicts {', '.join(supervised)}."
         )
     if not names:  # plans without facts
         return tuple(range(1, num_labels + 1))
-    return tuple(names.index(name) + 1 for name in (wanted or taught))
+    return tuple(names.index(name) + 1 for name in (wanted or supervised))
 
 
-def asked_together(plans: PlansManager, num_labels: int) -> list[list[int]]:
+def label_groups(plans: PlansManager, num_labels: int) -> list[list[int]]:
     """The labels (1..K) of each group that training cases are annotated for; all, in plans without facts."""
     facts = plans.plans.get(PLANS_KEY, {})
     names = list(facts.get("labels", ()))

@@ -18,7 +18,7 @@ from nnunetv2_conemos.training.method import Method
 from nnunetv2_conemos.training.plans_facts import LABELS_VARIABLE, MODALITY_VARIABLE, PLANS_KEY
 
 
-def refuse_choices_of_prediction(method: Method) -> None:
+def require_no_prediction_variables(method: Method) -> None:
     for variable in (LABELS_VARIABLE, *((MODALITY_VARIABLE,) if method.modalities else ())):
         if os.environ.get(variable):
             raise ValueError(
@@ -27,7 +27,7 @@ def refuse_choices_of_prediction(method: Method) -> None:
             )
 
 
-def refuse_cascade(plans: dict, configuration: str, trainer: str) -> None:
+def require_no_cascade(plans: dict, configuration: str, trainer: str) -> None:
     if PlansManager(plans).get_configuration(configuration).previous_stage_name is not None:
         raise NotImplementedError(
             f"{trainer} does not train the cascade ({configuration}): it needs predictions of the previous stage that "
@@ -35,7 +35,7 @@ def refuse_cascade(plans: dict, configuration: str, trainer: str) -> None:
         )
 
 
-def refuse_dimension(method: Method, plans: dict, configuration: str, trainer: str) -> None:
+def require_dimension(method: Method, plans: dict, configuration: str, trainer: str) -> None:
     dimension = len(PlansManager(plans).get_configuration(configuration).patch_size)
     if dimension not in method.dimensions:
         possible = " or ".join(f"{d}D" for d in method.dimensions)
@@ -45,15 +45,15 @@ def refuse_dimension(method: Method, plans: dict, configuration: str, trainer: s
         )
 
 
-def refuse_nothing_taught(method: Method, table: SourceTable, trainer: str) -> None:
-    if len(table.untaught(tags=method.tags)) == len(table.labels):
+def require_supervision(method: Method, table: SourceTable, trainer: str) -> None:
+    if len(table.never_annotated(tags=method.tags)) == len(table.labels):
         raise SourceError(
             f"{trainer} learns from annotated labels only, and no source annotates any: all `annotated` lists are "
             "empty. Annotate cases, or learn from tags with CMERTrainer."
         )
 
 
-def refuse_regions(method: Method, dataset_json: dict, trainer: str) -> None:
+def require_regions_supported(method: Method, dataset_json: dict, trainer: str) -> None:
     if LabelSpace.from_dataset_json(dataset_json).has_regions and not method.regions:
         raise NotImplementedError(
             f"{trainer} takes labels to exclude each other, so it does not train regions. Use ConditionalFiLMTrainer "
@@ -61,7 +61,7 @@ def refuse_regions(method: Method, dataset_json: dict, trainer: str) -> None:
         )
 
 
-def refuse_all_annotated(table: SourceTable, cases: Iterable[str], trainer: str) -> None:
+def require_unlabelled_case(table: SourceTable, cases: Iterable[str], trainer: str) -> None:
     if all(table.known(case).any() for case in cases):
         raise SourceError(
             f"{trainer} learns from cases that are not annotated for anything, and none of the training cases is one. "
@@ -70,7 +70,7 @@ def refuse_all_annotated(table: SourceTable, cases: Iterable[str], trainer: str)
         )
 
 
-def refuse_missing_fold(file: Path, fold: int | str) -> None:
+def require_fold(file: Path, fold: int | str) -> None:
     """nnU-Net would draw a fold that the split does not have at random, test cases of a setting included."""
     if fold == "all" or not file.is_file():
         return
@@ -82,23 +82,23 @@ def refuse_missing_fold(file: Path, fold: int | str) -> None:
         )
 
 
-def refuse_uninformed(informed: Iterable[str], part: str, fold: int | str, file: Path) -> None:
+def require_supervised_case(has_supervision: Iterable[str], part: str, fold: int | str, file: Path) -> None:
     """`informed`: the cases of a part of the fold that something is known about."""
-    if not any(informed):
+    if not any(has_supervision):
         what = {"train": "training", "val": "validation"}[part]
         raise SourceError(
             f"fold {fold}: no annotated {what} case. Put at least one annotated case into '{part}' of {file}."
         )
 
 
-def refuse_other_labels(plans: dict, configuration: str, trainer: str, dataset_json: dict) -> None:
+def require_labels_of_folder(plans: dict, configuration: str, trainer: str, dataset_json: dict) -> None:
     """The folds of one model folder share one dataset.json; a fold for other labels would spoil the others."""
     folder = model_folder(plans, configuration, trainer)
     if folder and (folder / "dataset.json").is_file():
-        refuse_label_change(read_dataset_json(folder)["labels"], dataset_json["labels"], str(folder))
+        require_same_labels(read_dataset_json(folder)["labels"], dataset_json["labels"], str(folder))
 
 
-def refuse_other_facts(plans: dict, configuration: str, trainer: str) -> None:
+def require_same_facts(plans: dict, configuration: str, trainer: str) -> None:
     """The folds of one model folder share its plans, which say what to ask; `plans` hold what this fold would ask."""
     folder = model_folder(plans, configuration, trainer)
     if not (folder and (folder / "plans.json").is_file()):
@@ -119,7 +119,7 @@ def model_folder(plans: dict, configuration: str, trainer: str) -> Path | None:
     return Path(nnUNet_results) / plans["dataset_name"] / f"{trainer}__{plans['plans_name']}__{configuration}"
 
 
-def refuse_label_change(theirs: dict, ours: dict, where: str) -> None:
+def require_same_labels(theirs: dict, ours: dict, where: str) -> None:
     def names(labels: dict) -> LabelSpace:
         return LabelSpace.from_dataset_json({"labels": labels})
 

@@ -13,29 +13,29 @@ import numpy as np
 import torch
 
 from nnunetv2_conemos.annotations.sources import SourceTable
-from nnunetv2_conemos.records import Asked
+from nnunetv2_conemos.records import QueriedLabels
 
 SEPARATOR = "::"  # of the parts of a virtual identifier
 COPIES = 10  # length of every label's list in units of the longest: the finer, the better weights are met
 
 
-class Drawn(NamedTuple):
+class Sample(NamedTuple):
     """What an identifier stands for: a case, the labels asked (1..K; 0 asks nothing), those to centre a patch on."""
 
     case: str
-    asked: tuple[int, ...]
+    queried: tuple[int, ...]
     centred: tuple[int, ...]
 
 
 @runtime_checkable
-class Ask(Protocol):
+class Sampler(Protocol):
     """Which identifiers the loader draws from, uniformly, and what an identifier stands for."""
 
     def identifiers(self, table: SourceTable, cases: Sequence[str]) -> np.ndarray:
         """1-D string array; a list would cost the loader milliseconds a draw."""
         ...
 
-    def parse(self, identifier: str, table: SourceTable) -> Drawn: ...
+    def parse(self, identifier: str, table: SourceTable) -> Sample: ...
 
 
 def annotated_labels(case: str, table: SourceTable) -> tuple[int, ...]:
@@ -57,7 +57,7 @@ class Pairs:
     absent from the case is asked like any other.
     """
 
-    questions: tuple[Literal["one", "annotated", "all"], ...] = ("one",)
+    queries: tuple[Literal["one", "annotated", "all"], ...] = ("one",)
 
     def identifiers(self, table: SourceTable, cases: Sequence[str], seed: int = 12345) -> np.ndarray:
         """`case::label::question` such that a uniform draw takes each annotated label equally often.
@@ -76,17 +76,17 @@ class Pairs:
                 shuffled = rng.permutation(annotated)
                 times = copies([table.weight(case) for case in shuffled], length)
                 pairs += np.repeat([f"{case}{SEPARATOR}{label}" for case in shuffled], times).tolist()
-        return np.array([f"{pair}{SEPARATOR}{question}" for question in self.questions for pair in pairs])
+        return np.array([f"{pair}{SEPARATOR}{question}" for question in self.queries for pair in pairs])
 
-    def parse(self, identifier: str, table: SourceTable) -> Drawn:
+    def parse(self, identifier: str, table: SourceTable) -> Sample:
         case, label, question = identifier.rsplit(SEPARATOR, 2)
         one = (int(label),)
-        asked = {
+        queried = {
             "one": lambda: one,
             "annotated": lambda: annotated_labels(case, table),
-            "all": lambda: tuple((np.flatnonzero(table.taught()) + 1).tolist()),
+            "all": lambda: tuple((np.flatnonzero(table.supervised()) + 1).tolist()),
         }
-        return Drawn(case, asked[question](), one)
+        return Sample(case, queried[question](), one)
 
 
 @dataclass(frozen=True)
@@ -115,26 +115,26 @@ class Cases:
             shares[here] = weights[here] * here.sum() ** (self.power - 1)
         return np.repeat(annotated, copies(shares.tolist(), COPIES * len(annotated)))
 
-    def parse(self, identifier: str, table: SourceTable) -> Drawn:
+    def parse(self, identifier: str, table: SourceTable) -> Sample:
         known = annotated_labels(identifier, table)
         padded = known + (0,) * (table.largest_set - len(known))
-        return Drawn(identifier, tuple(range(1, len(table.labels) + 1)) if self.every else padded, known)
+        return Sample(identifier, tuple(range(1, len(table.labels) + 1)) if self.every else padded, known)
 
 
-def what_is_asked(ask: Ask, identifiers: Iterable[str], table: SourceTable) -> Asked:
+def queried_labels(sampler: Sampler, identifiers: Iterable[str], table: SourceTable) -> QueriedLabels:
     """The questions of a drawn batch; shorter rows are padded with 0."""
-    drawn = [ask.parse(str(identifier), table) for identifier in identifiers]
-    width = max(len(one.asked) for one in drawn)
+    drawn = [sampler.parse(str(identifier), table) for identifier in identifiers]
+    width = max(len(one.queried) for one in drawn)
     rows = np.zeros((len(drawn), width), dtype=np.int64)
     known = np.zeros((len(drawn), width), dtype=bool)
     for row, (case, labels, _) in enumerate(drawn):
         rows[row, : len(labels)] = labels
         known[row] = np.append(False, table.known(case))[rows[row]]  # 0: not known
     modality = [table.modality_of(one.case) for one in drawn]
-    return Asked(torch.from_numpy(rows), torch.from_numpy(known), torch.tensor(modality))
+    return QueriedLabels(torch.from_numpy(rows), torch.from_numpy(known), torch.tensor(modality))
 
 
-class AskedDataset:
+class QueryDataset:
     """An nnU-Net dataset whose foreground, for nnU-Net's loader, is the labels that an identifier centres on.
 
     `dataset` has nnU-Net's `identifiers` and `load_case`. `location_keys`: the keys of nnU-Net's `class_locations` in
@@ -145,18 +145,18 @@ class AskedDataset:
     def __init__(
         self,
         dataset: Any,
-        ask: Ask,
+        sampler: Sampler,
         table: SourceTable,
         location_keys: Sequence[int | tuple[int, ...]],
         always: Sequence[tuple[int, ...]] = (),
     ):
-        self.dataset, self.ask, self.table = dataset, ask, table
+        self.dataset, self.sampler, self.table = dataset, sampler, table
         self.location_keys, self.always = list(location_keys), list(always)
-        self.identifiers = ask.identifiers(table, dataset.identifiers)
+        self.identifiers = sampler.identifiers(table, dataset.identifiers)
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
         """As nnU-Net's datasets: image, label map, previous stage, properties."""
-        case, _, centred = self.ask.parse(str(identifier), self.table)
+        case, _, centred = self.sampler.parse(str(identifier), self.table)
         loaded: Any = self.dataset.load_case(case)  # not typed upstream
         image, target, previous, properties = loaded
         wanted = [*self.always, *(self.location_keys[label - 1] for label in centred)]

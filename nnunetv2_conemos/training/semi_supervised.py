@@ -27,8 +27,8 @@ from torch import distributed as dist
 from nnunetv2_conemos.annotations.tags import possible_labels
 from nnunetv2_conemos.errors import shorten
 from nnunetv2_conemos.files import write_aside
-from nnunetv2_conemos.training.preconditions import refuse_all_annotated
-from nnunetv2_conemos.training.sampling import COPIES, AskedDataset, copies
+from nnunetv2_conemos.training.preconditions import require_unlabelled_case
+from nnunetv2_conemos.training.sampling import COPIES, QueryDataset, copies
 from nnunetv2_conemos.training.trainer import PartialLabelTrainer
 
 TENTHS = 10  # points of a curve in each epoch
@@ -77,10 +77,10 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
     @abstractmethod
     def two_stream_step(self, labelled: dict, unlabelled: dict) -> dict: ...
 
-    def refuse_unfit(self, plans: dict, configuration: str) -> None:
-        super().refuse_unfit(plans, configuration)
+    def check_data(self, plans: dict, configuration: str) -> None:
+        super().check_data(plans, configuration)
         if self.needs_unlabelled:
-            refuse_all_annotated(self.table, self.table.cases, type(self).__name__)
+            require_unlabelled_case(self.table, self.table.cases, type(self).__name__)
 
     @property
     def progress(self) -> float:
@@ -91,11 +91,11 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
         super().on_train_epoch_start()
         self.steps_in_epoch = 0
 
-    def get_tr_and_val_datasets(self) -> tuple[AskedDataset, AskedDataset]:
+    def get_tr_and_val_datasets(self) -> tuple[QueryDataset, QueryDataset]:
         train, validation = super().get_tr_and_val_datasets()
         self.training_cases = list(train.dataset.identifiers)
         if self.needs_unlabelled:
-            refuse_all_annotated(self.table, self.training_cases, type(self).__name__)
+            require_unlabelled_case(self.table, self.training_cases, type(self).__name__)
         used = {*self.training_cases, *validation.dataset.identifiers}
         unused = [case for case in self.table.cases if case not in used and not self.table.known(case).any()]
         if unused:

@@ -15,27 +15,27 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import autocast, nn
 from torch import distributed as dist
 
-from nnunetv2_conemos.datasets.folders import preprocessed_table, refuse_different_tables
+from nnunetv2_conemos.datasets.folders import preprocessed_table, require_same_tables
 from nnunetv2_conemos.datasets.splits import stratified_split
 from nnunetv2_conemos.errors import shorten
 from nnunetv2_conemos.files import write_aside, write_json
-from nnunetv2_conemos.records import Query, Truth, move, pose_truth
+from nnunetv2_conemos.records import Query, Truth, move, to_truth
 from nnunetv2_conemos.training.ema import MovingAverage
 from nnunetv2_conemos.training.method import Method
 from nnunetv2_conemos.training.plans_facts import PLANS_KEY, facts_for_inference
 from nnunetv2_conemos.training.preconditions import (
-    refuse_cascade,
-    refuse_choices_of_prediction,
-    refuse_dimension,
-    refuse_label_change,
-    refuse_missing_fold,
-    refuse_nothing_taught,
-    refuse_other_facts,
-    refuse_other_labels,
-    refuse_regions,
-    refuse_uninformed,
+    require_dimension,
+    require_fold,
+    require_labels_of_folder,
+    require_no_cascade,
+    require_no_prediction_variables,
+    require_regions_supported,
+    require_same_facts,
+    require_same_labels,
+    require_supervised_case,
+    require_supervision,
 )
-from nnunetv2_conemos.training.sampling import AskedDataset, what_is_asked
+from nnunetv2_conemos.training.sampling import QueryDataset, queried_labels
 from nnunetv2_conemos.training.validation import annotated_summary, hard_counts, likeliest_alone
 
 
@@ -69,18 +69,18 @@ class PartialLabelTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net reads the signature)
     ):
         # nnU-Net's __init__ creates the results folder: whatever cannot work is refused before.
-        refuse_choices_of_prediction(self.method)
-        refuse_cascade(plans, configuration, type(self).__name__)
-        refuse_dimension(self.method, plans, configuration, type(self).__name__)
-        refuse_regions(self.method, dataset_json, type(self).__name__)
-        refuse_different_tables(plans["dataset_name"])
-        refuse_other_labels(plans, configuration, type(self).__name__, dataset_json)
+        require_no_prediction_variables(self.method)
+        require_no_cascade(plans, configuration, type(self).__name__)
+        require_dimension(self.method, plans, configuration, type(self).__name__)
+        require_regions_supported(self.method, dataset_json, type(self).__name__)
+        require_same_tables(plans["dataset_name"])
+        require_labels_of_folder(plans, configuration, type(self).__name__, dataset_json)
         self.table = preprocessed_table(plans, configuration, dataset_json)
-        refuse_nothing_taught(self.method, self.table, type(self).__name__)
-        self.refuse_unfit(plans, configuration)
+        require_supervision(self.method, self.table, type(self).__name__)
+        self.check_data(plans, configuration)
         plans[PLANS_KEY] = facts_for_inference(self.table, self.method)
         if self.method.modalities:
-            refuse_other_facts(plans, configuration, type(self).__name__)
+            require_same_facts(plans, configuration, type(self).__name__)
         super().__init__(plans, configuration, fold, dataset_json, device)
         for name, value in self._all_settings().items():
             if not hasattr(self, name):
@@ -88,7 +88,7 @@ class PartialLabelTrainer(nnUNetTrainer):
             setattr(self, name, value)
         self.average: MovingAverage | None = None
 
-    def refuse_unfit(self, plans: dict, configuration: str) -> None:
+    def check_data(self, plans: dict, configuration: str) -> None:
         """Raise where the data do not fit the method; `self.table` is there, and nothing has been written yet."""
 
     @classmethod
@@ -153,48 +153,50 @@ class PartialLabelTrainer(nnUNetTrainer):
         if self.fold != "all" and "sources" in self.dataset_json and not splits_file.is_file():
             self.print_to_log_file("Creating new 5-fold cross-validation split, stratified by annotated labels...")
             write_json(splits_file, stratified_split(self.table))
-        refuse_missing_fold(splits_file, self.fold)
+        require_fold(splits_file, self.fold)
         train, validation = (list(map(str, cases)) for cases in super().do_split())
-        unlabelled = [case for case in validation if not self.informed(case)]
+        unlabelled = [case for case in validation if not self.has_supervision(case)]
         if unlabelled:
             self.print_to_log_file(f"Unlabelled validation cases are used for training only: {shorten(unlabelled)}.")
         validation = [case for case in validation if case not in unlabelled]
         for part, cases in (("train", train), ("val", validation)):
-            refuse_uninformed(filter(self.informed, cases), part, self.fold, splits_file)
+            require_supervised_case(filter(self.has_supervision, cases), part, self.fold, splits_file)
         return [*train, *(case for case in unlabelled if case not in train)], validation
 
-    def get_tr_and_val_datasets(self) -> tuple[AskedDataset, AskedDataset]:
+    def get_tr_and_val_datasets(self) -> tuple[QueryDataset, QueryDataset]:
         train, validation = super().get_tr_and_val_datasets()
-        self._log_untaught(train.identifiers)
+        self._log_never_annotated(train.identifiers)
         self._log_left_out(train.identifiers)
-        self._log_stray_values(train)
-        return self.offered(train), self.offered(validation)
+        self._log_unannotated_values(train)
+        return self.wrap_dataset(train), self.wrap_dataset(validation)
 
-    def offered(self, dataset: Any) -> AskedDataset:
+    def wrap_dataset(self, dataset: Any) -> QueryDataset:
         """What nnU-Net's loader draws from, of a dataset of nnU-Net's."""
         manager = self.label_manager
         keys = manager.foreground_regions if manager.has_regions else np.array(manager.foreground_labels).tolist()
         always = [(-1, *np.array(manager.all_labels).tolist())] if manager.has_ignore_label else []
-        return AskedDataset(dataset, self.method.ask, self.table, keys, always)
+        return QueryDataset(dataset, self.method.sampler, self.table, keys, always)
 
-    def informed(self, case: str) -> bool:
+    def has_supervision(self, case: str) -> bool:
         """Whether anything is known about a case that the method learns from."""
         return bool((self.table.known(case) | (self.table.tagged(case) & self.method.tags)).any())
 
-    def _log_untaught(self, cases: list[str]) -> None:
-        untaught = self.table.untaught(cases, self.method.tags)
-        if untaught:
-            self.print_to_log_file(f"No training case of this fold is annotated for {shorten(untaught)}: never taught.")
+    def _log_never_annotated(self, cases: list[str]) -> None:
+        never_annotated = self.table.never_annotated(cases, self.method.tags)
+        if never_annotated:
+            self.print_to_log_file(
+                f"No training case of this fold is annotated for {shorten(never_annotated)}: never taught."
+            )
 
     def _log_left_out(self, cases: list[str]) -> None:
-        unlabelled = [case for case in cases if not self.informed(case)]
+        unlabelled = [case for case in cases if not self.has_supervision(case)]
         if unlabelled and not self.learns_from_unlabelled:
             self.print_to_log_file(f"Not annotated for anything, so never drawn: {shorten(unlabelled)}.")
         unknown = [case for case in cases if not self.table.modality_of(case)]
         if unknown and self.method.modalities:
             self.print_to_log_file(f"`modality` is not declared, so taken as unknown: {shorten(unknown)}.")
 
-    def _log_stray_values(self, dataset: Any) -> None:
+    def _log_unannotated_values(self, dataset: Any) -> None:
         """Say in one line which cases hold labels they are not annotated for; such voxels teach nothing."""
         stray = []
         for case in dataset.identifiers:
@@ -205,17 +207,17 @@ class PartialLabelTrainer(nnUNetTrainer):
         if stray:
             self.print_to_log_file(f"Values of labels that were not annotated are left out, in {shorten(stray)}.")
 
-    def pose(self, batch: dict) -> tuple[Query, list[Truth] | Truth]:
+    def to_query_and_truth(self, batch: dict) -> tuple[Query, list[Truth] | Truth]:
         """Turn a drawn batch into what is asked and what is known, on this trainer's device."""
-        asked = what_is_asked(self.method.ask, batch["keys"], self.table)
+        queried = queried_labels(self.method.sampler, batch["keys"], self.table)
         target, ignore = batch["target"], self.table.labels.ignore
-        query = Query(batch["data"], asked.labels, asked.modality)
+        query = Query(batch["data"], queried.labels, queried.modality)
         if isinstance(target, list):
-            return query, [pose_truth(t, asked, ignore) for t in target]
-        return query, pose_truth(target, asked, ignore)
+            return query, [to_truth(t, queried, ignore) for t in target]
+        return query, to_truth(target, queried, ignore)
 
     def train_step(self, batch: dict) -> dict:
-        query, truth = self.pose(batch)
+        query, truth = self.to_query_and_truth(batch)
         report = super().train_step({"data": query, "target": truth})
         if self.average:
             self.average.update()
@@ -223,7 +225,7 @@ class PartialLabelTrainer(nnUNetTrainer):
 
     def validation_step(self, batch: dict) -> dict:
         """Hard counts of the labels asked, [K] each: one pass whatever K is."""
-        query, truth = self.pose(batch)
+        query, truth = self.to_query_and_truth(batch)
         query = query.to(self.device, non_blocking=True)
         truth = move(truth, self.device)
         with autocast(self.device.type, enabled=True) if self.device.type == "cuda" else dummy_context():
@@ -232,7 +234,7 @@ class PartialLabelTrainer(nnUNetTrainer):
         finest = truth if isinstance(truth, Truth) else truth[0]
         logits = output if isinstance(output, torch.Tensor) else output[0]  # the finest scale, or without the modality
         if not self.method.regions:
-            logits = likeliest_alone(logits, (np.flatnonzero(~self.table.taught()) + 1).tolist())
+            logits = likeliest_alone(logits, (np.flatnonzero(~self.table.supervised()) + 1).tolist())
         tp, fp, fn = hard_counts(logits, finest, len(self.table.labels)).cpu().numpy()
         return {"loss": loss.detach().cpu().numpy(), "tp_hard": tp, "fp_hard": fp, "fn_hard": fn}
 
@@ -285,7 +287,7 @@ class PartialLabelTrainer(nnUNetTrainer):
         if isinstance(checkpoint, str):
             checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=False)
         theirs = checkpoint["init_args"]["dataset_json"]["labels"]
-        refuse_label_change(theirs, self.dataset_json["labels"], str(filename_or_checkpoint))
+        require_same_labels(theirs, self.dataset_json["labels"], str(filename_or_checkpoint))
         super().load_checkpoint(filename_or_checkpoint)
         if self.average:
             self.average.resume(checkpoint)

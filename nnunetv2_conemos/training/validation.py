@@ -20,10 +20,10 @@ from nnunetv2_conemos.losses.masked import counted_voxels
 from nnunetv2_conemos.records import Truth
 
 
-def likeliest_alone(logits: Float[Tensor, "B K *S"], untaught: Sequence[int]) -> Float[Tensor, "B K *S"]:
+def likeliest_alone(logits: Float[Tensor, "B K *S"], never_annotated: Sequence[int]) -> Float[Tensor, "B K *S"]:
     """Logits of labels that exclude each other: at each voxel, only the likeliest that was taught can be positive."""
     answers = logits.clone()
-    answers[:, [label - 1 for label in untaught]] = -torch.inf
+    answers[:, [label - 1 for label in never_annotated]] = -torch.inf
     return torch.where(answers == answers.amax(1, keepdim=True), answers, -torch.inf)
 
 

@@ -43,11 +43,11 @@ def test_a_table_answers_what_is_tagged():
     assert known.tags("t2") == {"core": False, "oedema": ()}
     assert known.tags("m1") == {}
     assert not known.known("t1").any(), "to every other trainer the case is unlabelled"
-    assert known.untaught() == []
+    assert known.never_annotated() == []
     only_tags = {"T": {"cases": ["*"], "annotated": [], "tagged": ["core"]}}
     without_masks = table({"cases": {case: {"core": False} for case in CASES}}, only_tags)
-    assert without_masks.untaught() == ["oedema", "core"]
-    assert without_masks.untaught(tags=True) == ["oedema"]
+    assert without_masks.never_annotated() == ["oedema", "core"]
+    assert without_masks.never_annotated(tags=True) == ["oedema"]
 
 
 def changed(case, label, value):

@@ -96,11 +96,11 @@ def test_a_quarter_of_the_draws_asks_for_what_is_not_annotated():
     }
     cases = ["a0", "a1", "b0", "u0"]
     table = SourceTable.from_dataset_json({"labels": LABELS, "sources": sources}, cases)
-    ask = ablation.PairsAndNegatives()
-    drawn = [ask.parse(identifier, table) for identifier in ask.identifiers(table, cases)]
-    negative = [one for one in drawn if not table.known(one.case)[one.asked[0] - 1]]
+    sampler = ablation.PairsAndNegatives()
+    drawn = [sampler.parse(identifier, table) for identifier in sampler.identifiers(table, cases)]
+    negative = [one for one in drawn if not table.known(one.case)[one.queried[0] - 1]]
     assert len(negative) / len(drawn) == pytest.approx(0.25, abs=0.01)
     assert {one.case for one in negative} == {"a0", "a1"}
     assert {one.centred for one in negative} == {(1,)}
     complete = SourceTable.from_dataset_json({"labels": LABELS}, cases)
-    assert np.array_equal(ask.identifiers(complete, cases), Pairs().identifiers(complete, cases))
+    assert np.array_equal(sampler.identifiers(complete, cases), Pairs().identifiers(complete, cases))

@@ -19,7 +19,7 @@ from nnunetv2_conemos.benchmark.config import Arm, Run
 from nnunetv2_conemos.benchmark.ledger import Ledger, code_hash
 from nnunetv2_conemos.benchmark.plots.overlays import median_and_worst, shown_values
 from nnunetv2_conemos.benchmark.run import locked
-from nnunetv2_conemos.benchmark.workspace import Workplace
+from nnunetv2_conemos.benchmark.workspace import Workspace
 from nnunetv2_conemos.datasets.dataset_json import read_dataset_json
 from nnunetv2_conemos.doorway import VARIABLE
 from nnunetv2_conemos.files import write_json
@@ -37,7 +37,7 @@ class StandIn:
         self.fail_at: str | None = None
         self.stop_at: str | None = None
 
-    def __call__(self, place: Workplace, log: str, *words: str | Path, variables: dict | None = None) -> None:
+    def __call__(self, place: Workspace, log: str, *words: str | Path, variables: dict | None = None) -> None:
         text = " ".join(map(str, words))
         self.done.append(log)
         if self.stop_at and self.stop_at in log:
@@ -110,7 +110,7 @@ def spacing_of(file: Path) -> tuple[float, ...]:
 @pytest.fixture
 def stand_in(preprocessed_phantom: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     stand_in = StandIn(preprocessed_phantom)
-    monkeypatch.setattr(Workplace, "command", lambda place, *a, **b: stand_in(place, *a, **b))
+    monkeypatch.setattr(Workspace, "command", lambda place, *a, **b: stand_in(place, *a, **b))
     return stand_in
 
 
@@ -374,9 +374,9 @@ def test_an_arm_may_predict_with_the_network_of_another(stand_in: StandIn):
         bench / "runs" / f"LabelSetFiLMTrainer{more}__1epochs__seed0__fold0" / inner for more in ("", "_singly")
     )
     assert (singly / "fold_0").resolve() == whole / "fold_0"
-    asked = [json.loads((folder / "plans.json").read_text())["configurations"]["small"] for folder in (whole, singly)]
-    assert asked[1].pop("conemos") == {"one_by_one": True}
-    assert asked[0] == asked[1]
+    queried = [json.loads((folder / "plans.json").read_text())["configurations"]["small"] for folder in (whole, singly)]
+    assert queried[1].pop("conemos") == {"one_by_one": True}
+    assert queried[0] == queried[1]
     assert set(runs(stand_in).index) == {("LabelSetFiLMTrainer singly", 0), ("LabelSetFiLMTrainer", 0)}
 
 

@@ -42,9 +42,9 @@ def test_the_teacher_of_a_completed_set_is_the_conditional_method_unless_named()
     assert other.teacher.name == "ConditionalFiLMTrainer 3d_4f", "another configuration is another run"
     with pytest.raises(ValueError, match="no single network"):
         Arm(arm="per-label", prediction="x")
-    asked = Arm(arm="LabelSetFiLMTrainer", optimiser="AdamW", prediction="singly")
-    assert asked.name == "LabelSetFiLMTrainer AdamW singly"
-    assert asked.trained == Arm(arm="LabelSetFiLMTrainer", optimiser="AdamW")
+    queried = Arm(arm="LabelSetFiLMTrainer", optimiser="AdamW", prediction="singly")
+    assert queried.name == "LabelSetFiLMTrainer AdamW singly"
+    assert queried.trained == Arm(arm="LabelSetFiLMTrainer", optimiser="AdamW")
     sgd = Arm(arm="completed", optimiser="SGD")
     assert (sgd.name, sgd.teacher.name) == ("completed SGD", "ConditionalFiLMTrainer SGD")
 
@@ -64,8 +64,8 @@ def test_yaml_and_back(tmp_path: Path):
     )
     recipe = read_recipe(write(tmp_path, text), {"seeds": [7]})
     assert recipe.seeds == (7,)
-    asked = read_recipe(write(tmp_path, text), {"arms": ["ceiling", "DoDNetTrainer small"]})
-    assert asked.arms == (Arm(arm="ceiling"), recipe.arms[1]), "a name of the recipe's"
+    queried = read_recipe(write(tmp_path, text), {"arms": ["ceiling", "DoDNetTrainer small"]})
+    assert queried.arms == (Arm(arm="ceiling"), recipe.arms[1]), "a name of the recipe's"
     assert recipe.hide
     assert recipe.hide.groups == tmp_path / "g.json"
     assert recipe.hide.words() == ["--per-case", "1", "--groups", str(tmp_path / "g.json"), "--seed", "0"]

@@ -40,19 +40,19 @@ def names(folder: Path) -> set[str]:
 
 def test_cases_of_each_modality_are_predicted_by_themselves(tmp_path, images, monkeypatch):
     place, made = model(tmp_path, {"modalities": ["CT", "MR/T1"]})
-    asked = []
+    queried = []
 
     def measured(place, model, log, report, what, **variables):
         folder = Path(what[what.index("-i") + 1])
-        asked.append((variables, names(folder), len(list(folder.iterdir()))))
-        report.write_text(json.dumps({"predict_s": 2.0, "predict_peak_mib": 10.0 * len(asked)}))
+        queried.append((variables, names(folder), len(list(folder.iterdir()))))
+        report.write_text(json.dumps({"predict_s": 2.0, "predict_peak_mib": 10.0 * len(queried)}))
 
     monkeypatch.setattr(networks, "measured", measured)
     monkeypatch.setattr(networks, "train", lambda place, model: {"step_s": 1.0})
     costs = networks.train_and_predict(place, made, images, tmp_path / "predictions")
-    told = {variables["CONEMOS_MODALITY"]: cases for variables, cases, _ in asked}
+    told = {variables["CONEMOS_MODALITY"]: cases for variables, cases, _ in queried}
     assert told == {"CT": {"c1", "c2"}, "MR/T1": {"m1"}, "unknown": {"x1"}}
-    assert sorted(number for *_, number in asked) == [2, 2, 4], "both channels"
+    assert sorted(number for *_, number in queried) == [2, 2, 4], "both channels"
     assert costs == {"step_s": 1.0, "predict_s": 6.0, "predict_peak_mib": 30.0}
 
 

@@ -51,7 +51,7 @@ def test_the_command_writes_both_copies_and_prints_the_table(
     assert ours["sources"] == theirs["sources"]
     assert set(ours["sources"]) == {"liver", "stomach", "spleen + gallbladder"}
     assert theirs["only"] == "here"
-    datasets.refuse_different_tables(NAME)
+    datasets.require_same_tables(NAME)
     printed = capsys.readouterr().out
     assert "gallbladder" in printed
     assert str(copy / "dataset.json") in printed

@@ -410,7 +410,7 @@ def test_a_draw_loses_no_label_if_it_has_a_case_for_each(sets: list[list[str]], 
     drawn = stratified_draw(known, known.cases, number, np.random.default_rng(seed))
     assert len(drawn) == len(set(drawn)) == min(number, len(annotated))
     assert set(drawn) <= set(annotated)
-    assert known.untaught(drawn) == known.untaught()
+    assert known.never_annotated(drawn) == known.never_annotated()
 
 
 @given(st.lists(st.integers(1, 20), min_size=3, max_size=3), st.integers(0, 60), st.integers(0, 9))

@@ -61,21 +61,21 @@ def maps(folder: Path) -> dict[str, np.ndarray]:
 
 
 def test_only_the_labels_asked_are_computed_and_written(model, images, tmp_path, monkeypatch):
-    asked: list[int] = []
+    queried: list[int] = []
     code = ConditionalUNet.code
 
     def counted(self, multi_hot):
-        asked.extend((multi_hot.int().argmax(1) + 1).tolist())
+        queried.extend((multi_hot.int().argmax(1) + 1).tolist())
         return code(self, multi_hot)
 
     monkeypatch.setattr(ConditionalUNet, "code", counted)
     two = ["--labels", "spleen", "stomach"]
     assert cli.main(["predict", "-i", str(images), "-o", str(tmp_path / "two"), *MODEL, *HOW, *two]) == 0
-    assert set(asked) == {2, 3}
-    passes, asked[:] = len(asked), []
+    assert set(queried) == {2, 3}
+    passes, queried[:] = len(queried), []
     assert cli.main(["predict", "-i", str(images), "-o", str(tmp_path / "all"), *MODEL, *HOW]) == 0
-    assert set(asked) == {1, 2, 3, 4}
-    assert len(asked) == 2 * passes, "two labels cost half of four"
+    assert set(queried) == {1, 2, 3, 4}
+    assert len(queried) == 2 * passes, "two labels cost half of four"
     some, every = maps(tmp_path / "two"), maps(tmp_path / "all")
     for name, array in some.items():
         assert set(np.unique(array)) == {0, 2, 3}
@@ -131,11 +131,11 @@ def told(preprocessed_phantom, monkeypatch) -> list[int]:
         file.write_text(json.dumps(content))
     make_model(preprocessed_phantom, trainer_class=HermesTrainer)
     seen: list[int] = []
-    ask = HermesUNet._ask
+    sampler = HermesUNet._ask
 
     def watched(self, steps, state, labels, modality):
         seen.extend(modality.tolist())
-        return ask(self, steps, state, labels, modality)
+        return sampler(self, steps, state, labels, modality)
 
     monkeypatch.setattr(HermesUNet, "_ask", watched)
     return seen
@@ -167,8 +167,8 @@ def test_completion_tells_what_the_source_of_a_case_declares(told, preprocessed_
 def test_stock_models_cannot_be_asked_for_labels(model, images, tmp_path, capsys):
     plans = json.loads((model / "plans.json").read_text())
     (model / "plans.json").write_text(json.dumps({k: v for k, v in plans.items() if k != "conemos"}))
-    asked = ["predict", "-i", str(images), "-o", str(tmp_path / "out"), *MODEL, "--labels", "liver"]
-    assert cli.main(asked) == 2
+    queried = ["predict", "-i", str(images), "-o", str(tmp_path / "out"), *MODEL, "--labels", "liver"]
+    assert cli.main(queried) == 2
     assert "was not trained by a trainer of this package" in capsys.readouterr().err
 
 

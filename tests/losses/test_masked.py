@@ -12,17 +12,17 @@ from nnunetv2_conemos.methods.generic_ssl.loss import ClassWeightedDiceCE
 from nnunetv2_conemos.methods.hermes.loss import AdaptiveTverskyBCE
 from nnunetv2_conemos.methods.marginal import MarginalExclusionLoss
 from nnunetv2_conemos.methods.unimos.loss import TargetAdaptiveLoss
-from nnunetv2_conemos.records import Answer, Asked, Truth, pose_truth
+from nnunetv2_conemos.records import Answer, QueriedLabels, Truth, to_truth
 from nnunetv2_conemos.training.validation import hard_counts
 
 SHAPE = (6, 5)
 
 
-def random_batch(seed, batch=3, asked=2, num_labels=4):
+def random_batch(seed, batch=3, queried=2, num_labels=4):
     generator = torch.Generator().manual_seed(seed)
     target = torch.randint(0, num_labels + 1, (batch, 1, *SHAPE), generator=generator)
-    labels = torch.randint(1, num_labels + 1, (batch, asked), generator=generator)
-    logits = torch.randn(batch, asked, *SHAPE, generator=generator, requires_grad=True)
+    labels = torch.randint(1, num_labels + 1, (batch, queried), generator=generator)
+    logits = torch.randn(batch, queried, *SHAPE, generator=generator, requires_grad=True)
     return logits, target, labels
 
 
@@ -65,14 +65,16 @@ def test_unknown_pairs_change_neither_loss_nor_gradient(seed):
 def test_ignored_voxels_change_neither_loss_nor_gradient(seed, regions):
     logits, target, labels = random_batch(seed, num_labels=4)
     ignored = torch.rand(target.shape) < 0.3
-    asked = Asked(labels, torch.ones_like(labels, dtype=torch.bool), torch.zeros(len(labels), dtype=torch.long))
+    queried = QueriedLabels(
+        labels, torch.ones_like(labels, dtype=torch.bool), torch.zeros(len(labels), dtype=torch.long)
+    )
 
     def truth(values):
         values = torch.where(ignored, torch.full_like(values, 5), values)
         if not regions:
-            return pose_truth(values, asked, 5)
+            return to_truth(values, queried, 5)
         channels = torch.cat([values == k for k in (1, 2, 3, 4, 5)], dim=1)
-        return pose_truth(channels, asked, 5)
+        return to_truth(channels, queried, 5)
 
     before = loss_and_gradient(logits, truth(target))
     noise = torch.where(ignored, torch.randn_like(logits), logits)

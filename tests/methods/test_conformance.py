@@ -94,9 +94,9 @@ def test_plain_tensor_gives_nnunets_heads_and_equals_the_query(trainer, dim, kin
     network, image = network_and_image(trainer, dim, kind, labels, deep=False)
     with torch.no_grad():
         everything = network(image)
-        asked = scales(network(Query(image, torch.arange(1, 4).expand(2, -1))))[0]
+        queried = scales(network(Query(image, torch.arange(1, 4).expand(2, -1))))[0]
     assert everything.shape == (2, heads(labels), *patch(dim))
-    assert torch.allclose(everything[:, -3:], asked, atol=1e-5)
+    assert torch.allclose(everything[:, -3:], queried, atol=1e-5)
 
 
 @IN_EACH_MODE_AND_ARCHITECTURE
@@ -114,25 +114,25 @@ def test_permuting_the_labels_permutes_the_channels(trainer, dim, kind, labels):
 @IN_EACH_MODE
 @pytest.mark.parametrize("asked", [[2], [3, 1], [1, 2, 3]], ids=str)
 @pytest.mark.parametrize("kind", ["plain", "residual"])
-def test_it_folds_into_a_stock_network_or_says_so(trainer, labels, asked, kind):
+def test_it_folds_into_a_stock_network_or_says_so(trainer, labels, queried, kind):
     """`conemos export` relies on it; a method that folds has `stock_weights`."""
     network, image = network_and_image(trainer, 2, kind, labels, deep=False)
     assert hasattr(network, "stock_weights") == (trainer in FOLDING)
     if trainer not in FOLDING:
         return
-    if trainer is methods.ConditionalFiLMTrainer and len(asked) > 1:
+    if trainer is methods.ConditionalFiLMTrainer and len(queried) > 1:
         with pytest.raises(NotImplementedError, match="one label at a time"):
-            network.stock_weights(asked)
+            network.stock_weights(queried)
         return
-    if trainer is methods.MarginalLossTrainer and len(asked) < 3:
+    if trainer is methods.MarginalLossTrainer and len(queried) < 3:
         with pytest.raises(NotImplementedError, match="labels of a softmax are answered together"):
-            network.stock_weights(asked)
+            network.stock_weights(queried)
         return
     configuration = plans(2, kind, labels).get_configuration("tiny")
-    stock = planned_unet(configuration, 1, len(asked), False).eval()
-    stock.load_state_dict(network.stock_weights(asked))
+    stock = planned_unet(configuration, 1, len(queried), False).eval()
+    stock.load_state_dict(network.stock_weights(queried))
     with torch.no_grad():
-        assert torch.allclose(stock(image), network(Query(image, torch.tensor([asked] * 2))), atol=1e-4)
+        assert torch.allclose(stock(image), network(Query(image, torch.tensor([queried] * 2))), atol=1e-4)
 
 
 @EVERY_TRAINER

@@ -157,7 +157,7 @@ def test_absent_but_annotated_labels_are_asked_and_taught(nnunet_folders):
     empty = 0
     for _ in range(20):
         batch = next(loader)
-        query, truth = trainer.pose(batch)
+        query, truth = trainer.to_query_and_truth(batch)
         absent = torch.tensor([str(key).startswith("n") for key in batch["keys"]])
         assert truth[0].known.all()
         assert (query.labels[absent] == 2).all()

@@ -48,7 +48,7 @@ def image(dim, batch=2):
 
 
 @torch.no_grad()
-def ask(network, x, *rows):
+def sampler(network, x, *rows):
     answers = network(Query(x, torch.tensor(rows)))
     return answers[0] if isinstance(answers, list) else answers
 
@@ -57,8 +57,8 @@ def ask(network, x, *rows):
 @pytest.mark.parametrize(("dim", "kind", "anisotropic"), NETWORKS)
 def test_permuting_the_labels_permutes_the_answers_and_labels_differ(dim, kind, anisotropic, options):
     network, x = conditional_unet(dim, kind, anisotropic, **options), image(dim)
-    answers = ask(network, x, [1, 2, 3], [1, 2, 3])
-    assert torch.allclose(ask(network, x, [3, 1, 2], [3, 1, 2]), answers[:, [2, 0, 1]], atol=1e-5)
+    answers = sampler(network, x, [1, 2, 3], [1, 2, 3])
+    assert torch.allclose(sampler(network, x, [3, 1, 2], [3, 1, 2]), answers[:, [2, 0, 1]], atol=1e-5)
     assert (answers[:, 0] - answers[:, 1]).abs().max() > 1e-3
 
 
@@ -66,8 +66,8 @@ def test_permuting_the_labels_permutes_the_answers_and_labels_differ(dim, kind, 
 @pytest.mark.parametrize(("dim", "kind", "anisotropic"), NETWORKS)
 def test_mixed_label_batch_equals_single_calls(dim, kind, anisotropic, options):
     network, x = conditional_unet(dim, kind, anisotropic, **options), image(dim)
-    mixed = ask(network, x, [1], [3])
-    alone = torch.cat((ask(network, x[:1], [1]), ask(network, x[1:], [3])))
+    mixed = sampler(network, x, [1], [3])
+    alone = torch.cat((sampler(network, x[:1], [1]), sampler(network, x[1:], [3])))
     assert torch.allclose(mixed, alone, atol=1e-5)
 
 
@@ -80,7 +80,7 @@ def test_untrained_it_is_the_unconditioned_network_for_every_label(dim, kind, an
     with torch.no_grad():
         expected = stock(x)
     for label in (1, 2, 3):
-        assert torch.equal(ask(network, x, [label], [label]), expected)
+        assert torch.equal(sampler(network, x, [label], [label]), expected)
 
 
 @pytest.mark.parametrize(("dim", "kind", "anisotropic"), NETWORKS)
@@ -118,7 +118,7 @@ def test_plain_tensor_answers_all_heads_of_nnunet(labels, options):
     assert everything.shape == (2, 3 + (labels is LABELS), *patch(2))
     if labels is LABELS:
         assert torch.equal(everything[:, 0], torch.zeros_like(everything[:, 0]))
-    assert torch.allclose(everything[:, -3:], ask(network, x, [1, 2, 3], [1, 2, 3]), atol=1e-5)
+    assert torch.allclose(everything[:, -3:], sampler(network, x, [1, 2, 3], [1, 2, 3]), atol=1e-5)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -174,14 +174,14 @@ def test_answers_own_their_memory():
 
 def test_padding_asks_nothing_and_leaves_the_other_answers_alone():
     network, x = conditional_unet(), image(2)
-    assert torch.allclose(ask(network, x, [2, 0], [1, 3])[0, 0], ask(network, x, [2], [1])[0, 0], atol=1e-5)
+    assert torch.allclose(sampler(network, x, [2, 0], [1, 3])[0, 0], sampler(network, x, [2], [1])[0, 0], atol=1e-5)
 
 
 def test_copies_are_independent():
     network, x = conditional_unet(), image(2)
     twin = copy.deepcopy(network)
     twin.embed[0].bias.data += 1
-    assert not torch.allclose(ask(network, x, [1], [1]), ask(twin, x, [1], [1]))
+    assert not torch.allclose(sampler(network, x, [1], [1]), sampler(twin, x, [1], [1]))
 
 
 def test_labels_start_with_codes_of_their_own():
@@ -304,7 +304,7 @@ def test_a_folded_label_is_a_stock_network(dim, kind, anisotropic):
     ).eval()
     stock.load_state_dict(network.stock_weights([2]))
     with torch.no_grad():
-        assert torch.allclose(stock(x), ask(network, x, [2], [2]), atol=1e-5)
+        assert torch.allclose(stock(x), sampler(network, x, [2], [2]), atol=1e-5)
 
 
 def test_what_cannot_be_folded_is_refused():

@@ -27,19 +27,19 @@ def trained(trainer: type, **options: object) -> torch.nn.Module:
     return network
 
 
-def ask(network: torch.nn.Module, *labels: int) -> torch.Tensor:
+def sampler(network: torch.nn.Module, *labels: int) -> torch.Tensor:
     with torch.no_grad():
         return network(Query(IMAGE, torch.tensor([labels] * 2)))
 
 
 def test_heads_are_nnunets_and_absent_where_not_answered():
-    answered = torch.randn(1, 2, 4, 4)
-    heads = nnunet_heads(answered, (3, 1), 4, True)
+    output_labels = torch.randn(1, 2, 4, 4)
+    heads = nnunet_heads(output_labels, (3, 1), 4, True)
     assert heads.shape == (1, 5, 4, 4)
     assert (heads[:, 0] == 0).all()
-    assert torch.equal(heads[:, [3, 1]], answered)
+    assert torch.equal(heads[:, [3, 1]], output_labels)
     assert (heads[:, [2, 4]] == ABSENT).all()
-    assert nnunet_heads(answered, (1, 2), 2, False).shape == (1, 2, 4, 4)
+    assert nnunet_heads(output_labels, (1, 2), 2, False).shape == (1, 2, 4, 4)
 
 
 def test_channels_are_chosen_for_each_sample():
@@ -58,7 +58,7 @@ def test_a_label_that_nobody_annotated_gives_its_head_no_gradient(nnunet_folders
     trainer = make_trainer(nnunet_folders, methods.MultiTalentTrainer)
     trainer.initialize()
     trainer.network.train()
-    query, truth = trainer.pose(next(trainer.get_dataloaders()[0]))
+    query, truth = trainer.to_query_and_truth(next(trainer.get_dataloaders()[0]))
     trainer.loss(trainer.network(query), truth).backward()
     gradient = trainer.network.decoder.seg_layers[-1].weight.grad
     assert (gradient[0] != 0).any()
@@ -67,9 +67,9 @@ def test_a_label_that_nobody_annotated_gives_its_head_no_gradient(nnunet_folders
 
 def test_a_label_set_is_answered_in_one_pass_and_depends_on_the_set():
     network = trained(methods.LabelSetFiLMTrainer)
-    assert not torch.allclose(ask(network, 1), ask(network, 1, 2, 3)[:, :1], atol=1e-3)
+    assert not torch.allclose(sampler(network, 1), sampler(network, 1, 2, 3)[:, :1], atol=1e-3)
     padded = network(Query(IMAGE, torch.tensor([[2, 0, 0]] * 2)))[:, :1]
-    assert torch.allclose(padded, ask(network, 2), atol=1e-6), "0 asks nothing"
+    assert torch.allclose(padded, sampler(network, 2), atol=1e-6), "0 asks nothing"
 
 
 def test_a_label_set_can_be_asked_one_by_one():
@@ -77,7 +77,7 @@ def test_a_label_set_can_be_asked_one_by_one():
     assert all(torch.equal(a, b) for a, b in zip(together.parameters(), alone.parameters(), strict=True))
     with torch.no_grad():
         heads = alone(IMAGE)
-    expected = torch.cat([ask(together, label) for label in (1, 2, 3)], dim=1)
+    expected = torch.cat([sampler(together, label) for label in (1, 2, 3)], dim=1)
     assert torch.allclose(heads[:, 1:], expected, atol=1e-6)
     with pytest.raises(NotImplementedError, match="one_by_one"):
         alone.stock_weights([1, 2])
@@ -86,7 +86,7 @@ def test_a_label_set_can_be_asked_one_by_one():
 def test_the_other_methods_answer_a_label_whatever_else_is_asked():
     for trainer in (methods.DoDNetTrainer, methods.MultiTalentTrainer, methods.MultiDecoderTrainer):
         network = trained(trainer)
-        assert torch.allclose(ask(network, 2), ask(network, 3, 2)[:, 1:], atol=1e-5), trainer.__name__
+        assert torch.allclose(sampler(network, 2), sampler(network, 3, 2)[:, 1:], atol=1e-5), trainer.__name__
 
 
 def test_the_dynamic_head_is_three_generated_convolutions():
@@ -134,7 +134,7 @@ def test_softmax_heads_give_nnunets_own_probabilities():
 @pytest.mark.parametrize("trainer", [methods.MarginalLossTrainer, methods.UniMOSTrainer], ids=lambda t: t.__name__)
 def test_what_a_softmax_does_not_answer_competes_as_background(trainer, monkeypatch):
     """Labels that nobody annotated were taught as background, and labels that are not asked still stand somewhere."""
-    every = ask(trained(trainer), 1, 2, 3)
+    every = sampler(trained(trainer), 1, 2, 3)
     monkeypatch.setenv("CONEMOS_LABELS", "a,c")
     with torch.no_grad():
         some = trained(trainer)(IMAGE)
@@ -146,5 +146,5 @@ def test_what_a_softmax_does_not_answer_competes_as_background(trainer, monkeypa
 
 def test_labels_of_a_softmax_are_counted_where_they_are_the_likeliest():
     logits = torch.tensor([[2.0, 3.0, -1.0, 0.5], [1.0, 4.0, -2.0, 0.7], [9.0, 9.0, 9.0, 9.0]]).T.view(1, 4, 3)
-    alone = likeliest_alone(logits.transpose(1, 2).reshape(1, 3, 4), untaught=[3])
+    alone = likeliest_alone(logits.transpose(1, 2).reshape(1, 3, 4), never_annotated=[3])
     assert (alone > 0).tolist() == [[[True, False, False, False], [False, True, False, True], [False] * 4]]

@@ -31,12 +31,12 @@ def graphs(kind: str) -> dict[str, tuple[int, int]]:
     from nnunetv2_conemos.records import Query
 
     image, labels = torch.randn(2, 1, *patch(2)), torch.tensor([[1], [2]])
-    questions = {"query": Query(image, labels), "told": Query(image, labels, torch.tensor([1, 0])), "tensor": image}
+    queries = {"query": Query(image, labels), "told": Query(image, labels, torch.tensor([1, 0])), "tensor": image}
     found = {}
     for trainer in TRAINERS:
         network = build(trainer, plans(2, kind))
         own = {"views": Perturb(image)} if trainer is UniMOSTrainer else {}
-        for name, question in (questions | own).items():
+        for name, question in (queries | own).items():
             torch._dynamo.reset()
             seen = explain(network)(question)
             found[f"{trainer.__name__} {name}"] = (seen.graph_count, seen.graph_break_count)

@@ -175,7 +175,7 @@ class WithoutPlans(GenericSSLTrainer):
     """Halfway through a training, and asked for what a batch says itself."""
 
     options, progress, device, grad_scaler = GenericSSLOptions(), 0.5, torch.device("cpu"), None
-    pose, possible = staticmethod(lambda posed: posed), staticmethod(every_label)
+    to_query_and_truth, possible = staticmethod(lambda posed: posed), staticmethod(every_label)
 
 
 def generic_step(model, rank):
@@ -185,7 +185,7 @@ def generic_step(model, rank):
     truth = Truth(target, every, torch.ones(2, 3, dtype=torch.bool), None)
     trainer = object.__new__(WithoutPlans)
     trainer.network, trainer.is_ddp, trainer.loss = model, True, ClassWeightedDiceCE(ddp=True)
-    trainer.optimizer, trainer.taught = torch.optim.SGD(model.parameters(), lr=0.1), np.ones(3, dtype=bool)
+    trainer.optimizer, trainer.supervised = torch.optim.SGD(model.parameters(), lr=0.1), np.ones(3, dtype=bool)
     trainer.lr_scheduler = PolyLRScheduler(trainer.optimizer, 0.1, 1)
     torch.manual_seed(rank)
     trainer.two_stream_step((Query(image, every), truth), {"data": image.flip(3), "keys": ["u"] * 2})
@@ -196,7 +196,7 @@ class UnturnedViews(UniMOSTrainer):
     """Halfway through a training, and asked for what a batch says itself."""
 
     progress, device, grad_scaler = 0.5, torch.device("cpu"), None
-    pose, possible = staticmethod(lambda posed: posed), staticmethod(every_label)
+    to_query_and_truth, possible = staticmethod(lambda posed: posed), staticmethod(every_label)
     _may_turn = staticmethod(lambda: False)
 
 
@@ -258,9 +258,9 @@ def processes(folder):
 def test_two_processes_give_the_gradients_of_one(processes):
     _, whole = gradients(network(), MaskedDiceBCE(), slice(None))
     for _, found, *_ in processes:
-        taught = {name for name, gradient in whole.items() if gradient.abs().max() > 0}
-        assert taught <= set(found)
-        for name in taught:
+        supervised = {name for name, gradient in whole.items() if gradient.abs().max() > 0}
+        assert supervised <= set(found)
+        for name in supervised:
             assert torch.allclose(found[name], whole[name], atol=1e-5), name
 
 

@@ -6,7 +6,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from scipy.stats import chisquare
 
 from nnunetv2_conemos.annotations.sources import SourceTable
-from nnunetv2_conemos.training.sampling import AskedDataset, Cases, Pairs, what_is_asked
+from nnunetv2_conemos.training.sampling import Cases, Pairs, QueryDataset, queried_labels
 
 LABELS = {"background": 0, "one": 1, "two": 2, "three": 3}
 
@@ -25,7 +25,7 @@ def test_labels_are_asked_equally_often_however_many_cases_annotate_them():
     table = make_table(a=(90, ["one"]), b=(10, ["two"]))
     np.random.seed(0)
     drawn = np.random.choice(Pairs().identifiers(table, table.cases), 20_000)
-    labels = what_is_asked(Pairs(), drawn, table).labels.flatten().numpy()
+    labels = queried_labels(Pairs(), drawn, table).labels.flatten().numpy()
     counts = np.bincount(labels, minlength=4)[1:3]
     assert chisquare(counts).pvalue > 0.01
     assert set(labels) == {1, 2}, "label three is annotated nowhere and must not be asked"
@@ -34,7 +34,7 @@ def test_labels_are_asked_equally_often_however_many_cases_annotate_them():
 def test_only_annotated_pairs_are_drawn_and_each_about_equally_often():
     table = make_table(a=(7, ["one", "two"]), b=(13, ["two", "three"]))
     identifiers = Pairs().identifiers(table, table.cases)
-    assert what_is_asked(Pairs(), identifiers, table).known.all()
+    assert queried_labels(Pairs(), identifiers, table).known.all()
     pairs, counts = np.unique(identifiers, return_counts=True)
     assert len(pairs) == 2 * 7 + 2 * 13
     for label in "123":
@@ -85,7 +85,7 @@ class OneCase(nnUNetBaseDataset):
 def test_foreground_is_narrowed_to_the_label_asked(keys, locations, expected):
     table = make_table(a=(1, ["one", "two"]))
     original = dict(locations)
-    dataset = AskedDataset(OneCase(locations), Pairs(), table, keys, always=[(-1, 0, 1)])
+    dataset = QueryDataset(OneCase(locations), Pairs(), table, keys, always=[(-1, 0, 1)])
     properties = dataset.load_case("a0::2::one")[3]
     assert properties["class_locations"] == expected
     assert properties["spacing"] == 1
@@ -94,17 +94,17 @@ def test_foreground_is_narrowed_to_the_label_asked(keys, locations, expected):
 
 def test_questions_are_mixed_equally_and_patches_still_centre_on_one_label():
     table = make_table(a=(3, ["one", "two"]), b=(3, ["three"]))
-    ask = Pairs(("one", "annotated", "all"))
-    identifiers = ask.identifiers(table, table.cases)
+    sampler = Pairs(("one", "annotated", "all"))
+    identifiers = sampler.identifiers(table, table.cases)
     kinds, counts = np.unique([i.rsplit("::", 1)[1] for i in identifiers], return_counts=True)
     assert kinds.tolist() == ["all", "annotated", "one"]
     assert len(set(counts)) == 1
-    assert ask.parse("a0::2::one", table) == ("a0", (2,), (2,))
-    assert ask.parse("a0::2::annotated", table) == ("a0", (1, 2), (2,))
-    assert ask.parse("a0::2::all", table) == ("a0", (1, 2, 3), (2,))
-    asked = what_is_asked(ask, ["a0::2::all", "b1::3::annotated"], table)
-    assert asked.labels.tolist() == [[1, 2, 3], [3, 0, 0]]
-    assert asked.known.tolist() == [[True, True, False], [True, False, False]]
+    assert sampler.parse("a0::2::one", table) == ("a0", (2,), (2,))
+    assert sampler.parse("a0::2::annotated", table) == ("a0", (1, 2), (2,))
+    assert sampler.parse("a0::2::all", table) == ("a0", (1, 2, 3), (2,))
+    queried = queried_labels(sampler, ["a0::2::all", "b1::3::annotated"], table)
+    assert queried.labels.tolist() == [[1, 2, 3], [3, 0, 0]]
+    assert queried.known.tolist() == [[True, True, False], [True, False, False]]
 
 
 def test_datasets_are_drawn_by_the_root_of_their_size():
@@ -143,6 +143,6 @@ def test_cases_ask_what_is_annotated_or_everything():
     assert Cases().parse("a0", table) == ("a0", (1, 3), (1, 3))
     uneven = make_table(a=(1, ["one", "three"]), b=(1, ["two"]))
     assert Cases().parse("b0", uneven) == ("b0", (2, 0), (2,)), "padded, so that questions have one shape"
-    assert what_is_asked(Cases(), ["b0"], uneven).known.tolist() == [[True, False]]
+    assert queried_labels(Cases(), ["b0"], uneven).known.tolist() == [[True, False]]
     assert Cases(every=True).parse("a0", table) == ("a0", (1, 2, 3), (1, 3))
-    assert what_is_asked(Cases(every=True), ["a0"], table).known.tolist() == [[True, False, True]]
+    assert queried_labels(Cases(every=True), ["a0"], table).known.tolist() == [[True, False, True]]

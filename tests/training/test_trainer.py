@@ -139,12 +139,12 @@ def test_the_stated_share_of_samples_holds_the_label_asked(world):
     def share():
         np.random.seed(0)
         loader, _ = trainer.get_dataloaders()
-        holds, asked = [], []
+        holds, queried = [], []
         for _ in range(40):
-            query, truth = trainer.pose(next(loader))
+            query, truth = trainer.to_query_and_truth(next(loader))
             holds.append(truth[0].onehot().flatten(1).any(1))
-            asked.append(query.labels)
-        assert set(torch.cat(asked).flatten().tolist()) == {1, 2}
+            queried.append(query.labels)
+        assert set(torch.cat(queried).flatten().tolist()) == {1, 2}
         return torch.cat(holds).float().mean().item()
 
     with_forcing = share()
@@ -161,11 +161,11 @@ def test_validation_asks_one_label_per_sample_whatever_k_is(nnunet_folders):
     trainer = make_trainer(nnunet_folders, ConditionalFiLMTrainer)
     trainer.initialize()
     _, validation = trainer.get_dataloaders()
-    asked = []
-    trainer.network.embed.register_forward_hook(lambda _m, inputs, _o: asked.append(inputs[0].shape[0]))
+    queried = []
+    trainer.network.embed.register_forward_hook(lambda _m, inputs, _o: queried.append(inputs[0].shape[0]))
     trainer.network.eval()
     counts = trainer.validation_step(next(validation))
-    assert asked == [2]
+    assert queried == [2]
     assert counts["tp_hard"].shape == (12,)
 
 

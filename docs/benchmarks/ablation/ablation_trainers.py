@@ -18,7 +18,7 @@ from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.losses.masked import MaskedDiceBCE, counted_voxels
 from nnunetv2_conemos.methods import ConditionalFiLMTrainer, variants
 from nnunetv2_conemos.records import Truth
-from nnunetv2_conemos.training.sampling import SEPARATOR, Drawn, Pairs, annotated_labels
+from nnunetv2_conemos.training.sampling import SEPARATOR, Pairs, Sample, annotated_labels
 
 CONDITIONAL = ConditionalFiLMTrainer.method
 
@@ -70,10 +70,10 @@ class PairsAndNegatives(Pairs):
             return positive
         return np.concatenate((positive, np.random.default_rng(seed).choice(negative, len(positive) // 3)))
 
-    def parse(self, identifier: str, table: SourceTable) -> Drawn:
+    def parse(self, identifier: str, table: SourceTable) -> Sample:
         drawn = super().parse(identifier, table)
         known = annotated_labels(drawn.case, table)
-        return drawn if drawn.asked[0] in known else drawn._replace(centred=known)
+        return drawn if drawn.queried[0] in known else drawn._replace(centred=known)
 
 
 class PerSampleDiceTrainer(ConditionalFiLMTrainer):
@@ -99,13 +99,13 @@ class NinthOfBackgroundTrainer(ConditionalFiLMTrainer):
 class SeveralLabelsTrainer(ConditionalFiLMTrainer):
     """All annotated labels of a case are asked in each step, each in a pass of its own."""
 
-    method = replace(CONDITIONAL, ask=Pairs(("annotated",)))
+    method = replace(CONDITIONAL, sampler=Pairs(("annotated",)))
 
 
 class KnownNegativesTrainer(ConditionalFiLMTrainer):
     """Labels that are not annotated are asked too: where an annotated one stands, they cannot be. No regions."""
 
-    method = replace(CONDITIONAL, ask=PairsAndNegatives(), loss=KnownNegatives, regions=False)
+    method = replace(CONDITIONAL, sampler=PairsAndNegatives(), loss=KnownNegatives, regions=False)
 
 
 TRAINERS = [

@@ -22,9 +22,9 @@ def prior_similarity(model: ModelFolder, checkpoint: dict[str, Any]) -> pd.DataF
         return None
     directions = F.normalize(network.label_priors(), dim=1)
     names = list(model.labels.names)
-    taught = [name for name in names if name not in model.untaught]
+    supervised = [name for name in names if name not in model.never_annotated]
     similarity = pd.DataFrame((directions @ directions.T).cpu().numpy(), index=pd.Index(names), columns=pd.Index(names))
-    return similarity.loc[taught, taught]
+    return similarity.loc[supervised, supervised]
 
 
 def draw_priors(arms: Mapping[str, pd.DataFrame], file: Path) -> None:

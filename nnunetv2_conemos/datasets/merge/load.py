@@ -86,7 +86,7 @@ def load_parts(recipe: Recipe) -> list[Part]:
     ]
     if not labelled:
         raise ValueError("a merge needs at least one dataset with labels.")
-    refuse_unused_names(recipe, labelled)
+    require_used_names(recipe, labelled)
     unlabelled = [
         load_images(ingredient, folder, name, labelled[0])
         for ingredient, folder, name in zip(recipe.datasets, folders, names, strict=True)
@@ -143,7 +143,7 @@ def load_labelled(ingredient: Ingredient, folder: Path, name: str, recipe: Recip
         str(case): Files(tuple(map(Path, entry["images"])), Path(entry["label"]) if annotated[case] else None)
         for case, entry in found.items()
     }
-    refuse_missing_channels(files, len(channels), name, dataset_json["file_ending"])
+    require_channels(files, len(channels), name, dataset_json["file_ending"])
     mapping = {**recipe.channels, **ingredient.channels}
     example = next(iter(files.values())).images[0]
     return Part(
@@ -206,7 +206,7 @@ def merged_labels(
     return parts, renamed
 
 
-def refuse_unused_names(recipe: Recipe, parts: Sequence[Part]) -> None:
+def require_used_names(recipe: Recipe, parts: Sequence[Part]) -> None:
     """Names that no dataset has are mistakes."""
     own = {label for part in parts for label in part.renamed}
     apart = {label for part in parts for label in part.labels}
@@ -232,7 +232,7 @@ def load_images(ingredient: Ingredient, folder: Path, name: str, like: Part) -> 
         Path(images[0]).name.removesuffix(f"_0000{present[0]}"): Files(tuple(map(Path, images)), None)
         for images in lists
     }
-    refuse_missing_channels(files, len(like.channels), name, present[0])
+    require_channels(files, len(like.channels), name, present[0])
     override = like.overwrite_reader if present[0] == like.ending else None
     facts = {"file_ending": present[0], "overwrite_image_reader_writer": override or "None"}
     reader = reader_of(facts, next(iter(files.values())).images[0])
@@ -255,7 +255,7 @@ def load_images(ingredient: Ingredient, folder: Path, name: str, like: Part) -> 
     )
 
 
-def refuse_missing_channels(files: Mapping[str, Files], channels: int, name: str, ending: str) -> None:
+def require_channels(files: Mapping[str, Files], channels: int, name: str, ending: str) -> None:
     """One file per channel; images in colour hold theirs in one, which is counted when it is read."""
     for case, entry in files.items():
         if len(entry.images) != channels and ending not in NaturalImage2DIO.supported_file_endings:

@@ -16,7 +16,7 @@ from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.annotations.table_file import group_sources
 from nnunetv2_conemos.datasets.check import count_occurrences
-from nnunetv2_conemos.datasets.folders import refuse_existing_dataset
+from nnunetv2_conemos.datasets.folders import require_new_dataset
 from nnunetv2_conemos.datasets.inspect import CaseContent
 from nnunetv2_conemos.datasets.label_maps import Signature, label_entries, not_written, union
 from nnunetv2_conemos.datasets.merge.load import Facts, Part, case_id, case_jobs, load_parts
@@ -25,7 +25,7 @@ from nnunetv2_conemos.datasets.merge.spec import Recipe, recipe_text
 from nnunetv2_conemos.datasets.splits import write_split
 from nnunetv2_conemos.datasets.writer import CaseJob, Held, common_ending, dataset_entries, input_files, write_cases
 from nnunetv2_conemos.errors import SourceError, shorten
-from nnunetv2_conemos.files import new_folder, refuse_own_files, write_json
+from nnunetv2_conemos.files import new_folder, require_no_inputs_within, write_json
 
 RECIPE = "merge_recipe.yaml"
 
@@ -50,7 +50,7 @@ def plan_merge(recipe: Recipe) -> Plan:
     ignore = len(values) + 1 if any(part.ignore is not None for part in parts) else None
     ending = common_ending([part.ending for part in parts], recipe.file_ending)
     jobs = [job for part in parts for job in case_jobs(part, parts[0].channels, value_of, ignore)]
-    refuse_repeated(jobs)
+    require_unique(jobs)
     dataset_json: dict[str, Any] = {
         "channel_names": {str(place): channel for place, channel in enumerate(parts[0].channels)},
         "labels": labels if ignore is None else {**labels, "ignore": ignore},
@@ -79,7 +79,7 @@ def plan_merge(recipe: Recipe) -> Plan:
     return Plan(parts, dataset_json, SourceTable.from_dataset_json(dataset_json, cases), jobs, notes)
 
 
-def refuse_repeated(jobs: Sequence[CaseJob]) -> None:
+def require_unique(jobs: Sequence[CaseJob]) -> None:
     """Case ids must differ, also where a file system does not tell small from capital letters; so must images."""
     ids = [job.case.casefold() for job in jobs]
     twice = sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []
@@ -132,8 +132,8 @@ def narrowed(labels: LabelSpace, names: Collection[str]) -> LabelSpace:
 def merge(recipe: Recipe, target: Path, overwrite: bool, processes: int) -> MergeReport:
     """Write the merged dataset; `target` appears whole or not at all."""
     plan = plan_merge(recipe)
-    refuse_own_files(target, input_files(plan.jobs))
-    refuse_existing_dataset(target, overwrite)
+    require_no_inputs_within(target, input_files(plan.jobs))
+    require_new_dataset(target, overwrite)
     with new_folder(target, overwrite) as folder:
         ending = plan.dataset_json["file_ending"]
         found = write_cases(plan.jobs, folder, ending, recipe.images, processes, "Writing cases")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 Family = Literal["flip", "rotation", "translation", "scaling"]
 FAMILIES: tuple[Family, ...] = ("flip", "rotation", "translation", "scaling")
-LARGEST_SHIFT = 0.3  # of each side
+MAX_SHIFT = 0.3  # of each side
 SCALES = (0.8, 1.2)  # of the sides, which become multiples of STEP
 STEP = 8
 Warp = Callable[[Tensor], Tensor]  # [B,C,H,W] -> [B,C,H',W']
@@ -80,7 +80,7 @@ def drawn(families: Sequence[Family], samples: int, size: Sequence[int]) -> Warp
         square = size[0] == size[1]
         return Rotation(tuple(torch.randint(1, 4, (samples,)).tolist()) if square else (2,) * samples)
     if family == "translation":
-        return Translation((2 * torch.rand(samples, 2) - 1) * LARGEST_SHIFT)
+        return Translation((2 * torch.rand(samples, 2) - 1) * MAX_SHIFT)
     factor = torch.empty(()).uniform_(*SCALES).item()
     height, width = (max(STEP, STEP * round(factor * side / STEP)) for side in size)
     return Scaling((height, width))

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 Reduction = Literal["mean", "sum"]
-TINY = 1e-12
+EPS = 1e-12
 
 
 class Tags(NamedTuple):
@@ -75,7 +75,7 @@ def equivariance(seen: Seen, tags: Tags) -> Float[Tensor, " M"]:
 
 def unit(maps: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K H W"]:
     """Each map divided by its Euclidean norm."""
-    return maps / torch.linalg.vector_norm(maps + TINY, dim=(-2, -1), keepdim=True)
+    return maps / torch.linalg.vector_norm(maps + EPS, dim=(-2, -1), keepdim=True)
 
 
 def distance(a: Tensor, b: Tensor, counted: Bool[Tensor, "B K"], tags: Tags, reduction: Reduction) -> Tensor:

@@ -113,14 +113,14 @@ class CAMNetworks(nn.Module):
         channels: int,
         num_labels: int,
         background_head: bool,
-        answered: Sequence[int],
+        output_labels: Sequence[int],
         width: int = WIDTH,
         dropout: bool = False,
         fusion: Fusion = "mean",
     ):
         super().__init__()
         self.networks = nn.ModuleList(CAMUNet(2 * num_labels, width, dropout) for _ in range(channels))
-        self.num_labels, self.background_head, self.answered = num_labels, background_head, tuple(answered)
+        self.num_labels, self.background_head, self.output_labels = num_labels, background_head, tuple(output_labels)
         self.fusion: Fusion = fusion
         self.register_buffer("threshold", torch.full((num_labels,), 0.5))
 
@@ -129,8 +129,8 @@ class CAMNetworks(nn.Module):
             return self.activation(query.first), self.activation(query.second)
         if isinstance(query, Query):
             return chosen_channels(self._logits(query.image), query.labels)
-        chosen = torch.tensor(self.answered, device=query.device) - 1
-        return nnunet_heads(self._logits(query)[:, chosen], self.answered, self.num_labels, self.background_head)
+        chosen = torch.tensor(self.output_labels, device=query.device) - 1
+        return nnunet_heads(self._logits(query)[:, chosen], self.output_labels, self.num_labels, self.background_head)
 
     def activation(self, image: Float[Tensor, "B M H W"]) -> Activation:
         slices = standardised(image).split(1, 1)

@@ -25,7 +25,7 @@ from nnunetv2_conemos.datasets.label_maps import completion_table
 from nnunetv2_conemos.datasets.splits import stratified_split
 from nnunetv2_conemos.datasets.writer import CaseJob, dataset_entries, input_files, write_seg
 from nnunetv2_conemos.errors import SourceError, shorten
-from nnunetv2_conemos.files import new_folder, refuse_own_files, write_json
+from nnunetv2_conemos.files import new_folder, require_no_inputs_within, write_json
 from nnunetv2_conemos.inference.model_folder import ModelFolder, read_checkpoint
 from nnunetv2_conemos.inference.predictor import AT_ONCE, Inference, Labelling, plan_labelling, predict_files
 from nnunetv2_conemos.methods.cmer.network import SOFTNESS
@@ -71,15 +71,15 @@ def plan_annotation(
     if not annotation.tagged:
         raise SourceError(f"{raw}: no source declares anything as `tagged`, so there is nothing to annotate.")
     tags = [annotation.table.tags(job.case) for job in annotation.tagged]
-    untaught = [name for name in model.untaught if any(of_case.get(name) for of_case in tags)]
-    if untaught:
-        raise SourceError(f"the model was never taught {shorten(untaught)}: it cannot annotate that.")
+    never_annotated = [name for name in model.never_annotated if any(of_case.get(name) for of_case in tags)]
+    if never_annotated:
+        raise SourceError(f"the model was never taught {shorten(never_annotated)}: it cannot annotate that.")
     return annotation
 
 
 def annotate(annotation: Annotation, target: Path, overwrite: bool) -> np.ndarray:
     """Write the dataset, whole or not at all; returns `found_slices` of all tagged cases together."""
-    refuse_own_files(target, input_files(annotation.jobs.values()))
+    require_no_inputs_within(target, input_files(annotation.jobs.values()))
     with new_folder(target, overwrite) as folder:
         (folder / "labelsTr").mkdir()
         for case, job in annotation.jobs.items():

@@ -18,7 +18,7 @@ from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.annotations.tags import ARRAY_AXIS, slices_with
 from nnunetv2_conemos.errors import SourceError, shorten
 from nnunetv2_conemos.methods.cmer.loss import Tags
-from nnunetv2_conemos.training.sampling import COPIES, SEPARATOR, Drawn, copies
+from nnunetv2_conemos.training.sampling import COPIES, SEPARATOR, Sample, copies
 
 
 class Known(NamedTuple):
@@ -74,10 +74,10 @@ def known_slices(folder: Path, table: SourceTable, transpose: Sequence[int]) -> 
     return known, np.max(sides, axis=0).tolist()
 
 
-def refuse_unknown_slices(tags: Mapping[str, Known], table: SourceTable, wanted: Sequence[str]) -> None:
+def require_known_slices(tags: Mapping[str, Known], table: SourceTable, wanted: Sequence[str]) -> None:
     """Raises SourceError for a label that should be learnt but of which no slice is known."""
-    taught = np.any([known.known.any(0) for known in tags.values()], axis=0)
-    lacking = [name for name, there in zip(table.labels.names, taught, strict=True) if not there and name in wanted]
+    supervised = np.any([known.known.any(0) for known in tags.values()], axis=0)
+    lacking = [name for name, there in zip(table.labels.names, supervised, strict=True) if not there and name in wanted]
     if lacking:
         raise SourceError(
             f"no slice is known to show or not to show {shorten(lacking)}: `true` in `tags` says nothing about a slice."
@@ -136,10 +136,10 @@ class Slices:
         weights = [table.weight(divided(identifier)[0]) for identifier in cases]
         return np.repeat(cases, copies(weights, COPIES * len(weights)))
 
-    def parse(self, identifier: str, table: SourceTable) -> Drawn:
+    def parse(self, identifier: str, table: SourceTable) -> Sample:
         case, _ = divided(identifier)
         labels = np.flatnonzero(table.known(case) | table.tagged(case)) + 1
-        return Drawn(identifier, tuple(labels.tolist()), ())
+        return Sample(identifier, tuple(labels.tolist()), ())
 
 
 def tags_of_batch(identifiers: Iterable[str], tags: Mapping[str, Known]) -> Tags:

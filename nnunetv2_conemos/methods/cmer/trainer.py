@@ -26,17 +26,17 @@ from nnunetv2_conemos.methods.cmer.slices import (
     Slices,
     known_slices,
     prevalence,
-    refuse_unknown_slices,
+    require_known_slices,
     tags_of_batch,
 )
 from nnunetv2_conemos.methods.cmer.thresholds import DEFAULT, best_threshold, dice_by_threshold, fused_volume
 from nnunetv2_conemos.training.method import Method, Optimiser, Parameters
-from nnunetv2_conemos.training.plans_facts import answered_labels, has_background_head, method_options
-from nnunetv2_conemos.training.sampling import AskedDataset
+from nnunetv2_conemos.training.plans_facts import has_background_head, method_options, output_labels_of
+from nnunetv2_conemos.training.sampling import QueryDataset
 from nnunetv2_conemos.training.trainer import PartialLabelTrainer
 
 
-def refuse_small_patch(plans: dict, configuration: str, largest: list[int], trainer: str) -> None:
+def require_whole_slices(plans: dict, configuration: str, largest: list[int], trainer: str) -> None:
     """A tag says something about a whole slice, so the patch must hold the largest (height, width)."""
     patch = PlansManager(plans).get_configuration(configuration).patch_size
     if any(side < whole for side, whole in zip(patch, largest, strict=True)):
@@ -81,8 +81,8 @@ def cam_networks(
     options, background = method_options(configuration, CMEROptions), has_background_head(plans)
     if isinstance(options.fusion, int) and not 0 <= options.fusion < channels:
         raise ValueError(f"`fusion`: expected a channel from 0 to {channels - 1}, found {options.fusion}.")
-    answered, width = answered_labels(plans, heads - background), WIDTH // options.width_divisor
-    return CAMNetworks(channels, heads - background, background, answered, width, options.dropout, options.fusion)
+    output_labels, width = output_labels_of(plans, heads - background), WIDTH // options.width_divisor
+    return CAMNetworks(channels, heads - background, background, output_labels, width, options.dropout, options.fusion)
 
 
 def adamw(parameters: Parameters, configuration: ConfigurationManager, epochs: int) -> Optimiser:
@@ -100,19 +100,19 @@ class CMERTrainer(PartialLabelTrainer):
     """
 
     method = Method(
-        network=cam_networks, ask=Slices(), loss=lambda ddp: TagLoss(), tags=True, dimensions=(2,), optimiser=adamw
+        network=cam_networks, sampler=Slices(), loss=lambda ddp: TagLoss(), tags=True, dimensions=(2,), optimiser=adamw
     )
     settings = {"enable_deep_supervision": False, "oversample_foreground_percent": 0.0}  # noqa: RUF012
     tags: Mapping[str, Known]
 
-    def refuse_unfit(self, plans: dict, configuration: str) -> None:
+    def check_data(self, plans: dict, configuration: str) -> None:
         transpose = plans.get("transpose_forward", [0, 1, 2])
         self.tags, largest = known_slices(preprocessed_data(plans, configuration), self.table, transpose)
-        refuse_small_patch(plans, configuration, largest, type(self).__name__)
-        tagged_only = set(self.table.untaught()).difference(self.table.untaught(tags=True))
-        refuse_unknown_slices(self.tags, self.table, sorted(tagged_only))
+        require_whole_slices(plans, configuration, largest, type(self).__name__)
+        tagged_only = set(self.table.never_annotated()).difference(self.table.never_annotated(tags=True))
+        require_known_slices(self.tags, self.table, sorted(tagged_only))
 
-    def informed(self, case: str) -> bool:
+    def has_supervision(self, case: str) -> bool:
         """Whether any slice is known: that a label is somewhere in a volume says nothing of its slices."""
         return bool(self.tags[case].known.any())
 
@@ -179,11 +179,11 @@ class CMERTrainer(PartialLabelTrainer):
             deep_supervision_scales, is_cascaded, foreground_labels, regions, ignore_label
         )
 
-    def offered(self, dataset: Any) -> AskedDataset:
+    def wrap_dataset(self, dataset: Any) -> QueryDataset:
         everywhere = (-1, *np.array(self.label_manager.all_labels).tolist())
-        return super().offered(SliceDataset(dataset, self.tags, everywhere))
+        return super().wrap_dataset(SliceDataset(dataset, self.tags, everywhere))
 
-    def get_tr_and_val_datasets(self) -> tuple[AskedDataset, AskedDataset]:
+    def get_tr_and_val_datasets(self) -> tuple[QueryDataset, QueryDataset]:
         train, validation = super().get_tr_and_val_datasets()
         of_cases = (self.tags[case] for case in train.dataset.dataset.identifiers)
         for name, share in zip(self.table.labels.names, prevalence(of_cases), strict=True):

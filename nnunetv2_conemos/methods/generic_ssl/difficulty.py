@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 MEMORY = 50  # updates that the moving averages look back
 EXPONENT = 1 / 5
-TINY = 1e-8
+EPS = 1e-8
 
 
 class ClassDifficulty(nn.Module):
@@ -26,7 +26,7 @@ class ClassDifficulty(nn.Module):
 
     def __init__(self, classes: int):
         super().__init__()
-        self.register_buffer("last", torch.full((classes,), TINY))
+        self.register_buffer("last", torch.full((classes,), EPS))
         self.register_buffer("learnt", torch.zeros(classes))
         self.register_buffer("forgotten", torch.zeros(classes))
         self.register_buffer("lacking", torch.ones(classes))
@@ -39,7 +39,7 @@ class ClassDifficulty(nn.Module):
         one half).
         """
         true, false, missed = counts.float()
-        dice = (2 * true + TINY) / (2 * true + false + missed + 2 * TINY)
+        dice = (2 * true + EPS) / (2 * true + false + missed + 2 * EPS)
         change = dice - self.last
         amount = change * torch.log(dice / self.last)
         seen = true + false + missed > 0
@@ -51,7 +51,7 @@ class ClassDifficulty(nn.Module):
 
     def weights(self) -> Float[Tensor, " C"]:
         """Not normalised: about 1.03 C for a class that is never found."""
-        return len(self.last) * ((self.forgotten + TINY) / (self.learnt + TINY)) ** EXPONENT * self.lacking
+        return len(self.last) * ((self.forgotten + EPS) / (self.learnt + EPS)) ** EXPONENT * self.lacking
 
     @staticmethod
     def _average(state: Tensor, value: Tensor, seen: Tensor) -> None:

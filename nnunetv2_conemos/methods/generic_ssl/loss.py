@@ -12,7 +12,12 @@ from torch import Tensor, nn
 
 from nnunetv2_conemos.losses.dice import batch_dice
 from nnunetv2_conemos.losses.distributed import mean_of_processes
-from nnunetv2_conemos.losses.marginalised import counted_here, known_classes, merged_log_probabilities, shown_labels
+from nnunetv2_conemos.losses.marginalised import (
+    counted_here,
+    known_classes,
+    marginalised_log_probabilities,
+    shown_labels,
+)
 from nnunetv2_conemos.records import Truth
 
 
@@ -32,7 +37,7 @@ class ClassWeightedDiceCE(nn.Module):
         self, logits: Float[Tensor, "B K *S"], truth: Truth, weight: Float[Tensor, " C"] | None = None
     ) -> Float[Tensor, ""]:
         weight = logits.new_ones(logits.shape[1] + 1, dtype=torch.float32) if weight is None else weight
-        log_p = merged_log_probabilities(logits, truth.known)
+        log_p = marginalised_log_probabilities(logits, truth.known)
         counted = counted_here(truth, logits)
         return self._cross_entropy(log_p, truth, counted, weight) + self._dice(log_p, truth, counted, weight)
 

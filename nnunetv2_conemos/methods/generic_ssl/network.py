@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nnunetv2_conemos.methods.generic_ssl.difficulty import ClassDifficulty
 from nnunetv2_conemos.methods.generic_ssl.vnet import Decoder, Encoder, Shape, TimeEmbedding
-from nnunetv2_conemos.networks.heads import against_the_rest, chosen_channels, nnunet_heads
+from nnunetv2_conemos.networks.heads import chosen_channels, label_vs_rest, nnunet_heads
 from nnunetv2_conemos.records import Query
 
 
@@ -48,10 +48,10 @@ class AggregateDecouple(nn.Module):
     of_classes = ("denoiser.head", "reweighted.head", "decoder.head", "diffusion_stem.operation", "difficulty")
 
     def __init__(
-        self, shape: Shape, channels: int, classes: int, answered: Sequence[int], learns_unlabelled: bool = True
+        self, shape: Shape, channels: int, classes: int, output_labels: Sequence[int], learns_unlabelled: bool = True
     ):
         super().__init__()
-        self.classes, self.answered, self.learns_unlabelled = classes, tuple(answered), learns_unlabelled
+        self.classes, self.output_labels, self.learns_unlabelled = classes, tuple(output_labels), learns_unlabelled
         self.image_stem = shape.unit(channels, 0, timed=False)
         self.diffusion_stem = shape.unit(channels + classes, 0, timed=False)
         self.time = TimeEmbedding()
@@ -64,12 +64,12 @@ class AggregateDecouple(nn.Module):
     def forward(self, query: Query | BothStreams | Tensor) -> Tensor | tuple[Tensor, ...]:
         if isinstance(query, BothStreams):
             annotated, unlabelled = query
-            taught = self.denoise(annotated), self.reweight(annotated.image)
-            return taught if unlabelled is None else (*taught, self.decoder(self.encode(unlabelled)))
+            supervised = self.denoise(annotated), self.reweight(annotated.image)
+            return supervised if unlabelled is None else (*supervised, self.decoder(self.encode(unlabelled)))
         if isinstance(query, Query):
             return chosen_channels(self._labels(query.image), query.labels)
         logits = self._labels(query)
-        return nnunet_heads(against_the_rest(logits, self.answered), self.answered, self.classes - 1, True)
+        return nnunet_heads(label_vs_rest(logits, self.output_labels), self.output_labels, self.classes - 1, True)
 
     def _labels(self, image: Float[Tensor, "B M *S"]) -> Float[Tensor, "B K *S"]:
         predicting = self.decoder if self.learns_unlabelled else self.reweighted
@@ -87,7 +87,7 @@ class AggregateDecouple(nn.Module):
         return self.reweighted(self.encode(image))
 
     @torch.no_grad()
-    def pull(self, kept: float) -> None:
+    def ema_update(self, kept: float) -> None:
         """Move the decoder that predicts towards the mean of the two others."""
         denoising, weighted = (dict(decoder.named_parameters()) for decoder in (self.denoiser, self.reweighted))
         for name, own in self.decoder.named_parameters():

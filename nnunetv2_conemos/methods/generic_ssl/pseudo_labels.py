@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from nnunetv2_conemos.losses.marginalised import counted_here, known_classes, merged_log_probabilities
+from nnunetv2_conemos.losses.marginalised import counted_here, known_classes, marginalised_log_probabilities
 from nnunetv2_conemos.records import Truth
 
 SIGMA = 1.0  # of the smoothing, in voxels
@@ -35,7 +35,7 @@ def clean_maps(truth: Truth) -> Float[Tensor, "B C *S"]:
 def class_counts(logits: Float[Tensor, "B K *S"], truth: Truth) -> Float[Tensor, "3 C"]:
     """True positives, false positives and false negatives per class, in the samples that are annotated for it."""
     classes = truth.known.shape[1] + 1
-    found = merged_log_probabilities(logits.detach(), truth.known).argmax(1)
+    found = marginalised_log_probabilities(logits.detach(), truth.known).argmax(1)
     sample = torch.arange(len(found), device=found.device).view(-1, *(1,) * (found.ndim - 1))
     pairs = (sample * classes + known_classes(truth)) * classes + found
     counted = counted_here(truth, logits)[:, 0]
@@ -48,7 +48,7 @@ def class_counts(logits: Float[Tensor, "B K *S"], truth: Truth) -> Float[Tensor,
 def pseudo_labels(
     maps: Float[Tensor, "B C *S"],
     logits: Float[Tensor, "B C *S"],
-    taught: Bool[Tensor, " K"],
+    supervised: Bool[Tensor, " K"],
     possible: Bool[Tensor, "B K"],
 ) -> Int[Tensor, " B *S"]:
     """The likeliest class by a sampled map, with Gumbel noise and smoothed, and by a classifier, taken together.
@@ -59,8 +59,8 @@ def pseudo_labels(
     space = (1,) * (logits.ndim - 2)
     votes = smoothed(F.gumbel_softmax(maps.float(), tau=1, dim=1)) + torch.softmax(logits.float(), 1)
     labels = votes[:, 1:] * possible.view(*possible.shape, *space)
-    untaught = (labels * ~taught.view(1, -1, *space)).sum(1, keepdim=True)
-    return torch.cat((votes[:, :1] + untaught, labels * taught.view(1, -1, *space)), 1).argmax(1)
+    never_annotated = (labels * ~supervised.view(1, -1, *space)).sum(1, keepdim=True)
+    return torch.cat((votes[:, :1] + never_annotated, labels * supervised.view(1, -1, *space)), 1).argmax(1)
 
 
 def smoothed(maps: Float[Tensor, "B C *S"]) -> Float[Tensor, "B C *S"]:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch import distributed as dist
 
-from nnunetv2_conemos.methods.generic_ssl.diffusion import STEPS, noised, sampled
+from nnunetv2_conemos.methods.generic_ssl.diffusion import STEPS, ddim_sample, q_sample
 from nnunetv2_conemos.methods.generic_ssl.loss import ClassWeightedDiceCE
 from nnunetv2_conemos.methods.generic_ssl.network import AggregateDecouple, BothStreams, Noisy, against_background
 from nnunetv2_conemos.methods.generic_ssl.pseudo_labels import class_counts, clean_maps, largest_vote, pseudo_labels
@@ -23,11 +23,11 @@ from nnunetv2_conemos.methods.generic_ssl.vnet import Shape
 from nnunetv2_conemos.networks.planned import planned_unet
 from nnunetv2_conemos.records import Truth, move
 from nnunetv2_conemos.training.method import Method, Optimiser, Parameters
-from nnunetv2_conemos.training.plans_facts import answered_labels, method_options
+from nnunetv2_conemos.training.plans_facts import method_options, output_labels_of
 from nnunetv2_conemos.training.sampling import Cases
 from nnunetv2_conemos.training.semi_supervised import SemiSupervisedTrainer
 
-PULL = 0.99  # what stays of the decoder of pseudo-labels in each step, which moves to the mean of the two others
+EMA_DECAY = 0.99  # what stays of the decoder of pseudo-labels in each step, which moves to the mean of the two others
 LEARNING_RATE, MOMENTUM, DECAY = 1e-2, 0.9, 3e-5  # of the published SGD
 CONFIDENT = 0.5  # a vote below which the diffusion decides hardly any pseudo-label
 
@@ -58,8 +58,8 @@ def three_decoders(
     options = method_options(configuration, GenericSSLOptions)
     planned: Any = planned_unet(configuration, channels, heads, deep_supervision=False).encoder
     shape = Shape(planned.conv_op, planned.output_channels, planned.kernel_sizes, planned.strides, options.norm)
-    answered = answered_labels(plans, heads - 1)
-    return AggregateDecouple(shape, channels, heads, answered, learns_unlabelled=options.unlabelled_weight > 0)
+    output_labels = output_labels_of(plans, heads - 1)
+    return AggregateDecouple(shape, channels, heads, output_labels, learns_unlabelled=options.unlabelled_weight > 0)
 
 
 def sgd(parameters: Parameters, configuration: ConfigurationManager, epochs: int) -> Optimiser | None:
@@ -82,11 +82,11 @@ class GenericSSLTrainer(SemiSupervisedTrainer):
     """
 
     method = Method(
-        network=three_decoders, ask=Cases(every=True), loss=ClassWeightedDiceCE, regions=False, optimiser=sgd
+        network=three_decoders, sampler=Cases(every=True), loss=ClassWeightedDiceCE, regions=False, optimiser=sgd
     )
     settings = {"enable_deep_supervision": False, "oversample_foreground_percent": 0.33}  # noqa: RUF012
     needs_unlabelled = True
-    taught: np.ndarray  # boolean [K]: labels that training cases are annotated for
+    supervised: np.ndarray  # boolean [K]: labels that training cases are annotated for
     weak_views = False  # teacher and student see the same image
     extras = ("denoising loss", "reweighted loss", "unlabelled loss", "weight of the unlabelled loss")
 
@@ -103,7 +103,7 @@ class GenericSSLTrainer(SemiSupervisedTrainer):
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         loaders = super().get_dataloaders()
-        self.taught = self.table.taught(self.training_cases)
+        self.supervised = self.table.supervised(self.training_cases)
         network = self.bare_network
         bound = largest_vote(network.classes)
         if bound < CONFIDENT and network.learns_unlabelled:
@@ -126,23 +126,23 @@ class GenericSSLTrainer(SemiSupervisedTrainer):
         scheduler: Any = self.lr_scheduler
         scheduler.step(self.progress * scheduler.max_steps)  # falls with each step, as the weight rises
         network = self.bare_network
-        query, truth = self.pose(labelled)
+        query, truth = self.to_query_and_truth(labelled)
         truth = move(truth, self.device)
         assert isinstance(truth, Truth)
         noisy = with_noise(query.image.to(self.device, non_blocking=True), truth)
         images, believed = None, None
         if network.learns_unlabelled:
-            network.pull(PULL)
+            network.ema_update(EMA_DECAY)
             images = unlabelled["data"].to(self.device, non_blocking=True)
             believed = self._believed(images, self.possible(unlabelled["keys"]))
         weight = ramp_up(self.progress, self.options.unlabelled_weight, self.options.ramp)
         parts: list[Tensor] = []
 
         def total() -> Tensor:
-            denoised, reweighted, *answered = map(against_background, self.network(BothStreams(noisy, images)))
+            denoised, reweighted, *output_labels = map(against_background, self.network(BothStreams(noisy, images)))
             difficulty = network.difficulty.update(self._summed(class_counts(denoised, truth)))
             parts.extend((self.loss(denoised, truth), self.loss(reweighted, truth, difficulty)))
-            parts.extend(self.loss(logits, believed) for logits in answered)
+            parts.extend(self.loss(logits, believed) for logits in output_labels)
             return parts[0] + parts[1] + weight * sum(parts[2:])
 
         (loss,) = self.backward_in_turn([total])
@@ -156,13 +156,13 @@ class GenericSSLTrainer(SemiSupervisedTrainer):
         noise = torch.randn(len(images), network.classes, *images.shape[2:], device=images.device)
         network.train(self.options.teacher == "train")
         with self.precision():
-            maps = sampled(lambda x, step: network.denoise(Noisy(images, x, step)), noise)
+            maps = ddim_sample(lambda x, step: network.denoise(Noisy(images, x, step)), noise)
             logits = network.reweight(images)
         network.train()
-        taught = torch.from_numpy(self.taught).to(images.device)
-        labels = torch.arange(1, len(taught) + 1, device=images.device).expand(len(images), -1)
-        found = pseudo_labels(maps, logits, taught, possible)[:, None]
-        return Truth(found, labels, taught.expand(len(images), -1), None)
+        supervised = torch.from_numpy(self.supervised).to(images.device)
+        labels = torch.arange(1, len(supervised) + 1, device=images.device).expand(len(images), -1)
+        found = pseudo_labels(maps, logits, supervised, possible)[:, None]
+        return Truth(found, labels, supervised.expand(len(images), -1), None)
 
     def _summed(self, counts: Float[Tensor, "3 C"]) -> Float[Tensor, "3 C"]:
         """Over all processes."""
@@ -175,4 +175,4 @@ def with_noise(image: Float[Tensor, "B M *S"], truth: Truth) -> Noisy:
     """Annotated images with their maps after a random step of the diffusion, drawn for each sample."""
     maps = clean_maps(truth)
     step: Int[Tensor, " B"] = torch.randint(STEPS, (len(image),), device=image.device)
-    return Noisy(image, noised(maps, step, torch.randn_like(maps)), step)
+    return Noisy(image, q_sample(maps, step, torch.randn_like(maps)), step)

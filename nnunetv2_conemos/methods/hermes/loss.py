@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nnunetv2_conemos.losses.masked import counted_voxels
 from nnunetv2_conemos.records import Answer, Truth
 
-LOWEST, HIGHEST = 0.2, 0.8  # share of the false positives
+MIN_SHARE, MAX_SHARE = 0.2, 0.8  # share of the false positives
 SMOOTH = 1e-6
 
 
@@ -48,7 +48,7 @@ def adaptive_tversky(
     tp = (probability * target * counted).flatten(2).sum(2)
     fp = (probability * (1 - target) * counted).flatten(2).sum(2)
     fn = ((1 - probability) * target * counted).flatten(2).sum(2)
-    share = (fp / (fp + fn + SMOOTH)).clamp(LOWEST, HIGHEST)
+    share = (fp / (fp + fn + SMOOTH)).clamp(MIN_SHARE, MAX_SHARE)
     return 1 - tp / (tp + share * fp + (1 - share) * fn + SMOOTH)
 
 

@@ -64,17 +64,17 @@ class HermesUNet(nn.Module):
         num_labels: int,
         background_head: bool,
         groups: Sequence[Sequence[int]],
-        answered: Sequence[int],
+        output_labels: Sequence[int],
         num_modalities: int = 0,
         modality: int = 0,
         options: HermesOptions | None = None,
     ):
         super().__init__()
         self.encoder, self.decoder = unet.encoder, unet.decoder
-        self.num_labels, self.background_head, self.answered = num_labels, background_head, tuple(answered)
+        self.num_labels, self.background_head, self.output_labels = num_labels, background_head, tuple(output_labels)
         self.num_modalities, self.modality, self.options = num_modalities, modality, options or HermesOptions()
-        taught = sorted({label for group in groups for label in group})
-        self.groups = [list(group) for group in groups] if self.options.asked == "groups" else [taught]
+        supervised = sorted({label for group in groups for label in group})
+        self.groups = [list(group) for group in groups] if self.options.asked == "groups" else [supervised]
         self.priors = Priors()
         self._fuse()
         places = [n for n, m in self.named_modules(remove_duplicate=False) if isinstance(m, PriorFusion)]
@@ -134,7 +134,7 @@ class HermesUNet(nn.Module):
     def _answer_all(self, image: Float[Tensor, "B M *S"]) -> Float[Tensor, "B heads *S"]:
         shared, fused = self.steps()
         state = walk(shared, State(image))
-        answers: dict[int, list[Tensor]] = {label: [] for label in self.answered}
+        answers: dict[int, list[Tensor]] = {label: [] for label in self.output_labels}
         for group in self.groups:
             if not set(group) & set(answers):
                 continue
@@ -145,14 +145,14 @@ class HermesUNet(nn.Module):
                 if label in answers:
                     answers[label].append(logits[:, channel])
         means = torch.stack([sum(found[1:], found[0]) / len(found) for found in answers.values()], dim=1)
-        return nnunet_heads(means, self.answered, self.num_labels, self.background_head)
+        return nnunet_heads(means, self.output_labels, self.num_labels, self.background_head)
 
     def _ask(self, steps: list[Step], state: State, labels: Int[Tensor, "B Q"], modality: Int[Tensor, " B"]) -> Answer:
-        asked = labels.shape[1]
-        self.priors.ask(F.pad(labels, (0, 1)), modality, self.options.mask_padding)  # one null token always
+        queried = labels.shape[1]
+        self.priors.sampler(F.pad(labels, (0, 1)), modality, self.options.mask_padding)  # one null token always
         features = walk(steps, state).logits[-1]
         tokens = torch.cat(self.priors.posteriors, dim=2)
-        prototypes = self.prototypes(tokens[:, :asked])
+        prototypes = self.prototypes(tokens[:, :queried])
         logits = torch.bmm(prototypes, features.flatten(2)).unflatten(2, features.shape[2:])
         return Answer(logits, self.modality_head(self.modality_norm(tokens[:, -MODALITY_TOKENS:]).mean(1)))
 

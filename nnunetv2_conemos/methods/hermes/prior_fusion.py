@@ -23,7 +23,7 @@ class Priors:
     attended: Bool[Tensor, "B P"]  # tokens that voxels look at
     posteriors: list[Tensor]  # [B,P,F], one of each place
 
-    def ask(self, labels: Tensor, modality: Tensor, mask_padding: bool) -> None:
+    def sampler(self, labels: Tensor, modality: Tensor, mask_padding: bool) -> None:
         """Ask for labels, of which the last is a null token; other null tokens are not attended if they are masked."""
         self.labels, self.modality, self.posteriors = labels, modality, []
         label_tokens = (labels > 0) | (not mask_padding)
@@ -102,8 +102,8 @@ class PriorFusion(nn.Module):
         self.blocks = nn.ModuleList(FusionBlock(features) for _ in range(blocks))
 
     def forward(self, x: Float[Tensor, "B F *S"]) -> Float[Tensor, "B F *S"]:
-        asked, modality = rows(self.labels, self.priors.labels), rows(self.modalities, self.priors.modality)
-        tokens, voxels = torch.cat((asked, modality), 1), x.flatten(2).transpose(1, 2)
+        queried, modality = rows(self.labels, self.priors.labels), rows(self.modalities, self.priors.modality)
+        tokens, voxels = torch.cat((queried, modality), 1), x.flatten(2).transpose(1, 2)
         for block in self.blocks:
             tokens, voxels = block(tokens, voxels, self.priors.attended)
         self.priors.posteriors.append(tokens)

@@ -12,12 +12,12 @@ from nnunetv2_conemos.methods.hermes.network import HermesOptions, HermesUNet
 from nnunetv2_conemos.networks.planned import planned_unet
 from nnunetv2_conemos.training.method import Method, Optimiser, Parameters
 from nnunetv2_conemos.training.plans_facts import (
-    answered_labels,
-    asked_together,
     chosen_modality,
     has_background_head,
     known_modalities,
+    label_groups,
     method_options,
+    output_labels_of,
 )
 from nnunetv2_conemos.training.sampling import Cases
 from nnunetv2_conemos.training.trainer import PartialLabelTrainer
@@ -55,8 +55,8 @@ def hermes_unet(
         unet,
         num_labels,
         background,
-        groups=asked_together(plans, num_labels),
-        answered=answered_labels(plans, num_labels),
+        groups=label_groups(plans, num_labels),
+        output_labels=output_labels_of(plans, num_labels),
         num_modalities=len(known_modalities(plans)),
         modality=chosen_modality(plans),
         options=options,
@@ -79,7 +79,7 @@ class HermesTrainer(PartialLabelTrainer):
 
     method = Method(
         network=hermes_unet,
-        ask=Cases(power=0.0),
+        sampler=Cases(power=0.0),
         loss=AdaptiveTverskyBCE,
         modalities=True,
         optimiser=lamb,

@@ -66,7 +66,7 @@ def blurred(x: Float[Tensor, "B M *S"]) -> Float[Tensor, "B M *S"]:
     return padded.reshape(x.shape)
 
 
-def boxes(shape: torch.Size, device: torch.device) -> Bool[Tensor, "B 1 *S"]:
+def cutmix_boxes(shape: torch.Size, device: torch.device) -> Bool[Tensor, "B 1 *S"]:
     """A box per sample: its share of the patch and the ratio of its sides are drawn until it fits."""
     inside = torch.zeros((shape[0], 1, *shape[2:]), dtype=torch.bool, device=device)
     for sample in inside:
@@ -88,6 +88,6 @@ def drawn_sides(size: torch.Size) -> list[int]:
             return sides
 
 
-def pasted(inside: Bool[Tensor, "B 1 *S"], other: Tensor, own: Tensor) -> Tensor:
+def cutmix(inside: Bool[Tensor, "B 1 *S"], other: Tensor, own: Tensor) -> Tensor:
     """What is inside the boxes from another, the rest from the own; [B,M,*S] images or [B,*S] maps."""
     return torch.where(inside if own.ndim == inside.ndim else inside[:, 0], other, own)

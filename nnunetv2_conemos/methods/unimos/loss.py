@@ -14,11 +14,16 @@ from torch import Tensor, nn
 
 from nnunetv2_conemos.losses.dice import batch_dice
 from nnunetv2_conemos.losses.distributed import mean_of_processes
-from nnunetv2_conemos.losses.marginalised import counted_here, known_classes, merged_log_probabilities, shown_labels
+from nnunetv2_conemos.losses.marginalised import (
+    counted_here,
+    known_classes,
+    marginalised_log_probabilities,
+    shown_labels,
+)
 from nnunetv2_conemos.records import Truth
 
 BACKGROUND_WEIGHT, LABEL_WEIGHT = 0.2, 1.2
-LOWEST = math.log(1e-10)  # of a log-probability
+MIN_LOG_P = math.log(1e-10)  # of a log-probability
 
 
 def weighted_nll(
@@ -26,7 +31,7 @@ def weighted_nll(
 ) -> tuple[Float[Tensor, " B *S"], Float[Tensor, " B *S"]]:
     """Weighted negative log-likelihood of a class at each voxel, and the weights: background counts less."""
     weight = torch.where(classes > 0, LABEL_WEIGHT, BACKGROUND_WEIGHT).to(log_p)
-    right = log_p.gather(1, classes.long()[:, None])[:, 0].clamp_min(LOWEST)
+    right = log_p.gather(1, classes.long()[:, None])[:, 0].clamp_min(MIN_LOG_P)
     return -right * weight, weight
 
 
@@ -44,7 +49,7 @@ class TargetAdaptiveLoss(nn.Module):
         self.ddp, self.dice_weight, self.smooth = ddp, dice_weight, smooth
 
     def forward(self, logits: Float[Tensor, "B K *S"], truth: Truth) -> Float[Tensor, ""]:
-        log_p, counted = merged_log_probabilities(logits, truth.known), counted_here(truth, logits)
+        log_p, counted = marginalised_log_probabilities(logits, truth.known), counted_here(truth, logits)
         nll, weight = weighted_nll(log_p, known_classes(truth))
         total = mean_of_processes((weight * counted[:, 0]).sum(), self.ddp)
         loss = (nll * counted[:, 0]).sum() / total.clamp_min(1e-8)

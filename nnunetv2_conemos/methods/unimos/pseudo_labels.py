@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nnunetv2_conemos.annotations.sources import SourceTable
-from nnunetv2_conemos.losses.marginalised import merged_log_probabilities
-from nnunetv2_conemos.methods.unimos.augment import boxes, pasted, photometric
+from nnunetv2_conemos.losses.marginalised import marginalised_log_probabilities
+from nnunetv2_conemos.methods.unimos.augment import cutmix, cutmix_boxes, photometric
 from nnunetv2_conemos.methods.unimos.loss import weighted_nll
 from nnunetv2_conemos.methods.unimos.scale_fusion import Perturb
 from nnunetv2_conemos.records import Query
@@ -36,25 +36,27 @@ class PseudoLabels(NamedTuple):
 
 
 def pseudo_labels(
-    logits: Float[Tensor, "B K *S"], asked: Bool[Tensor, "B K"], possible: Bool[Tensor, "B K"]
+    logits: Float[Tensor, "B K *S"], queried: Bool[Tensor, "B K"], possible: Bool[Tensor, "B K"]
 ) -> PseudoLabels:
     """Among background and the labels asked, the others counted as background; without a gradient.
 
     Labels that a case cannot show (not in `possible`) have no part in it.
     """
     ruled_out = ~possible.view(*possible.shape, *(1,) * (logits.ndim - 2))
-    confidence, label = merged_log_probabilities(logits.detach().masked_fill(ruled_out, -torch.inf), asked).exp().max(1)
+    confidence, label = (
+        marginalised_log_probabilities(logits.detach().masked_fill(ruled_out, -torch.inf), queried).exp().max(1)
+    )
     return PseudoLabels(label, confidence)
 
 
 def consistency(
     logits: Float[Tensor, "B K *S"],
-    asked: Bool[Tensor, "B K"],
+    queried: Bool[Tensor, "B K"],
     label: Int[Tensor, " B *S"],
     accepted: Bool[Tensor, " B *S"],
 ) -> Float[Tensor, ""]:
     """Weighted cross-entropy with accepted pseudo-labels, divided by the number of all voxels."""
-    nll, _ = weighted_nll(merged_log_probabilities(logits, asked), label)
+    nll, _ = weighted_nll(marginalised_log_probabilities(logits, queried), label)
     return (nll * accepted).sum() / nll.numel()
 
 
@@ -75,12 +77,12 @@ class Views:
     are asked; `believed`: the probability from which a pseudo-label counts. `perturbed` comes before `strong`.
     """
 
-    def __init__(self, network: torch.nn.Module, unlabelled: Unlabelled, asked: Tensor, believed: float):
-        self.network, self.asked, self.believed = network, asked, believed
+    def __init__(self, network: torch.nn.Module, unlabelled: Unlabelled, queried: Tensor, believed: float):
+        self.network, self.queried, self.believed = network, queried, believed
         self.weak, self.mixed = (
             Unlabelled(*half) for half in zip(*(part.chunk(2) for part in unlabelled), strict=True)
         )
-        self.every = torch.arange(1, asked.shape[1] + 1, device=asked.device).expand(len(asked), -1)
+        self.every = torch.arange(1, queried.shape[1] + 1, device=queried.device).expand(len(queried), -1)
         self.of_mixed = self._pseudo_labels(network(Query(self.mixed.image, self.every)), self.mixed)
         self.of_weak: PseudoLabels | None = None
 
@@ -94,10 +96,10 @@ class Views:
         """Consistency of a strong view, with a box of another image in it, with what is believed of both."""
         assert self.of_weak is not None
         image = self.weak.image
-        box = boxes(image.shape, image.device)
+        box = cutmix_boxes(image.shape, image.device)
         pairs = zip(self.of_mixed, self.of_weak, strict=True)
-        believed = PseudoLabels(*(pasted(box, other, own) for other, own in pairs))
-        view = pasted(box, photometric(self.mixed.image), photometric(image))
+        believed = PseudoLabels(*(cutmix(box, other, own) for other, own in pairs))
+        view = cutmix(box, photometric(self.mixed.image), photometric(image))
         return self._consistency(self.network(Query(view, self.every)), believed)
 
     @property
@@ -107,24 +109,24 @@ class Views:
         return ((self.of_weak.confidence >= self.believed).sum() / self.weak.inside.sum().clamp_min(1)).item()
 
     def _pseudo_labels(self, logits: Tensor, of: Unlabelled) -> PseudoLabels:
-        found = pseudo_labels(logits, self.asked, of.possible)
+        found = pseudo_labels(logits, self.queried, of.possible)
         return found._replace(confidence=found.confidence * of.inside)
 
     def _consistency(self, logits: Tensor, believed: PseudoLabels) -> Tensor:
-        return consistency(logits, self.asked, believed.label, believed.confidence >= self.believed)
+        return consistency(logits, self.queried, believed.label, believed.confidence >= self.believed)
 
 
 def targets_of(table: SourceTable, cases: Sequence[str], how: str) -> dict[str, np.ndarray]:
     """Training case -> boolean [K]: the labels that it is asked unlabelled, of those that all `cases` teach, or that
     those of its dataset do.
     """
-    everything = table.taught(cases)
+    everything = table.supervised(cases)
     members: dict[str, list[str]] = {}
     for case in cases:
         members.setdefault(table.dataset_of(case) if how == "dataset" else "", []).append(case)
-    taught = {dataset: table.taught(of_dataset) for dataset, of_dataset in members.items()}
+    supervised = {dataset: table.supervised(of_dataset) for dataset, of_dataset in members.items()}
     return {
-        case: taught[dataset] if taught[dataset].any() else everything
+        case: supervised[dataset] if supervised[dataset].any() else everything
         for dataset, of_dataset in members.items()
         for case in of_dataset
     }

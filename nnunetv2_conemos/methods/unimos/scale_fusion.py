@@ -15,7 +15,7 @@ from dynamic_network_architectures.building_blocks.helper import get_matching_in
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nnunetv2_conemos.networks.heads import against_the_rest, chosen_channels, nnunet_heads
+from nnunetv2_conemos.networks.heads import chosen_channels, label_vs_rest, nnunet_heads
 from nnunetv2_conemos.records import Query
 
 DROPPED = 0.5  # share of channels that a perturbation drops
@@ -64,9 +64,9 @@ class FusedScalesUNet(nn.Module):
 
     decoder: Any
 
-    def __init__(self, network: Any, answered: Sequence[int], perturb_features: bool = False):
+    def __init__(self, network: Any, output_labels: Sequence[int], perturb_features: bool = False):
         super().__init__()
-        self.decoder, self.answered, self.perturb_features = network, tuple(answered), perturb_features
+        self.decoder, self.output_labels, self.perturb_features = network, tuple(output_labels), perturb_features
         self.decoder.deep_supervision = False  # what nnU-Net switches; there is one answer only
         self.fusion = ScaleFusion(network.classes, network.convolution)
 
@@ -76,7 +76,7 @@ class FusedScalesUNet(nn.Module):
         if isinstance(query, Perturb):
             return self._perturbed(query.image)
         logits = self._answer(query, self.decoder.encode(query))
-        return nnunet_heads(against_the_rest(logits, self.answered), self.answered, logits.shape[1], True)
+        return nnunet_heads(label_vs_rest(logits, self.output_labels), self.output_labels, logits.shape[1], True)
 
     def _answer(self, image: Tensor, features: list[Tensor]) -> Float[Tensor, "B K *S"]:
         return self._fused(full_size(self.decoder.decode(features), image))

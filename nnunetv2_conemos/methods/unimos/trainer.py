@@ -19,7 +19,7 @@ from nnunetv2_conemos.methods.unimos.scale_fusion import FusedScalesUNet
 from nnunetv2_conemos.networks.planned import planned_unet
 from nnunetv2_conemos.records import move
 from nnunetv2_conemos.training.method import Method, Optimiser, Parameters
-from nnunetv2_conemos.training.plans_facts import answered_labels, method_options
+from nnunetv2_conemos.training.plans_facts import method_options, output_labels_of
 from nnunetv2_conemos.training.sampling import Cases
 from nnunetv2_conemos.training.semi_supervised import SemiSupervisedTrainer
 
@@ -70,7 +70,7 @@ def fused_unet(
     else:
         encoder: Any = unet.encoder
         network = Pyramid(channels, heads, encoder.output_channels, encoder.strides, encoder.conv_op)
-    return FusedScalesUNet(network, answered_labels(plans, heads - 1), options.perturb == "features")
+    return FusedScalesUNet(network, output_labels_of(plans, heads - 1), options.perturb == "features")
 
 
 def rmsprop(parameters: Parameters, configuration: ConfigurationManager, epochs: int) -> Optimiser | None:
@@ -85,7 +85,7 @@ class UniMOSTrainer(SemiSupervisedTrainer):
     """Target adaptive loss on annotated cases, pseudo-labels and consistency of views on the others; no regions."""
 
     method = Method(
-        network=fused_unet, ask=Cases(every=True), loss=TargetAdaptiveLoss, regions=False, optimiser=rmsprop
+        network=fused_unet, sampler=Cases(every=True), loss=TargetAdaptiveLoss, regions=False, optimiser=rmsprop
     )
     settings = {"enable_deep_supervision": False}  # noqa: RUF012
     unlabelled_per_sample = 2  # one of them is pasted into the other
@@ -105,7 +105,7 @@ class UniMOSTrainer(SemiSupervisedTrainer):
 
     def two_stream_step(self, labelled: dict, unlabelled: dict) -> dict:
         """(supervised + 0.5 perturbed + 0.25 strong + 0.25 strong) / 2, each term differentiated by itself."""
-        query, truth = self.pose(labelled)
+        query, truth = self.to_query_and_truth(labelled)
         query, truth = query.to(self.device, non_blocking=True), move(truth, self.device)
         views = self._views(unlabelled)
         terms = [
@@ -127,8 +127,8 @@ class UniMOSTrainer(SemiSupervisedTrainer):
         both = torch.cat((images, inside.to(images.dtype)), 1).to(self.device, non_blocking=True)
         both = turned(both) if self._may_turn() else both
         targets = np.stack([self.targets[str(key)] for key in unlabelled["keys"][: len(both) // 2]])
-        asked = torch.from_numpy(targets).to(self.device)
+        queried = torch.from_numpy(targets).to(self.device)
         believed = threshold(self.progress)
         given = Unlabelled(both[:, :-1], both[:, -1] > 0, self.possible(unlabelled["keys"]))
         with torch.no_grad(), self.precision():
-            return Views(self.network, given, asked, believed)
+            return Views(self.network, given, queried, believed)

@@ -23,7 +23,7 @@ from nnunetv2_conemos.methods.cmer.slices import SliceDataset, Slices
 from nnunetv2_conemos.methods.cmer.thresholds import best_threshold, dice_by_threshold
 
 LABELS = {"background": 0, "lesion": 1}
-TINY = {"width_divisor": 16}
+EPS = {"width_divisor": 16}
 MASKS = {"cases": ["m*"], "annotated": ["lesion"]}
 TAGGED = {"cases": ["t*"], "annotated": [], "tagged": ["lesion"]}
 
@@ -41,7 +41,7 @@ def slices_of(target):
     return np.flatnonzero((target == 1).any((1, 2))).tolist()
 
 
-def world(base, masks=6, tagged=6, poison=None, bits=slices_of, channels=2, options=TINY, depth=4, **more):
+def world(base, masks=6, tagged=6, poison=None, bits=slices_of, channels=2, options=EPS, depth=4, **more):
     """Cases with label maps (m*) and with tags (t*), whose label maps are zeros or poisoned."""
     rng = np.random.default_rng(0)
     cases, tags = {}, {}
@@ -177,8 +177,8 @@ def test_volumes_of_which_no_slice_is_known_do_not_validate(nnunet_folders):
     tags = iter([True, *[[0, 1]] * 5])
     world(nnunet_folders, masks=0, bits=lambda _: next(tags))
     made = make_trainer(nnunet_folders, CMERTrainer)
-    assert not made.informed("t0")
-    assert made.informed("t1")
+    assert not made.has_supervision("t0")
+    assert made.has_supervision("t1")
     with pytest.raises(SourceError, match="no slice of these cases is known"):
         Slices().identifiers(made.table, [])
 
@@ -206,7 +206,7 @@ def test_one_input_channel_trains_without_the_terms_between_channels_and_says_so
     made = trained(nnunet_folders, 3)
     assert log_of(made).count("One input channel: the terms between channels are left out.") == 1
     assert all(p.grad is not None for p in made.network.parameters())
-    world(nnunet_folders, options={**TINY, "reduction": "sum"})
+    world(nnunet_folders, options={**EPS, "reduction": "sum"})
     assert "Cross-modality term: sum over the pixels." in log_of(trained(nnunet_folders, 1))
 
 
@@ -225,7 +225,7 @@ def test_other_trainers_take_tagged_cases_for_unlabelled(nnunet_folders):
 def test_without_mirroring_sides_are_kept(nnunet_folders):
     world(nnunet_folders)
     assert make_trainer(nnunet_folders, CMERTrainer_NoMirroring).families == ("translation", "scaling")
-    world(nnunet_folders, options={**TINY, "transforms": ["flip", "rotation"]})
+    world(nnunet_folders, options={**EPS, "transforms": ["flip", "rotation"]})
     assert make_trainer(nnunet_folders, CMERTrainer).families == ("flip", "rotation")
     with pytest.raises(ValueError, match="flip, rotation confuse left and right"):
         _ = make_trainer(nnunet_folders, CMERTrainer_NoMirroring).families
@@ -268,13 +268,13 @@ def test_thresholds_are_chosen_on_validation_masks_only_and_saved_in_both_checkp
     validation = made.do_split()[1]
     assert validation
     assert all(case.startswith("m") for case in validation)
-    asked = []
+    queried = []
     levels = iter((0.3, 0.7))
 
     def fused(network, image, patch, at_once, device):
-        asked.append(image.shape)
+        queried.append(image.shape)
         level = levels_now[0]
-        return np.where(truth_of(asked), level + 0.02, level - 0.02)[None]
+        return np.where(truth_of(queried), level + 0.02, level - 0.02)[None]
 
     truths = [made.dataset_class(made.preprocessed_dataset_folder, [c]).load_case(c)[1][0] == 1 for c in validation]
 
@@ -328,7 +328,7 @@ def test_the_commands_of_nnunet_train_resume_and_predict(preprocessed_phantom, t
         (folder / "dataset.json").write_text(json.dumps(content))
     assert cli.main(["slices", "901", "--batch", "4", "--name", "whole"]) == 0
     plans = json.loads((done / "nnUNetPlans.json").read_text())
-    plans["configurations"]["whole"]["conemos"] = TINY
+    plans["configurations"]["whole"]["conemos"] = EPS
     (done / "nnUNetPlans.json").write_text(json.dumps(plans))
     monkeypatch.setenv("nnUNet_extTrainer", str(ROOT / "trainers"))
     monkeypatch.setattr("nnunetv2.training.nnUNetTrainer.nnUNetTrainer.default_num_processes", 1)

@@ -268,8 +268,8 @@ def test_the_cross_modality_term_needs_the_label_and_a_teacher_that_sees_it():
     assert min(both) > 0
     assert of((yes, yes), (yes, yes), absent) == [0, 0]
     assert of((no, no), (no, no)) == [0, 0]
-    taught, teacher = of((yes, no), (yes, no))
-    assert taught == 0, "channel 1 says absent in both views, so channel 0 learns nothing of it"
+    supervised, teacher = of((yes, no), (yes, no))
+    assert supervised == 0, "channel 1 says absent in both views, so channel 0 learns nothing of it"
     assert teacher == pytest.approx(both[1])
     only_second = of((no, no), (yes, yes))
     assert 0 < only_second[0] < both[0], "the second view teaches the first"

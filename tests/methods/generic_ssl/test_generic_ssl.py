@@ -108,12 +108,12 @@ def test_one_pass_gives_all_three_and_each_by_itself(dim, norm):
     image, other = torch.randn(2, 1, *[16] * dim), torch.randn(2, 1, *[16] * dim)
     noisy = Noisy(image, torch.randn(2, 4, *[16] * dim), torch.tensor([3, 900]))
     with torch.no_grad():
-        denoised, reweighted, answered = made(BothStreams(noisy, other))
-        assert denoised.shape == reweighted.shape == answered.shape == (2, 4, *[16] * dim)
+        denoised, reweighted, output_labels = made(BothStreams(noisy, other))
+        assert denoised.shape == reweighted.shape == output_labels.shape == (2, 4, *[16] * dim)
         assert torch.equal(denoised, made.denoise(noisy))
         assert torch.equal(reweighted, made.reweight(image))
-        asked = made(Query(other, torch.arange(1, 4).expand(2, -1)))
-        assert torch.allclose(against_background(answered), asked)
+        queried = made(Query(other, torch.arange(1, 4).expand(2, -1)))
+        assert torch.allclose(against_background(output_labels), queried)
         later = made.denoise(noisy._replace(step=torch.tensor([500, 900])))
     assert not torch.allclose(later[0], denoised[0]), "the step is told"
     assert torch.allclose(later[1], denoised[1], atol=1e-5), "to each sample its own"
@@ -142,15 +142,15 @@ def test_only_the_decoder_of_unlabelled_images_and_the_encoder_predict():
 def test_shares_of_the_map_are_the_published_ones():
     expected = {0: 0.9999, 111: 0.8736, 222: 0.5968, 333: 0.3186, 444: 0.1329, 555: 0.0433, 666: 0.0110, 777: 0.00218}
     for step, kept in (expected | {888: 3.36e-4, 999: 4.0e-5}).items():
-        assert diffusion.KEPT[step].item() == pytest.approx(kept, rel=0.01)
+        assert diffusion.ALPHAS_CUMPROD[step].item() == pytest.approx(kept, rel=0.01)
 
 
 def test_noise_has_the_right_mean_and_variance_and_each_sample_its_own_step():
     torch.manual_seed(0)
     step = torch.tensor([0, 500, 999])
     clean = torch.tensor([1.0, -1.0]).view(1, 2, 1, 1).expand(3, -1, 200, 200)
-    noisy = diffusion.noised(clean, step, torch.randn(3, 2, 200, 200))
-    kept = diffusion.KEPT[step].float()
+    noisy = diffusion.q_sample(clean, step, torch.randn(3, 2, 200, 200))
+    kept = diffusion.ALPHAS_CUMPROD[step].float()
     for sign, channel in ((1, 0), (-1, 1)):
         assert torch.allclose(noisy[:, channel].mean((1, 2)), sign * kept.sqrt(), atol=0.02)
         assert torch.allclose(noisy[:, channel].var((1, 2)), 1 - kept, atol=0.02)
@@ -158,14 +158,14 @@ def test_noise_has_the_right_mean_and_variance_and_each_sample_its_own_step():
 
 def test_sampling_asks_ten_steps_and_an_oracle_gives_the_map():
     torch.manual_seed(0)
-    clean, asked = torch.randint(0, 2, (2, 3, 8, 8)).float() * 2 - 1, []
+    clean, queried = torch.randint(0, 2, (2, 3, 8, 8)).float() * 2 - 1, []
 
     def oracle(noisy, step):
-        asked.append(step.tolist())
+        queried.append(step.tolist())
         return 3 * clean  # beyond what a map can be
 
-    assert torch.equal(diffusion.sampled(oracle, torch.randn(2, 3, 8, 8)), clean)
-    assert asked == [[t, t] for t in (999, 888, 777, 666, 555, 444, 333, 222, 111, 0)]
+    assert torch.equal(diffusion.ddim_sample(oracle, torch.randn(2, 3, 8, 8)), clean)
+    assert queried == [[t, t] for t in (999, 888, 777, 666, 555, 444, 333, 222, 111, 0)]
 
 
 def test_sampling_walks_the_noise_that_the_prediction_implies():
@@ -177,10 +177,10 @@ def test_sampling_walks_the_noise_that_the_prediction_implies():
         seen[step.item()] = noisy
         return clean
 
-    diffusion.sampled(constant, noise)
-    implied = (noise - math.sqrt(diffusion.KEPT[999]) * clean) / math.sqrt(1 - diffusion.KEPT[999])
+    diffusion.ddim_sample(constant, noise)
+    implied = (noise - math.sqrt(diffusion.ALPHAS_CUMPROD[999]) * clean) / math.sqrt(1 - diffusion.ALPHAS_CUMPROD[999])
     for step in (888, 444, 0):
-        kept = diffusion.KEPT[step]
+        kept = diffusion.ALPHAS_CUMPROD[step]
         assert torch.allclose(seen[step], kept.sqrt() * clean + (1 - kept).sqrt() * implied, atol=1e-4), step
 
 
@@ -322,34 +322,36 @@ def test_smoothing_is_the_published_filter():
 
 def test_a_sure_classifier_wins_and_an_unsure_one_leaves_it_to_the_diffusion():
     torch.manual_seed(0)
-    taught, every = torch.ones(3, dtype=torch.bool), torch.ones(1, 3, dtype=torch.bool)
+    supervised, every = torch.ones(3, dtype=torch.bool), torch.ones(1, 3, dtype=torch.bool)
     sure, flat = torch.zeros(1, 4, 30, 30), torch.zeros(1, 4, 30, 30)
     sure[:, 2] = 20
     maps = -torch.ones(1, 4, 30, 30)
     maps[:, 1] = 1
-    assert (pseudo_maps.pseudo_labels(maps, sure, taught, every) == 2).all()
-    share = (pseudo_maps.pseudo_labels(maps, flat, taught, every) == 1).float().mean()
+    assert (pseudo_maps.pseudo_labels(maps, sure, supervised, every) == 2).all()
+    share = (pseudo_maps.pseudo_labels(maps, flat, supervised, every) == 1).float().mean()
     assert share > 0.9, "Gumbel noise, smoothed, rarely beats a whole map"
     assert not (pseudo_maps.pseudo_labels(maps, flat, torch.tensor([False, True, True]), every) == 1).any()
     torch.manual_seed(1)
-    first = pseudo_maps.pseudo_labels(maps, flat, taught, every)
+    first = pseudo_maps.pseudo_labels(maps, flat, supervised, every)
     torch.manual_seed(1)
-    assert torch.equal(first, pseudo_maps.pseudo_labels(maps, flat, taught, every))
+    assert torch.equal(first, pseudo_maps.pseudo_labels(maps, flat, supervised, every))
 
 
 def test_votes_for_what_a_case_cannot_show_do_not_count():
     """Nor do they count for background, as those for a label that nobody taught do."""
     logits = torch.tensor([0.0, 1.0, 3.0, 2.0]).view(1, 4, 1, 1).expand(3, 4, 20, 20)
-    maps, taught = -torch.ones(3, 4, 20, 20), torch.tensor([True, True, True])
+    maps, supervised = -torch.ones(3, 4, 20, 20), torch.tensor([True, True, True])
     maps[:, 3], maps[:, 2] = 1, 1
     possible = torch.tensor([[True, True, True], [True, False, True], [True, False, False]])
-    found = pseudo_maps.pseudo_labels(maps, logits, taught, possible)
+    found = pseudo_maps.pseudo_labels(maps, logits, supervised, possible)
     assert set(found[0].unique().tolist()) >= {2}
     for sample, expected in ((1, 3), (2, 1)):
         assert not torch.isin(found[sample], torch.arange(1, 4)[~possible[sample]]).any()
         assert found[sample].mode().values.mode().values == expected
-    untaught = pseudo_maps.pseudo_labels(maps, logits, torch.tensor([True, False, True]), torch.ones(3, 3).bool())
-    assert (untaught == 0).float().mean() > 0.8
+    never_annotated = pseudo_maps.pseudo_labels(
+        maps, logits, torch.tensor([True, False, True]), torch.ones(3, 3).bool()
+    )
+    assert (never_annotated == 0).float().mean() > 0.8
 
 
 @pytest.mark.parametrize(("classes", "vote"), [(2, 0.881), (4, 0.711), (5, 0.649), (14, 0.362)])
@@ -396,8 +398,8 @@ def test_each_loss_reaches_its_own_parts(nnunet_folders, term, monkeypatch):
     trainer.network.zero_grad()
     losses[list(REACHED).index(term)].backward()
     for name, parameter in trainer.network.named_parameters():
-        taught = name.split(".")[0] in REACHED[term] and (term == "denoising" or ".time." not in name)
-        assert (parameter.grad is not None and parameter.grad.abs().sum() > 0) == taught, name
+        supervised = name.split(".")[0] in REACHED[term] and (term == "denoising" or ".time." not in name)
+        assert (parameter.grad is not None and parameter.grad.abs().sum() > 0) == supervised, name
 
 
 def test_a_step_is_the_sum_of_its_losses_and_only_one_is_reweighted(nnunet_folders, monkeypatch):
@@ -425,7 +427,7 @@ def test_pulling_moves_one_decoder_towards_the_mean_of_the_others(nnunet_folders
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     statistics = {name: b.clone() for name, b in network.decoder.named_buffers()}
     assert statistics, "of the batch norms"
-    network.pull(0.99)
+    network.ema_update(0.99)
     for name, parameter in network.decoder.named_parameters():
         pulled = 0.99 * before[f"decoder.{name}"] + 0.005 * (before[f"denoiser.{name}"] + before[f"reweighted.{name}"])
         assert torch.allclose(parameter, pulled, atol=1e-7), name
@@ -547,7 +549,7 @@ def test_each_sample_has_its_own_noise_and_step():
     assert len(noisy.step.unique()) > 40
     assert 0 <= noisy.step.min() < 100
     assert 900 < noisy.step.max() <= 999
-    left = diffusion.KEPT[noisy.step].sqrt().float()
+    left = diffusion.ALPHAS_CUMPROD[noisy.step].sqrt().float()
     assert torch.allclose(noisy.maps[:, 0].mean((1, 2)), left, atol=0.5), "as much of the map as its own step leaves"
     assert not torch.allclose(noisy.maps[:, 0].mean((1, 2)), left.roll(1), atol=0.5)
     last = noisy.maps[noisy.step.argmax()]
@@ -639,8 +641,8 @@ def test_pseudo_labels_are_made_without_a_gradient_of_what_is_taught(nnunet_fold
     assert believed.target.shape == (2, 1, 16, 16)
     assert believed.known.all()
     assert set(believed.target.unique().tolist()) <= {0, 1, 2}
-    assert trainer.taught.tolist() == [True, True]
-    trainer.taught = np.array([True, False])
+    assert trainer.supervised.tolist() == [True, True]
+    trainer.supervised = np.array([True, False])
     narrowed = trainer._believed(images, every)
     assert narrowed.known.tolist() == [[True, False]] * 2
     assert set(narrowed.target.unique().tolist()) <= {0, 1}, "nobody annotates the disc in this fold"

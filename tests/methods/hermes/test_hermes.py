@@ -48,8 +48,8 @@ def query(labels, modality=(1, 2), dim=2, seed=1):
 def truth_of(labels, known=None, modality=(1, 2), size=16, seed=2):
     generator = torch.Generator().manual_seed(seed)
     target = torch.randint(0, 4, (len(labels), 1, size, size), generator=generator)
-    asked = torch.tensor(labels)
-    return Truth(target, asked, asked > 0 if known is None else torch.tensor(known), None, torch.tensor(modality))
+    queried = torch.tensor(labels)
+    return Truth(target, queried, queried > 0 if known is None else torch.tensor(known), None, torch.tensor(modality))
 
 
 @pytest.mark.parametrize("dim", [2, 3])
@@ -143,8 +143,8 @@ def test_every_pair_counts_the_same():
     alone = []
     for row, columns in ((0, range(22)), (1, range(1))):
         for column in columns:
-            asked = labels[row : row + 1, column : column + 1]
-            truth = Truth(target[row : row + 1], asked, asked > 0, None, modality[:1])
+            queried = labels[row : row + 1, column : column + 1]
+            truth = Truth(target[row : row + 1], queried, queried > 0, None, modality[:1])
             answer = Answer(logits[row : row + 1, column : column + 1], torch.zeros(1, 1))
             alone.append(AdaptiveTverskyBCE()(answer, truth).item())
     assert together.item() == pytest.approx(np.mean(alone), abs=1e-5)
@@ -389,8 +389,8 @@ def test_labels_of_several_groups_are_averaged(labels):
     assert torch.allclose(found[:, -3:], expected, atol=1e-5)
     with torch.no_grad():
         together = network(groups=groups, labels=labels, asked="all")(image)
-        asked = network(groups=groups, labels=labels)(Query(image, torch.tensor([[1, 2, 3]] * 2), unknown)).logits
-    assert torch.allclose(together[:, -3:], asked, atol=1e-5)
+        queried = network(groups=groups, labels=labels)(Query(image, torch.tensor([[1, 2, 3]] * 2), unknown)).logits
+    assert torch.allclose(together[:, -3:], queried, atol=1e-5)
     assert not torch.allclose(found, together, atol=1e-3)
 
 
@@ -430,9 +430,9 @@ def test_modalities_are_logged_drawn_by_dataset_and_posed(nnunet_folders, capsys
     told = {}
     for _ in range(30):
         batch = next(loader)
-        asked, truth = trainer.pose(batch)
-        assert torch.equal(asked.modality, truth.modality)
-        told |= {str(key)[0]: number for key, number in zip(batch["keys"], asked.modality.tolist(), strict=True)}
+        queried, truth = trainer.to_query_and_truth(batch)
+        assert torch.equal(queried.modality, truth.modality)
+        told |= {str(key)[0]: number for key, number in zip(batch["keys"], queried.modality.tolist(), strict=True)}
     assert told == {"a": 1, "b": 0}
 
 
@@ -506,7 +506,7 @@ def test_questions_of_training_have_one_shape(nnunet_folders):
     trainer = make_trainer(nnunet_folders, HermesTrainer)
     trainer.initialize()
     loader, _ = trainer.get_dataloaders()
-    shapes_seen = {tuple(trainer.pose(next(loader))[0].labels.shape) for _ in range(20)}
+    shapes_seen = {tuple(trainer.to_query_and_truth(next(loader))[0].labels.shape) for _ in range(20)}
     assert shapes_seen == {(2, 2)}
 
 
@@ -516,7 +516,7 @@ def test_a_perfect_answer_scores_one_on_what_is_annotated(nnunet_folders):
     trainer.initialize()
     _, validation = trainer.get_dataloaders()
     batch = next(validation)
-    _, truth = trainer.pose(batch)
+    _, truth = trainer.to_query_and_truth(batch)
     trainer.average.model.forward = lambda _: Answer(60.0 * truth.onehot() - 30, torch.zeros(2, 2))
     found = trainer.validation_step(batch)
     assert found["tp_hard"].sum() > 0

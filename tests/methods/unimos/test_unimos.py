@@ -13,7 +13,7 @@ from torch import nn
 from worlds import NAME, make_trainer, train, two_stream_world
 
 from nnunetv2_conemos.annotations.sources import SourceTable
-from nnunetv2_conemos.losses.marginalised import merged_log_probabilities
+from nnunetv2_conemos.losses.marginalised import marginalised_log_probabilities
 from nnunetv2_conemos.methods import UniMOSTrainer, UniMOSTrainer_NoMirroring, unimos
 from nnunetv2_conemos.methods.unimos import augment as views
 from nnunetv2_conemos.methods.unimos.loss import TargetAdaptiveLoss, weighted_nll
@@ -187,7 +187,7 @@ def test_strong_views_differ_and_keep_geometry_and_range():
 @pytest.mark.parametrize("size", [(40, 40), (12, 20, 30), (5, 40, 40)])
 def test_boxes_have_the_drawn_share_and_lie_inside(size):
     torch.manual_seed(0)
-    inside = views.boxes(torch.Size((60, 3, *size)), torch.device("cpu"))
+    inside = views.cutmix_boxes(torch.Size((60, 3, *size)), torch.device("cpu"))
     assert inside.shape == (60, 1, *size)
     shares = inside.flatten(1).float().mean(1)
     assert 0.01 < shares.min() < 0.1
@@ -203,8 +203,8 @@ def test_pasting_takes_the_inside_from_the_other_and_changes_neither():
     own, other = torch.zeros(2, 1, 6, 6), torch.ones(2, 1, 6, 6)
     inside = torch.zeros(2, 1, 6, 6, dtype=torch.bool)
     inside[:, :, 1:3, 2:5] = True
-    assert torch.equal(views.pasted(inside, other, own), inside.float())
-    assert torch.equal(views.pasted(inside, other[:, 0], own[:, 0]), inside[:, 0].float())
+    assert torch.equal(views.cutmix(inside, other, own), inside.float())
+    assert torch.equal(views.cutmix(inside, other[:, 0], own[:, 0]), inside[:, 0].float())
     assert own.sum() == 0
     assert other.min() == 1
 
@@ -248,11 +248,11 @@ class Fixed(nn.Module):
 def test_pseudo_labels_are_pasted_per_view_and_believed_when_sure(monkeypatch):
     weak, mixed = torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8)
     monkeypatch.setattr(unimos, "photometric", lambda x: x + 0.01)
-    network, asked = Fixed(), torch.ones(2, 3, dtype=torch.bool)
+    network, queried = Fixed(), torch.ones(2, 3, dtype=torch.bool)
     inside = torch.ones(4, 8, 8, dtype=torch.bool)
     inside[:2, :, :2] = False  # padding of the weak views
     given = unimos.Unlabelled(torch.cat((weak, mixed)), inside, torch.ones(4, 3, dtype=torch.bool))
-    made = unimos.Views(network, given, asked, believed=0.9)
+    made = unimos.Views(network, given, queried, believed=0.9)
     assert (made.of_mixed.label == 2).all()
     assert made.of_mixed.confidence.min() > 0.999, "a sure prediction is sure after merging too"
     seen = []
@@ -284,10 +284,13 @@ def test_each_sample_believes_in_the_labels_that_it_is_asked(monkeypatch):
     torch.manual_seed(0)
     answers = torch.randn(2, 3, 8, 8)
     monkeypatch.setattr(unimos, "photometric", lambda x: x)
-    asked = torch.tensor([[True, False, False], [False, True, False]])
+    queried = torch.tensor([[True, False, False], [False, True, False]])
     given = unimos.Unlabelled(torch.zeros(4, 1, 8, 8), torch.ones(4, 8, 8).bool(), torch.ones(4, 3).bool())
     made = unimos.Views(
-        lambda query: (answers, answers) if isinstance(query, Perturb) else answers.flip(0), given, asked, believed=0.5
+        lambda query: (answers, answers) if isinstance(query, Perturb) else answers.flip(0),
+        given,
+        queried,
+        believed=0.5,
     )
     seen = []
     monkeypatch.setattr(made, "_consistency", lambda logits, believed: seen.append(believed) or logits.sum() * 0)
@@ -309,28 +312,28 @@ def test_unlabelled_cases_are_asked_what_their_own_dataset_teaches(nnunet_folder
     target[:, :, :4] = -1
     batch = {"data": target.float(), "target": target, "keys": ["u01", "u00", "u00", "u00"]}
     views = trainer._views(batch)
-    assert views.asked.tolist() == [[False, True], [True, False]]
+    assert views.queried.tolist() == [[False, True], [True, False]]
     assert torch.equal(views.weak.inside, views.weak.image[:, 0] == 0), "turned like the image"
     assert torch.equal(views.of_mixed.confidence > 0, views.mixed.image[:, 0] == 0)
 
 
 def test_pseudo_labels_are_among_what_is_asked():
     logits = torch.randn(2, 3, 8, 8)
-    asked = torch.tensor([[False, True, False], [True, True, True]])
+    queried = torch.tensor([[False, True, False], [True, True, True]])
     every = torch.ones(2, 3, dtype=torch.bool)
-    found = unimos.pseudo_labels(logits, asked, every)
+    found = unimos.pseudo_labels(logits, queried, every)
     assert set(found.label[0].unique().tolist()) <= {0, 2}
     p = torch.softmax(torch.cat((torch.zeros(2, 1, 8, 8), logits), 1), 1)
     expected = torch.stack((p[0, 0] + p[0, 1] + p[0, 3], p[0, 2])).max(0)[0]
     assert torch.allclose(found.confidence[0], expected, atol=1e-6)
     assert (found.confidence[0] >= 0.5).all(), "two classes"
-    assert not unimos.pseudo_labels(logits.requires_grad_(), asked, every).confidence.requires_grad
+    assert not unimos.pseudo_labels(logits.requires_grad_(), queried, every).confidence.requires_grad
 
 
 def test_what_a_case_cannot_show_has_no_part_in_its_pseudo_labels():
-    logits, asked = torch.randn(3, 3, 8, 8), torch.tensor([[True, True, False]] * 3)
+    logits, queried = torch.randn(3, 3, 8, 8), torch.tensor([[True, True, False]] * 3)
     possible = torch.tensor([[True, False, True], [True, True, False], [False, False, True]])
-    found = unimos.pseudo_labels(logits, asked, possible)
+    found = unimos.pseudo_labels(logits, queried, possible)
     p = torch.cat((torch.ones(3, 1, 8, 8), logits.exp()), 1)
     for sample, background, labels in ((0, [0, 3], [1]), (1, [0], [1, 2]), (2, [0, 3], [])):
         others = [p[sample, k] for k in labels]
@@ -355,16 +358,16 @@ def test_both_halves_of_a_batch_are_asked_what_their_own_tags_allow(nnunet_folde
 
 def test_the_mean_is_over_all_voxels_and_nothing_believed_is_zero():
     torch.manual_seed(0)
-    logits, asked = torch.randn(2, 3, 8, 8, requires_grad=True), torch.ones(2, 3, dtype=torch.bool)
+    logits, queried = torch.randn(2, 3, 8, 8, requires_grad=True), torch.ones(2, 3, dtype=torch.bool)
     label = torch.ones(2, 8, 8, dtype=torch.long)
     accepted = torch.ones(2, 8, 8, dtype=torch.bool)
     same = torch.zeros(2, 3, 8, 8)
-    whole = unimos.consistency(same, asked, label, accepted)
+    whole = unimos.consistency(same, queried, label, accepted)
     half = accepted.clone()
     half[:, :4] = False
-    assert unimos.consistency(same, asked, label, half).item() == pytest.approx(whole.item() / 2)
+    assert unimos.consistency(same, queried, label, half).item() == pytest.approx(whole.item() / 2)
     assert whole.item() == pytest.approx(1.2 * math.log(4)), "weighted, and not divided by weights"
-    none = unimos.consistency(logits, asked, label, ~accepted)
+    none = unimos.consistency(logits, queried, label, ~accepted)
     none.backward()
     assert none.item() == 0
     assert logits.grad.abs().max() == 0
@@ -608,7 +611,7 @@ def test_terms_in_turn_give_the_gradient_of_their_sum(nnunet_folders, network, m
     two_stream_world(nnunet_folders, network=network)
     trainer = make_trainer(nnunet_folders, UniMOSTrainer)
     trainer.initialize()
-    query, truths = trainer.pose(next(trainer.get_dataloaders()[0])[0])
+    query, truths = trainer.to_query_and_truth(next(trainer.get_dataloaders()[0])[0])
     terms = [lambda w=w: w * trainer.loss(trainer.network(query), truths) for w in (0.5, 0.3, 0.2)]
     monkeypatch.setattr(trainer.optimizer, "step", lambda: None)
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: None)
@@ -625,7 +628,7 @@ def test_terms_in_turn_keep_no_more_for_the_way_back_than_one(nnunet_folders, mo
     two_stream_world(nnunet_folders)
     trainer = make_trainer(nnunet_folders, UniMOSTrainer)
     trainer.initialize()
-    query, truths = trainer.pose(next(trainer.get_dataloaders()[0])[0])
+    query, truths = trainer.to_query_and_truth(next(trainer.get_dataloaders()[0])[0])
     monkeypatch.setattr(trainer.optimizer, "step", lambda: None)
     kept = 0  # saved tensors that are alive
     most = []
@@ -659,7 +662,7 @@ def test_a_scaler_changes_neither_gradient_nor_step_and_skips_what_overflows(nnu
     two_stream_world(nnunet_folders)
     trainer = make_trainer(nnunet_folders, UniMOSTrainer)
     trainer.initialize()
-    query, truths = trainer.pose(next(trainer.get_dataloaders()[0])[0])
+    query, truths = trainer.to_query_and_truth(next(trainer.get_dataloaders()[0])[0])
     terms = [lambda w=w: w * trainer.loss(trainer.network(query), truths) for w in (0.5, 0.3, 0.2)]
     start = {name: value.clone() for name, value in trainer.network.state_dict().items()}
     stepped = []
@@ -703,7 +706,7 @@ def test_the_sum_is_weighted_and_nothing_believed_is_supervised_training(nnunet_
     monkeypatch.setattr(unimos.Views, "perturbed", lambda _: torch.tensor(10.0))
     monkeypatch.setattr(unimos.Views, "strong", lambda _: torch.tensor(100.0))
     assert [term().item() for term in taken["terms"][1:]] == pytest.approx([2.5, 12.5, 12.5])
-    query, truths = trainer.pose(batch[0])
+    query, truths = trainer.to_query_and_truth(batch[0])
     supervised = trainer.loss(trainer.network(query), truths).item()
     assert taken["terms"][0]().item() == pytest.approx(supervised / 2)
     monkeypatch.undo()
@@ -736,14 +739,14 @@ def test_without_unlabelled_cases_it_trains_supervised(nnunet_folders, capsys):
     loader, _ = trainer.get_dataloaders()
     assert "Every training case is annotated for something: supervised training" in capsys.readouterr().out
     batch = next(loader)
-    query, truths = trainer.pose(batch)
+    query, truths = trainer.to_query_and_truth(batch)
     expected = trainer.loss(trainer.network(query), truths).item()
     assert trainer.train_step(batch)["loss"] == pytest.approx(expected, rel=1e-5), "without the factor 1/2"
 
 
 def test_the_weighted_nll_is_clamped():
     logits = torch.tensor([60.0, -60.0, 0.0]).view(1, 3, 1, 1)
-    log_p = merged_log_probabilities(logits, torch.ones(1, 3, dtype=torch.bool))
+    log_p = marginalised_log_probabilities(logits, torch.ones(1, 3, dtype=torch.bool))
     nll, weight = weighted_nll(log_p, torch.tensor([[[2]]]))
     assert nll.item() == pytest.approx(1.2 * 10 * math.log(10), rel=1e-5)
     assert weight.item() == pytest.approx(1.2)

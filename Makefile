@@ -8,6 +8,7 @@ PACKAGE := $(VENV)/.package-installed
 TESTS := $(VENV)/.tests-installed
 CODE := pyproject.toml nnunetv2_conemos/__init__.py
 # Tests train tiny networks: more threads and processes than that only wait for each other.
+WORKERS ?= 2
 SMALL := PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE nnUNet_def_n_proc=2 nnUNet_n_proc_DA=1
 
 .PHONY: help demo test slow gpu lint wheel clean
@@ -21,16 +22,16 @@ help:
 	@echo "make lint    format, lint and types only"
 	@echo "make wheel   dist/*.whl"
 	@echo "make clean   remove what was built; keeps $(VENV)/ and $(DEMO)/"
-	@echo "Python is $(PYTHON) (PYTHON=...), the environment $(VENV) (VENV=...)."
+	@echo "Python is $(PYTHON) (PYTHON=...), the environment $(VENV) (VENV=...), tests run in $(WORKERS) processes (WORKERS=...)."
 
 demo: $(PACKAGE)
 	$(BIN)/conemos demo -o $(DEMO) --overwrite
 
 test: lint
-	$(SMALL) $(BIN)/pytest -m "not slow and not gpu"
+	$(SMALL) $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
 
 slow: $(TESTS)
-	$(SMALL) $(BIN)/pytest -m "slow and not gpu"
+	$(SMALL) $(BIN)/pytest -n $(WORKERS) --dist loadscope -m "slow and not gpu"
 
 gpu: $(TESTS)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pytest -m gpu

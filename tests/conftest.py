@@ -7,15 +7,27 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 from phantoms import set_folders, write_declared_phantom
 
 settings.register_profile("conemos", deadline=None)  # a busy machine is no failure
 settings.load_profile("conemos")
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_in_every_run() -> None:
+    """Seed every generator; one thread, whatever nnU-Net asked for in an earlier test."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -171,7 +171,7 @@ def test_a_failure_in_between_restores_the_first_file(tmp_path: Path, monkeypatc
             raise OSError("No space left on device")
         real(path, content)
 
-    monkeypatch.setattr(datasets, "write_json", full_disk)
+    monkeypatch.setattr(files, "write_json", full_disk)
     with pytest.raises(OSError, match="No space left"):
         write_together({first: {"new": 1}, second: {"new": 1}})
     assert json.loads(first.read_text()) == json.loads(second.read_text()) == {"old": 1}

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nnunetv2_conemos.datasets.writer import Images
+from nnunetv2_conemos.errors import describe
 
 Name = Annotated[str, Field(min_length=1)]
 
@@ -75,8 +76,7 @@ def read_recipe(file: Path) -> Recipe:
     except yaml.YAMLError as error:
         raise ValueError(f"--recipe {file}: not valid YAML ({error}).") from None
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"--recipe {file}: {wrong}.") from None
+        raise ValueError(f"--recipe {file}: {describe(error)}.") from None
     return absolute(recipe, file.parent)
 
 

@@ -12,10 +12,7 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets, maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from nnunetv2.utilities.utils import (
-    create_lists_from_splitted_dataset_folder,
-    get_filenames_of_train_images_and_targets,
-)
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.datasets.dataset_json import SHARED_KEYS, read_dataset_json
@@ -114,7 +111,29 @@ def _existing(base: Any, name: str) -> Path | None:
 
 def raw_cases(folder: Path) -> dict[str, dict[str, Any]]:
     """Return case -> {'images': [files], 'label': file} of a raw dataset, as nnU-Net finds them."""
-    return get_filenames_of_train_images_and_targets(str(folder), read_dataset_json(folder))
+    dataset_json = read_dataset_json(folder)
+    if "dataset" in dataset_json:
+        return get_filenames_of_train_images_and_targets(str(folder), dataset_json)
+    ending = dataset_json["file_ending"]
+    return {
+        case: {"images": images, "label": str(folder / "labelsTr" / f"{case}{ending}")}
+        for case, images in find_images(folder / "imagesTr", ending).items()
+    }
+
+
+def find_images(folder: Path, ending: str) -> dict[str, list[str]]:
+    """Return case -> its files CASE_0000.ENDING in order of channels, as nnU-Net finds them.
+
+    nnU-Net's own look-up gives the same (tests compare them), but forks twelve processes and compares every file with
+    every case.
+    """
+    cases: dict[str, list[str]] = {}
+    for name in sorted(file.name for file in folder.iterdir() if file.name.endswith(ending) and file.is_file()):
+        stem = name.removesuffix(ending)
+        images = cases.setdefault(stem[:-5], [])
+        if re.fullmatch(r"_\d{4}", stem[-5:]):
+            images.append(str(folder / name))
+    return dict(sorted(cases.items()))
 
 
 def image_lists(folder: Path, ending: str) -> list[list[str]]:
@@ -126,7 +145,7 @@ def image_lists(folder: Path, ending: str) -> list[list[str]]:
     if strays:
         found = shorten(sorted(strays))
         raise ValueError(f"{folder}: expected images CASE_0000{ending}, found {found}. Rename or remove them.")
-    return create_lists_from_splitted_dataset_folder(str(folder), ending)
+    return list(find_images(folder, ending).values())
 
 
 def preprocessed_cases(configuration_folder: Path) -> list[str]:

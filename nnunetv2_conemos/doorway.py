@@ -1,7 +1,7 @@
-"""`eval "$(conemos env)"`: let nnU-Net's trainer look-up find the trainers of this package.
+"""Let nnU-Net find the trainers of this package: the variable `nnUNet_extTrainer` and the doorway file that it names.
 
-nnU-Net imports everything below each folder of `nnUNet_extTrainer` and afterwards forgets those modules again, so the
-variable must name the folder of the one doorway file: never the repository, never site-packages.
+nnU-Net imports everything below each folder of `nnUNet_extTrainer` and then removes those modules from `sys.modules`,
+so the variable must name the folder of the one doorway file, never the repository or site-packages.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 def doorway_folder(package: Path = PACKAGE) -> Path:
-    """`<package>/trainers` in an installed wheel, `<package>/../trainers` in a checkout.
+    """Return the folder of the doorway: `<package>/trainers` in a wheel, `<package>/../trainers` in a checkout.
 
     Raises FileNotFoundError where neither holds the doorway file.
     """
@@ -30,16 +30,17 @@ def doorway_folder(package: Path = PACKAGE) -> Path:
 
 
 def trainer_path(current: str | None, doorway: Path) -> str:
-    """Value of `nnUNet_extTrainer`: the doorway first, then the other folders already in it, each once."""
+    """Return the value of `nnUNet_extTrainer`: the doorway first, then the other folders of `current`, each once."""
     others = [folder for folder in (current or "").split(os.pathsep) if folder.strip()]
     kept = [folder for folder in others if Path(folder).resolve() != doorway.resolve()]
     return os.pathsep.join(dict.fromkeys([str(doorway), *kept]))
 
 
 def export_line(current: str | None, doorway: Path) -> str:
+    """Return the line of shell that sets `nnUNet_extTrainer`, given its current value."""
     return f"export {VARIABLE}={shlex.quote(trainer_path(current, doorway))}"
 
 
 def register_trainers() -> None:
-    """Let nnU-Net find the trainers from within this program, as `conemos env` does for a shell."""
+    """Set `nnUNet_extTrainer` in this process, as `eval "$(conemos env)"` does in a shell."""
     os.environ[VARIABLE] = trainer_path(os.environ.get(VARIABLE), doorway_folder())

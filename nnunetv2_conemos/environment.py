@@ -1,7 +1,7 @@
-"""Is the machine ready to train: versions, nnU-Net's variables, and whether nnU-Net finds our trainers.
+"""Check that a machine is ready to train: versions, nnU-Net's variables, and whether nnU-Net finds our trainers.
 
-Whatever imports torchvision runs in a process of its own: where torch and torchvision do not fit together, that import
-fails in ways that can take the interpreter with it.
+Whatever imports torchvision runs in a process of its own: with a torch that it was not built for, that import can crash
+the interpreter.
 """
 
 from __future__ import annotations
@@ -28,8 +28,12 @@ print(recursive_find_trainer_class_by_name("{TRAINER}").__module__)
 """
 
 
-def check_environment(environment: Mapping[str, str]) -> list[Finding]:
-    """All findings about the machine; the trainer look-up is tried only where nothing else forbids it."""
+def check_environment(environment: Mapping[str, str] | None = None) -> list[Finding]:
+    """Check this machine and its environment variables (`os.environ`, unless others are given).
+
+    nnU-Net's look-up of trainers is tried only where no other finding rules out that it succeeds.
+    """
+    environment = os.environ if environment is None else environment
     findings = [*check_version(metadata.version("nnunetv2")), *check_torchvision(), *check_folders(environment)]
     findings += check_trainer_path(environment.get(VARIABLE, ""), doorway_folder())
     hindered = any(f.severity == "error" and f.where in ("torchvision", VARIABLE) for f in findings)
@@ -37,12 +41,12 @@ def check_environment(environment: Mapping[str, str]) -> list[Finding]:
 
 
 def check_version(found: str) -> list[Finding]:
-    """nnU-Net's version against the range this package was written for."""
+    """Check nnU-Net's version against the range that this package supports."""
     lowest, limit = SUPPORTED
     if lowest <= _numbers(found) < limit:
         return []
     wanted = f"nnunetv2>={'.'.join(map(str, lowest))},<{limit[0]}.{limit[1]}"
-    what = f"version {found} is installed, this package builds on {wanted}."
+    what = f"expected {wanted}, which this package is written for, found version {found}."
     return [Finding("error", "nnunetv2", what, f"pip install '{wanted}'")]
 
 
@@ -51,13 +55,13 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def check_torchvision() -> list[Finding]:
-    """nnU-Net imports all of its own trainers before it looks for others: Primus -> timm -> torchvision among them."""
+    """Check that torchvision can be imported, as nnU-Net does to look up a trainer (by way of Primus and timm)."""
     torch = metadata.version("torch")
     remedy = f"Install the torchvision that was built for torch {torch}, from the index torch came from."
     status, output = _python(IMPORT_TORCHVISION)
     if status:
         what = (
-            f"cannot be imported beside torch {torch} ({_last_line(output)}). nnU-Net imports it while it looks for a "
+            f"cannot be imported with torch {torch} ({_last_line(output)}). nnU-Net imports it when it looks for a "
             "trainer, so it will find no trainer of any plugin."
         )
         return [Finding("error", "torchvision", what, remedy)]
@@ -69,7 +73,7 @@ def check_torchvision() -> list[Finding]:
 
 
 def check_folders(environment: Mapping[str, str]) -> list[Finding]:
-    """The three variables that tell nnU-Net where its data lie."""
+    """Check the three variables that tell nnU-Net where its data are."""
     findings = []
     for name in FOLDERS:
         value = environment.get(name)
@@ -78,24 +82,24 @@ def check_folders(environment: Mapping[str, str]) -> list[Finding]:
             findings.append(Finding("error", name, what, f"export {name}=/folder/for/{name}"))
         elif not Path(value).is_dir():
             severity = "error" if name == "nnUNet_raw" else "warning"  # nnU-Net creates the others
-            findings.append(Finding(severity, name, f"names {value}, which is no folder.", "Correct or create it."))
+            findings.append(Finding(severity, name, f"names {value}, which is not a folder.", "Correct or create it."))
     return findings
 
 
 def check_trainer_path(value: str, doorway: Path) -> list[Finding]:
-    """`nnUNet_extTrainer` must name the doorway folder, and no folder that holds a whole package."""
+    """Check that `nnUNet_extTrainer` names the doorway folder, and no folder that holds a whole package."""
     folders = [Path(folder).resolve() for folder in value.split(os.pathsep) if folder.strip()]
     if not folders:
         return [Finding("error", VARIABLE, "is not set: nnU-Net finds only its own trainers.", REMEDY)]
     findings = []
     for folder in folders:
         if not folder.is_dir():
-            what = f"names {folder}, which is no folder; nnU-Net skips it without a word."
+            what = f"names {folder}, which is not a folder; nnU-Net skips it silently."
             findings.append(Finding("warning", VARIABLE, what, "Remove it."))
         elif folder == PACKAGE or any((folder / name).is_dir() for name in (PACKAGE.name, "nnunetv2", "torch")):
             what = (
-                f"names {folder}, which is or holds a whole package: nnU-Net imports every file below it and forgets "
-                "them again, so that classes exist twice and cannot be pickled."
+                f"names {folder}, which is or holds a whole package: nnU-Net imports every file below it and then "
+                "drops those modules, so that classes exist twice and cannot be pickled."
             )
             findings.append(Finding("error", VARIABLE, what, f"unset {VARIABLE}, then: {REMEDY}"))
     if doorway.resolve() not in folders:
@@ -105,20 +109,20 @@ def check_trainer_path(value: str, doorway: Path) -> list[Finding]:
 
 
 def check_lookup() -> list[Finding]:
-    """Let nnU-Net itself look for the trainer, as nnUNetv2_train does."""
+    """Let nnU-Net itself look for a trainer of this package, as nnUNetv2_train does."""
     status, output = _python(FIND_TRAINER)
     if status:
         what = f"nnU-Net does not find it: {_last_line(output)}"
-        return [Finding("error", TRAINER, what, "Install what is missing or broken there, then check again.")]
+        return [Finding("error", TRAINER, what, "Install or repair what that line names, then check again.")]
     module = _last_line(output)
     if module.startswith(PACKAGE.name + "."):
         return []
-    what = f"nnU-Net finds another class of that name, in {module}."
+    what = f"nnU-Net finds another class of this name, in {module}."
     return [Finding("error", TRAINER, what, f"Remove its folder from {VARIABLE}.")]
 
 
 def _python(code: str) -> tuple[int, str]:
-    """Exit status and output of a Python process."""
+    """Run code in a Python process of its own; returns exit status and output."""
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return done.returncode, done.stdout
 

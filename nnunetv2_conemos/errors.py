@@ -1,26 +1,20 @@
-"""The error of everything that a dataset.json says about its cases, and what such messages have in common."""
+"""What a user reads when something is wrong: errors, findings, and the words that such messages share."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import ValidationError
+
+Location = tuple[int | str, ...]  # of a value within a file: keys and places, from the outside in
+MAX_FOUND = 80  # characters of a wrong value that a message shows
+
 
 class SourceError(ValueError):
-    """`labels`, `sources` and `tags` of a dataset.json, and its cases, do not fit together."""
-
-
-def brief(error: Exception) -> str:
-    """The last line of what a library says of a file that it cannot read."""
-    return (str(error).strip() or repr(error)).splitlines()[-1]
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name."""
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
-    return f" Did you mean '{nearest[0]}'?" if nearest else ""
+    """Raised where `labels`, `sources`, `tags` and the cases of a dataset do not fit together."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +27,39 @@ class Finding:
     remedy: str
 
 
+def brief(error: Exception) -> str:
+    """Return the last line of what a library says about a file that it cannot read."""
+    return (str(error).strip() or repr(error)).splitlines()[-1]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the end of a message about an unknown name: the known name nearest to it, if there is one."""
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
+    return f" Did you mean '{nearest[0]}'?" if nearest else ""
+
+
 def shorten(items: Iterable[str], limit: int = 8) -> str:
-    """`a, b, c and 5 more`."""
+    """Return a list in words: `a, b, c and 5 more`."""
     items = list(items)
     shown = ", ".join(items[:limit])
     return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"
+
+
+def dotted(location: Location) -> str:
+    """Return the place of a value as `datasets.0.name`."""
+    return ".".join(map(str, location))
+
+
+def describe(error: ValidationError, place: Callable[[Location], str] = dotted) -> str:
+    """Return what pydantic found wrong as `entry: message (found value)`, joined by semicolons, each once.
+
+    `place` puts the location of a value into words; the file or entry as a whole has no name.
+    """
+    problems = []
+    for problem in error.errors(include_url=False):
+        value = repr(problem["input"])
+        found = value if len(value) <= MAX_FOUND else f"{value[:MAX_FOUND]}..."
+        ending = "" if problem["type"] == "missing" else f" (found {found})"
+        entry = place(problem["loc"]) if problem["loc"] else ""
+        problems.append(f"{entry}{': ' if entry else ''}{problem['msg']}{ending}")
+    return "; ".join(dict.fromkeys(problems))

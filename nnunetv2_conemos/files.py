@@ -1,4 +1,4 @@
-"""Write files and folders aside, then rename them: a reader never sees half of one."""
+"""Write files and folders aside, then rename them, so that nobody ever sees half of one; read JSON objects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def write_together(files: Mapping[Path, Any]) -> None:
-    """Replace several existing JSON files, or none: a failure puts back what was already replaced."""
+    """Replace several existing JSON files, or none of them: after a failure, those already replaced are put back."""
     before = {path: json.loads(path.read_text()) for path in files}
     replaced: list[Path] = []
     try:
@@ -26,19 +26,20 @@ def write_together(files: Mapping[Path, Any]) -> None:
 
 
 def write_aside(file: Path, write: Callable[[Path], Any]) -> None:
-    """Write aside, then rename: a reader never sees half a file."""
+    """Let `write` write a file aside, then rename it."""
     aside = file.with_name(f".{file.name}.{os.getpid()}")
     write(aside)
     aside.replace(file)
 
 
 def write_json(path: Path, content: Any) -> None:
+    """Write JSON with an indent of two, aside at first."""
     write_aside(path, lambda file: file.write_text(json.dumps(content, indent=2) + "\n"))
 
 
 @contextmanager
 def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A folder beside `target` that becomes it at the end, or leaves nothing behind where the block raises.
+    """Yield a folder beside `target` that becomes `target` at the end, or leaves nothing behind if the block raises.
 
     Raises FileExistsError where `target` exists, unless it is to be replaced.
     """
@@ -54,19 +55,20 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 def require_absent(target: Path, overwrite: bool) -> None:
+    """Raise FileExistsError where a file or folder exists and is not to be replaced."""
     if os.path.lexists(target) and not overwrite:
         raise FileExistsError(f"{target} exists. Choose another name, or say --overwrite to replace it.")
 
 
 def require_no_inputs_within(target: Path, files: Iterable[Path]) -> None:
-    """Raises ValueError where files that are still needed lie in the folder to be written."""
+    """Raise ValueError where files to read lie in the folder to be written."""
     own = next((file for file in files if target.resolve() in file.resolve().parents), None)
     if own is not None:
         raise ValueError(f"{target} holds files that the result is made of ({own}). Choose another name.")
 
 
 def put_in_place(aside: Path, target: Path) -> None:
-    """Rename a finished folder; what it replaces is deleted last, and put back if renaming fails."""
+    """Rename a finished folder to `target`; what it replaces is deleted last, and put back if renaming fails."""
     replaced = target.with_name(f".{target.name}.replaced")
     remove(replaced)
     if os.path.lexists(target):
@@ -81,7 +83,7 @@ def put_in_place(aside: Path, target: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a folder, a file or a link, if it is there."""
+    """Delete a folder, a file or a link, if it exists."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     else:
@@ -89,10 +91,11 @@ def remove(path: Path) -> None:
 
 
 def read_object(file: Path) -> dict[str, Any]:
+    """Read a JSON object; raises ValueError that names the file for any other content."""
     try:
         content = json.loads(file.read_text())
     except ValueError as error:  # bad JSON, or bytes that are no text
         raise ValueError(f"{file}: not valid JSON ({error}).") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{file}: expected an object with `labels`, found {type(content).__name__}.")
+        raise ValueError(f"{file}: expected a JSON object, found {type(content).__name__}.")
     return content

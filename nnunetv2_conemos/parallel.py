@@ -16,19 +16,19 @@ PROCESSES = "nnUNet_def_n_proc"  # nnU-Net's variable
 
 
 def default_processes() -> int:
-    """As many as nnU-Net is told to use (`nnUNet_def_n_proc`), or else as the cores that this program may use."""
+    """Return the number of processes that nnU-Net is told to use (`nnUNet_def_n_proc`), or else of usable cores."""
     told = os.environ.get(PROCESSES, "")
     may_use = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return int(told) if told.isdecimal() and int(told) > 0 else may_use
 
 
-def in_processes(function: Callable[..., Any], jobs: Sequence[tuple], processes: int, title: str) -> list[Any]:
-    """`function(*job)` of every job, in order, behind a progress bar; in this process if one is enough.
+def in_processes(function: Callable[..., Any], jobs: Sequence[tuple], processes: int | None, title: str) -> list[Any]:
+    """Return `function(*job)` of every job, in order, computed in so many processes (None: `default_processes`).
 
-    The first job that raises ends it: jobs that have not begun are not begun any more. Raises OSError where a process
-    was killed.
+    One process is this one. The first job that raises ends it: jobs that have not begun are not begun any more. Raises
+    OSError where a process was killed.
     """
-    processes = min(processes, len(jobs))
+    processes = min(default_processes() if processes is None else processes, len(jobs))
     if processes <= 1:
         return [function(*job) for job in track(jobs, title)]
     context = multiprocessing.get_context("spawn")
@@ -36,7 +36,7 @@ def in_processes(function: Callable[..., Any], jobs: Sequence[tuple], processes:
         try:
             return list(track(pool.map(function, *zip(*jobs, strict=True)), title, len(jobs)))
         except BrokenProcessPool:
-            raise OSError("a process was killed, most often for want of memory. Use fewer with -np.") from None
+            raise OSError("a process was killed, most often for lack of memory. Use fewer with -np.") from None
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -20,8 +20,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from paths import ROOT
 
 from nnunetv2_conemos import cli, methods
+from nnunetv2_conemos.annotations.entries import parse_sources
 from nnunetv2_conemos.annotations.labels import LabelSpace
-from nnunetv2_conemos.annotations.sources import SourceTable, parse_sources
+from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.annotations.table_file import group_sources, read_table
 from nnunetv2_conemos.benchmark.config_file import read_recipe as read_benchmark
 from nnunetv2_conemos.datasets.merge.spec import read_recipe

@@ -23,7 +23,10 @@ class LabelSpace:
 
     @classmethod
     def from_dataset_json(cls, dataset_json: Mapping[str, Any]) -> LabelSpace:
-        """Raises SourceError where label ids are not 1..K in label mode (nnU-Net's argmax needs that)."""
+        """Read `labels` of a dataset.json.
+
+        Raises SourceError where label ids are not 1..K in label mode, which nnU-Net's argmax needs.
+        """
         labels = dict(dataset_json["labels"])
         ignore = labels.pop("ignore", None)
         ignore = None if ignore is None else int(ignore)
@@ -35,7 +38,7 @@ class LabelSpace:
             ids = [v[0] for v in foreground.values()]
             if ids != list(range(1, len(ids) + 1)):
                 raise SourceError(
-                    f"label ids must be consecutive, 1 to {len(ids)}; found {ids} in `labels`. Renumber them."
+                    f"`labels`: expected consecutive label ids, 1 to {len(ids)}, found {ids}. Renumber them."
                 )
         return cls(tuple(foreground), tuple(foreground.values()), has_regions, ignore)
 
@@ -43,10 +46,10 @@ class LabelSpace:
         return len(self.names)
 
     def index(self, name: str, where: str) -> int:
-        """Column of a label name; `where` starts the error message of an unknown name."""
+        """Return the column of a label; raises SourceError, starting with `where`, for an unknown name."""
         if name in self.names:
             return self.names.index(name)
         raise SourceError(
-            f"{where}: '{name}' is no label or region of this dataset ({', '.join(self.names)})."
+            f"{where}: '{name}' is not a label or region of this dataset ({', '.join(self.names)})."
             f"{did_you_mean(name, self.names)}"
         )

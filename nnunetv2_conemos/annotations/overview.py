@@ -15,14 +15,14 @@ from nnunetv2_conemos.annotations.sources import SourceTable
 
 
 def cell_texts(annotated: np.ndarray, occurs: np.ndarray) -> np.ndarray:
-    """'-' = not annotated, 'n' = annotated in n cases and found in all of them, 'm/n' = found in m."""
+    """Return texts like `annotated`: '-' = not annotated, 'n' = found in all n annotated cases, 'm/n' = found in m."""
     cells = zip(annotated.flat, occurs.flat, strict=True)
     texts = ["-" if n == 0 else str(n) if m == n else f"{m}/{n}" for n, m in cells]
     return np.array(texts, dtype=object).reshape(annotated.shape)
 
 
 def source_table(table: SourceTable, occurs: np.ndarray | None = None) -> Table:
-    """How many cases are annotated: label x source, or source x label number where sources abound.
+    """Return a table of how many cases are annotated: label x source, or source x label where there are many sources.
 
     `occurs` [sources, K] adds in how many of these cases the label was found (see `cell_texts`).
     """
@@ -50,7 +50,7 @@ def source_table(table: SourceTable, occurs: np.ndarray | None = None) -> Table:
 
 
 def similar_names(names: Sequence[str]) -> list[list[str]]:
-    """Groups of names that differ only in case, separators, order of words, or a plural s."""
+    """Return groups of names that differ only in case, separators, order of words, or a plural s."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for name in names:
         words = name.casefold().replace("_", " ").replace("-", " ").split()
@@ -59,7 +59,7 @@ def similar_names(names: Sequence[str]) -> list[list[str]]:
 
 
 def draw(table: SourceTable, occurs: np.ndarray) -> Figure:
-    """Heat map label x source of annotated cases; blank = not annotated, red frame = declared but in no case."""
+    """Draw annotated cases as a heat map label x source; blank: not annotated, red frame: declared, but in no case."""
     counts = table.counts().T
     texts = cell_texts(counts, occurs.T)
     figure = Figure(figsize=(2.5 + 0.9 * counts.shape[1], 1.8 + 0.35 * counts.shape[0]), layout="constrained")

@@ -1,4 +1,4 @@
-"""Tables of who annotated what, case by case: read, completed, and grouped into `sources`."""
+"""Tables that say, case by case, who annotated what: read, completed, and grouped into `sources`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NO_TRAITS: Mapping[str, dict[str, str]] = MappingProxyType({})
 
 
 class CaseTable(NamedTuple):
-    """What a file says of its cases."""
+    """What a file says about the cases of a dataset."""
 
     annotated: Annotated
     traits: Traits
@@ -31,8 +31,8 @@ class CaseTable(NamedTuple):
 def read_table(path: Path) -> CaseTable:
     """Read case -> labels from JSON (`{"case": ["label", ...]}`) or CSV (header `case,labels`, optionally TRAITS).
 
-    A CSV row holds labels separated by ';' (none = unlabelled); rows of one case are joined. Raises ValueError where
-    the file says anything else, and FileNotFoundError where it is missing.
+    A CSV row holds labels separated by ';' (none = unlabelled); several rows of a case are joined. Raises ValueError
+    where the file has another form, and FileNotFoundError where there is none.
     """
     if not path.is_file():
         raise FileNotFoundError(f"--annotated: there is no file {path}.")
@@ -41,7 +41,7 @@ def read_table(path: Path) -> CaseTable:
         raise ValueError(f"--annotated {path}: expected a .json or .csv file, found '{path.suffix}'.")
     table = readers[path.suffix.lower()](path)
     if not table.annotated:
-        raise ValueError(f"--annotated {path}: the file names no case.")
+        raise ValueError(f"--annotated {path}: expected at least one case, found none.")
     return table
 
 
@@ -49,7 +49,7 @@ def _read_json(path: Path) -> CaseTable:
     def require_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         repeated = [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]
         if repeated:
-            raise ValueError(f"--annotated {path}: named more than once: {shorten(repeated)}. Join their labels.")
+            raise ValueError(f"--annotated {path}: {shorten(repeated)} named more than once. Join the labels.")
         return dict(pairs)
 
     try:
@@ -71,8 +71,8 @@ def _read_csv(path: Path) -> CaseTable:
         columns = list(rows.fieldnames or ())
         if sorted(columns) != sorted({"case", "labels", *(set(columns) & set(TRAITS))}):
             raise ValueError(
-                f"--annotated {path}: expected the header 'case,labels', with {' and '.join(TRAITS)} as further "
-                f"columns if you like, found {rows.fieldnames}."
+                f"--annotated {path}: expected the header 'case,labels', optionally with the columns "
+                f"{' and '.join(TRAITS)}, found {rows.fieldnames}."
             )
         for row in rows:
             where = f"--annotated {path}, line {rows.line_num}"
@@ -85,15 +85,17 @@ def _read_csv(path: Path) -> CaseTable:
             labels = [label.strip() for label in row["labels"].split(";")]
             traits = {key: row[key].strip() for key in TRAITS if row.get(key, "").strip()}
             if table.traits.setdefault(case, traits) != traits:
-                raise ValueError(f"{where}: case '{case}' was {table.traits[case]} before, is {traits} here.")
+                raise ValueError(
+                    f"{where}: expected {table.traits[case]} for case '{case}', as in an earlier line, found {traits}."
+                )
             table.annotated.setdefault(case, []).extend(label for label in labels if label)
     return table
 
 
 def complete_table(annotated: Mapping[str, list[str]], cases: Iterable[str], rest: list[str] | None) -> Annotated:
-    """Match the table with the cases of the dataset; cases it does not name get the labels `rest`.
+    """Complete a table with the cases of the dataset that it does not name: they get the labels `rest`.
 
-    Raises SourceError for cases that are not in the dataset, and for missing ones where `rest` is None.
+    Raises SourceError for cases that are not in the dataset, and for cases it does not name where `rest` is None.
     """
     cases = sorted(cases)
     strangers = sorted(set(annotated) - set(cases))
@@ -102,7 +104,7 @@ def complete_table(annotated: Mapping[str, list[str]], cases: Iterable[str], res
     if strangers:
         problems.append(
             f"{len(strangers)} case(s) of the table are not in the dataset: {shorten(strangers)}. "
-            f"Cases are named without channel and file ending, e.g. {shorten(cases[:2])}."
+            f"Name cases without channel and file ending, e.g. {shorten(cases[:2])}."
         )
     if missing and rest is None:
         problems.append(
@@ -120,10 +122,10 @@ def group_sources(
     dataset: str | None = None,
     traits: Mapping[str, dict[str, str]] = NO_TRAITS,
 ) -> dict[str, dict[str, Any]]:
-    """`sources` for dataset.json: one per set of labels and traits, cases to the letter.
+    """Build `sources` of a dataset.json: one for each set of labels and traits, with its cases by name, not by glob.
 
-    Labels stand in the order of nnU-Net's heads. `dataset`: what the sources are all parts of.
-    Raises SourceError for a label name that does not exist, with the nearest one.
+    Labels are in the order of nnU-Net's heads. `dataset`: the dataset that all of the sources are parts of. Raises
+    SourceError for an unknown label, with the known label nearest to it.
     """
     groups: dict[tuple[tuple[str, ...], tuple[tuple[str, str], ...]], list[str]] = {}
     for case, names in sorted(annotated.items()):

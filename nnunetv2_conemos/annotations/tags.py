@@ -1,4 +1,4 @@
-"""Image tags: in which slices a label is present, where that is all that is known; the key `tags` of a dataset.json.
+"""Image tags, the key `tags` of a dataset.json: the slices in which a label is present, where no map shows the label.
 
 Axis letters: **D** slices, **K** labels, ***S** space.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
 
-from nnunetv2_conemos.errors import SourceError
+from nnunetv2_conemos.errors import Location, SourceError, describe, dotted
 
 Axis = Literal["x", "y", "z"]
 ARRAY_AXIS: dict[Axis, int] = {"z": 0, "y": 1, "x": 2}  # of the arrays of nnU-Net's readers
@@ -21,10 +21,10 @@ Present = bool | tuple[int, ...]
 
 
 class Tags(BaseModel):
-    """Case -> label -> the slices along `axis` of the image file, from 0, that show the label; all others do not.
+    """Case -> label -> the slices along `axis` of the image file, counted from 0, that show the label; no other does.
 
-    `false`: absent from the whole volume. `true`: present somewhere, which says nothing about a slice, unless there is
-    only one.
+    `false`: absent from the whole volume. `true`: present somewhere, which says nothing about a single slice unless the
+    volume has only one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,13 +34,12 @@ class Tags(BaseModel):
 
 
 def parse_tags(raw: Any) -> Tags:
-    """`tags` of a dataset.json as a record; raises SourceError that names case, label and slice."""
+    """Read `tags` of a dataset.json; raises SourceError that names case, label and slice."""
     try:
         tags = Tags.model_validate(raw)
     except ValidationError as error:
-        problems = {f"{readable(e['loc'])}: {e['msg']} (found {e['input']!r})" for e in error.errors()}
         raise SourceError(
-            f"`tags`: {'; '.join(sorted(problems))}. Example: "
+            f"`tags`: {describe(error, place_in_tags)}. Example: "
             '{"axis": "z", "cases": {"case_1": {"tumour": [17, 18, 19]}, "case_2": {"tumour": false}}}'
         ) from None
     for case, labels in tags.cases.items():
@@ -51,29 +50,28 @@ def parse_tags(raw: Any) -> Tags:
     return tags
 
 
-def readable(where: tuple[int | str, ...]) -> str:
-    """Place of an error in `tags`: pydantic names the key, the case, the label, the kind tried, and the entry."""
-    if where[:1] != ("cases",):
-        return ".".join(map(str, where)) or "the key"
-    names = ("case", "label")
-    parts = [f"{name} '{value}'" for name, value in zip(names, where[1:3], strict=False)]
-    return ", ".join([*parts, *(f"entry {value}" for value in where[3:] if isinstance(value, int))]) or "cases"
+def place_in_tags(location: Location) -> str:
+    """Return a place in `tags` in words; pydantic names the key, the case, the label, the type tried, and the entry."""
+    if location[:1] != ("cases",):
+        return dotted(location)
+    parts = [f"{name} '{value}'" for name, value in zip(("case", "label"), location[1:3], strict=False)]
+    return ", ".join([*parts, *(f"entry {value}" for value in location[3:] if isinstance(value, int))]) or "cases"
 
 
 def joined_tags(own: Mapping[str, Present], parts: Mapping[str, Collection[str]]) -> dict[str, Present]:
-    """Tags under other names: `parts` name -> the labels that make it up; left out where one of those is not tagged."""
+    """Return tags under other names, `parts` being name -> the labels that make it up, all of which must be tagged."""
     return {name: union([own[o] for o in owns]) for name, owns in parts.items() if own.keys() >= set(owns)}
 
 
 def union(tags: Collection[Present]) -> Present:
-    """Where any of several labels is present."""
+    """Return where any of several labels is present."""
     if any(tag is True for tag in tags):
         return True
     return tuple(sorted({number for tag in tags if not isinstance(tag, bool) for number in tag}))
 
 
 def without_tags(dataset_json: Mapping[str, Any]) -> dict[str, Any]:
-    """dataset.json with `sources` for those who do not learn from tags."""
+    """Return a dataset.json without its tags, for methods that do not learn from them."""
     sources = {
         name: {key: value for key, value in source.items() if key != "tagged"}
         for name, source in dataset_json["sources"].items()
@@ -82,8 +80,8 @@ def without_tags(dataset_json: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_tags_fit(tags: Tags, tagged: Mapping[str, Collection[str]]) -> None:
-    """Raises SourceError where `tags` and what sources declare as `tagged` (case -> labels) do not fit."""
-    problems = [f"case '{case}' is no case of this dataset" for case in tags.cases if case not in tagged]
+    """Raise SourceError where `tags` do not match what sources declare as `tagged` (case -> labels)."""
+    problems = [f"case '{case}' is not in this dataset" for case in tags.cases if case not in tagged]
     for case, labels in tagged.items():
         given = tags.cases.get(case, {})
         problems += [f"case '{case}' has no entry for label '{label}'" for label in labels if label not in given]
@@ -98,18 +96,18 @@ def check_tags_fit(tags: Tags, tagged: Mapping[str, Collection[str]]) -> None:
 
 
 def possible_labels(tags: Mapping[str, Present], names: Collection[str]) -> Bool[np.ndarray, " K"]:
-    """Which labels a volume may show: all that are not tagged as absent from the whole of it."""
+    """Return boolean [K]: the labels that a volume may show, that is, all not tagged as absent from the whole of it."""
     return np.array([tags.get(name, True) not in (False, ()) for name in names])
 
 
 def slices_of(mask: Bool[np.ndarray, "*S"], axis: Axis) -> tuple[int, ...]:
-    """The tag that a mask is worth: in which slices along `axis` it has voxels."""
+    """Return the tag that a mask amounts to: the slices along `axis` in which it has voxels."""
     others = tuple(other for other in ARRAY_AXIS.values() if other != ARRAY_AXIS[axis])
     return tuple(np.flatnonzero(mask.any(others)).tolist())
 
 
 def slices_with(present: Present, slices: int, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """What a tag says about each slice: whether the label is there, and whether that is known; boolean [D] each.
+    """Return what a tag says about slices, boolean [D] each: whether the label is present, whether that is known.
 
     Raises SourceError, starting with `where`, for slices that do not exist.
     """
@@ -118,12 +116,12 @@ def slices_with(present: Present, slices: int, where: str) -> tuple[np.ndarray, 
     beyond = [number for number in present if number >= slices]
     if beyond:
         raise SourceError(
-            f"{where}: tagged in slice {beyond[0]}, but the image has {slices} slices along this axis, numbered from 0."
-            " Correct `tags` or its `axis`."
+            f"{where}: tagged in slice {beyond[0]}, but the image has {slices} slices along this axis, counted from 0. "
+            "Correct `tags` or its `axis`."
         )
     return np.isin(np.arange(slices), present), np.ones(slices, dtype=bool)
 
 
 def slices_by_label(tags: Mapping[str, Present], slices: int, case: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """`slices_with` of every label that a case is tagged for."""
+    """Return `slices_with` for every label that a case is tagged for."""
     return {name: slices_with(tag, slices, f"`tags`, case '{case}', label '{name}'") for name, tag in tags.items()}

@@ -9,6 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from nnunetv2_conemos.benchmark.config import Arm, Recipe
+from nnunetv2_conemos.errors import describe
 
 FREE = ("arms", "seeds", "folds", "epochs", "configurations", "notes")  # may grow while a benchmark goes on
 
@@ -31,8 +32,7 @@ def read_recipe(file: Path | None, changes: dict[str, Any]) -> Recipe:
     except yaml.YAMLError as error:
         raise ValueError(f"{where}: not valid YAML ({error}).") from None
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"{where}: {wrong}.") from None
+        raise ValueError(f"{where}: {describe(error)}.") from None
     return recipe
 
 

@@ -14,10 +14,12 @@ from nnunetv2_conemos.parallel import default_processes
 
 
 def add_copy_arguments(parser: argparse.ArgumentParser) -> None:
-    """What commands that write a copy have in common."""
+    """Add the arguments of commands that write a copy of a dataset."""
     parser.add_argument("-o", dest="output", required=True, metavar="DATASET", help="new dataset: Dataset100_Name")
     parser.add_argument("--seed", type=int, default=0, help="[%(default)s]")
-    parser.add_argument("--images", choices=get_args(Images), default="reference", help="[%(default)s]")
+    parser.add_argument(
+        "--images", choices=get_args(Images), default="reference", help="how images are kept [%(default)s]"
+    )
     parser.add_argument("-np", dest="processes", type=int, default=default_processes(), help="[%(default)s]")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset of that name")
 

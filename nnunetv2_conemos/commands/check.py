@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,14 +10,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from nnunetv2_conemos.annotations.overview import draw, source_table
-from nnunetv2_conemos.datasets.check import check_dataset
+from nnunetv2_conemos.datasets.check import check
 from nnunetv2_conemos.environment import check_environment
 from nnunetv2_conemos.errors import Finding
 from nnunetv2_conemos.parallel import default_processes
 
 
 def print_findings(findings: Iterable[Finding], console: Console) -> None:
-    """One paragraph each: severity, where, what is wrong, what to do."""
+    """Print a paragraph for each finding: severity, where, what is wrong, what to do."""
     colours = {"error": "bold red", "warning": "yellow"}
     for finding in findings:
         console.print(f"[{colours[finding.severity]}]{finding.severity.upper()}[/]  [bold]{escape(finding.where)}[/]")
@@ -39,10 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     console = Console(soft_wrap=True)
     with console.status("Checking the environment"):
-        findings = check_environment(os.environ)
+        findings = check_environment()
     print_findings(findings, console)
     if args.dataset is not None:
-        report = check_dataset(args.dataset, args.processes)
+        report = check(args.dataset, processes=args.processes)
         print_findings(report.findings, console)
         findings += report.findings
         if report.table is not None:

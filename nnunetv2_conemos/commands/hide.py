@@ -1,4 +1,4 @@
-"""`conemos hide`: a partially labelled copy of a completely labelled dataset."""
+"""`conemos hide`: make a partially labelled copy of a completely labelled dataset."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from rich.console import Console
 from nnunetv2_conemos.annotations.overview import source_table
 from nnunetv2_conemos.annotations.tags import Axis
 from nnunetv2_conemos.commands.arguments import add_copy_arguments
-from nnunetv2_conemos.datasets.folders import named_or_path, new_dataset_folder
 from nnunetv2_conemos.datasets.hide import hide
 from nnunetv2_conemos.datasets.partial_copy import COMPLETE
-from nnunetv2_conemos.errors import shorten
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,11 +29,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    target = new_dataset_folder(args.output)
-    table, notes = hide(named_or_path(args.dataset), target, args)
-    Console(soft_wrap=True).print(source_table(table))
-    print(f"Written: {target}, with the complete maps in {target / COMPLETE}")
-    if table.never_annotated():
-        notes.append(f"annotated in no case: {shorten(table.never_annotated())}.")
-    for note in notes:
+    report = hide(
+        args.dataset,
+        args.output,
+        per_case=args.per_case,
+        groups=args.groups,
+        fraction=args.fraction,
+        unlabelled=args.unlabelled,
+        tags=args.tags,
+        seed=args.seed,
+        images=args.images,
+        processes=args.processes,
+        overwrite=args.overwrite,
+    )
+    Console(soft_wrap=True).print(source_table(report.table))
+    print(f"Written: {report.folder}, with the complete maps in {report.folder / COMPLETE}")
+    for note in report.notes:
         print(note)

@@ -9,17 +9,17 @@ from typing import Any, get_args
 from rich.console import Console
 
 from nnunetv2_conemos.annotations.overview import source_table
-from nnunetv2_conemos.datasets.folders import new_dataset_folder, raw_folder
+from nnunetv2_conemos.datasets.folders import raw_folder
 from nnunetv2_conemos.datasets.merge.merge import merge
 from nnunetv2_conemos.datasets.merge.report import MergeReport
-from nnunetv2_conemos.datasets.merge.spec import Recipe, absolute, read_recipe
+from nnunetv2_conemos.datasets.merge.spec import Recipe, absolute, checked_recipe, read_recipe
 from nnunetv2_conemos.datasets.writer import Images
 from nnunetv2_conemos.errors import shorten
 from nnunetv2_conemos.parallel import default_processes
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
-    """The recipe that a command line of `conemos merge` spells out; raises ValueError for what fits no dataset."""
+    """Return the recipe that a command line spells out; raises ValueError for options that fit none of the datasets."""
     entries: list[dict[str, Any]] = [{"dataset": name} for name in args.datasets]
     entries += [{"images": str(folder)} for folder in args.unlabelled]
     recipe: dict[str, Any] = {"datasets": entries}
@@ -37,13 +37,13 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     for text in args.annotated:
         entry, file = addressed(text, recipe, "annotated")
         if entry is recipe and len(args.datasets) != 1:
-            raise ValueError(f"--annotated {text}: say which dataset it describes, as DATASET:{text}.")
+            raise ValueError(f"--annotated {text}: say which dataset it describes: DATASET:{text}.")
         (entries[0] if entry is recipe else entry)["annotated"] = file
-    return absolute(Recipe.model_validate(recipe), Path())
+    return absolute(checked_recipe(recipe, "merge"))
 
 
 def addressed(text: str, recipe: dict[str, Any], option: str) -> tuple[dict[str, Any], str]:
-    """`DATASET:REST` -> (entry of that dataset, REST); (the recipe, text) where no dataset is named."""
+    """Split `DATASET:REST` into the entry of that dataset and REST; the recipe and `text` where no dataset is named."""
     origins = {entry.get("dataset") or entry["images"]: entry for entry in recipe["datasets"]}
     for origin, entry in origins.items():
         for name in (origin, Path(origin).name):
@@ -58,7 +58,7 @@ def addressed(text: str, recipe: dict[str, Any], option: str) -> tuple[dict[str,
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("datasets", nargs="*", metavar="DATASET", help="raw datasets: ids, names or paths")
     parser.add_argument("-o", dest="output", required=True, metavar="DATASET", help="new dataset: Dataset100_Name")
-    parser.add_argument("--recipe", type=Path, metavar="FILE", help="YAML that says all of this instead")
+    parser.add_argument("--recipe", type=Path, metavar="FILE", help="YAML file that says all of this instead")
     every = "; DATASET: may be left out to mean all"
     parser.add_argument(
         "--rename", nargs="+", default=[], metavar="DATASET:OLD=NEW", help="labels that are called differently" + every
@@ -88,15 +88,15 @@ def run(args: argparse.Namespace) -> None:
     if not args.recipe and not args.datasets:
         raise ValueError("say which datasets to merge, or give a --recipe.")
     recipe = read_recipe(args.recipe) if args.recipe else recipe_of(args)
-    target = new_dataset_folder(args.output)
-    report = merge(recipe, target, args.overwrite, args.processes)
+    report = merge(recipe, args.output, processes=args.processes, overwrite=args.overwrite)
     print_report(report, Console(soft_wrap=True))
-    print(f"Written: {target}")
-    if raw_folder(target.name) is not None:
-        print(f"Next: conemos check {target.name}")
+    print(f"Written: {report.folder}")
+    if raw_folder(report.folder.name) is not None:
+        print(f"Next: conemos check {report.folder.name}")
 
 
 def print_report(report: MergeReport, console: Console) -> None:
+    """Print who annotated what, and everything that a merge changed or left open."""
     console.print(source_table(report.table, report.occurs))
     for title, texts in (("Changed", report.changes), ("Look at", report.conflicts), ("Notes", report.notes)):
         if texts:

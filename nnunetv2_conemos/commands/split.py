@@ -1,24 +1,21 @@
-"""`conemos split`: a copy of a dataset with the folds of a semi-supervised setting."""
+"""`conemos split`: make a copy of a dataset with the folds of a semi-supervised setting."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from typing import get_args
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.commands.arguments import add_copy_arguments
-from nnunetv2_conemos.datasets.folders import named_or_path, new_dataset_folder
-from nnunetv2_conemos.datasets.split import notes, split
-from nnunetv2_conemos.datasets.splits import Fold
-from nnunetv2_conemos.datasets.ssl_settings import Roles
+from nnunetv2_conemos.datasets.split import Setting, SplitReport, split
 
 
-def role_table(table: SourceTable, roles: Roles) -> Table:
-    """Domain x role: how many cases."""
+def role_table(report: SplitReport) -> Table:
+    """Return how many cases have which role: domain x role."""
+    table, roles = report.original, report.roles
     parts = {"labelled": roles.labelled, "validate only": roles.validation, "unlabelled": roles.unlabelled}
     parts["left out"] = frozenset(table.cases) - roles.cases
     shown = {name: cases for name, cases in parts.items() if cases}
@@ -34,12 +31,12 @@ def role_table(table: SourceTable, roles: Roles) -> Table:
     return view
 
 
-def fold_table(table: SourceTable, roles: Roles, folds: Sequence[Fold]) -> Table:
-    """What each fold trains and validates on, and the domain it does not see."""
-    view = Table(title="Folds")
+def fold_table(report: SplitReport) -> Table:
+    """Return what each fold trains and validates on, and the domain that it does not see."""
+    table, roles, view = report.table, report.roles, Table(title="Folds")
     for name in ("fold", *(["held out"] if roles.held_out else []), "labelled", "unlabelled", "validation"):
         view.add_column(name, justify="left" if name == "held out" else "right")
-    for number, fold in enumerate(folds):
+    for number, fold in enumerate(report.folds):
         labelled = sum(bool(table.known(case).any()) for case in fold["train"])
         unseen = [escape(roles.held_out[number])] if roles.held_out else []
         unlabelled = len(fold["train"]) - labelled
@@ -50,7 +47,7 @@ def fold_table(table: SourceTable, roles: Roles, folds: Sequence[Fold]) -> Table
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", metavar="DATASET", help="raw dataset: id, name or path")
     settings = "ssl: few labels; uda: labels of other domains; semidg: few labels in several domains, another is tested"
-    parser.add_argument("--setting", required=True, choices=("ssl", "uda", "semidg"), help=settings)
+    parser.add_argument("--setting", required=True, choices=get_args(Setting), help=settings)
     labelled = "annotated cases that stay so, of each domain for semidg: a number, or a fraction below 1 [uda: all]"
     parser.add_argument("--labelled", metavar="N", help=labelled)
     validation = "so many further annotated cases (uda: of the target domain) only validate [labelled ones do, in turn]"
@@ -68,11 +65,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    target = new_dataset_folder(args.output)
-    original, roles, copy, folds = split(named_or_path(args.dataset), target, args)
+    report = split(
+        args.dataset,
+        args.output,
+        setting=args.setting,
+        labelled=args.labelled,
+        validation=args.validation,
+        source_domains=args.source_domain,
+        target_domains=args.target_domain,
+        test_domains=args.test_domain,
+        folds=args.folds,
+        seed=args.seed,
+        images=args.images,
+        processes=args.processes,
+        overwrite=args.overwrite,
+    )
     console = Console(soft_wrap=True)
-    console.print(role_table(original.table, roles))
-    console.print(fold_table(copy.table, roles, folds))
-    for note in notes(args, original, copy.table, folds):
+    console.print(role_table(report))
+    console.print(fold_table(report))
+    for note in report.notes:
         print(note)
-    print(f"Written: {target}\nNext: nnUNetv2_plan_and_preprocess -d {target.name}")
+    print(f"Written: {report.folder}\nNext: nnUNetv2_plan_and_preprocess -d {report.folder.name}")

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from nnunetv2_conemos.errors import describe
 from nnunetv2_conemos.files import read_object
 
 OWN_KEYS = ("sources", "tags")  # what this package adds to nnU-Net's dataset.json
@@ -14,19 +15,19 @@ SHARED_KEYS = ("labels", "regions_class_order", *OWN_KEYS)  # what raw and prepr
 
 
 def read_dataset_json(folder: Path) -> dict[str, Any]:
-    """dataset.json of a folder; raises ValueError where it is no JSON object."""
+    """Read the dataset.json of a folder; raises ValueError where it is not a JSON object."""
     return read_object(folder / "dataset.json")
 
 
 class CaseEntry(BaseModel):
-    """A case in nnU-Net's `dataset` key."""
+    """One case in the key `dataset`, by which nnU-Net finds images elsewhere."""
 
     images: list[str] = Field(min_length=1)
     label: str
 
 
 class LabelMaps(BaseModel):
-    """What a dataset.json must say of its label maps."""
+    """What a dataset.json must say about label maps."""
 
     labels: dict[str, int | list[int]]
     file_ending: str
@@ -40,21 +41,20 @@ class RawDataset(LabelMaps):
 
 
 def read_raw_json(folder: Path) -> dict[str, Any]:
-    """dataset.json of a raw dataset; raises ValueError as `check_schema` does."""
+    """Read the dataset.json of a raw dataset; raises ValueError as `check_schema` does."""
     return read_checked(folder / "dataset.json", RawDataset)
 
 
 def read_checked(file: Path, model: type[BaseModel]) -> dict[str, Any]:
-    """A dataset.json; raises ValueError as `check_schema` does."""
+    """Read a dataset.json that a model must accept; raises ValueError as `check_schema` does."""
     content = read_object(file)
     check_schema(content, file, model)
     return content
 
 
 def check_schema(content: dict[str, Any], file: Path, model: type[BaseModel] = RawDataset) -> None:
-    """Raises ValueError that names file, key, what is expected and what was found."""
+    """Raise ValueError naming file, key, what is expected and what was found, where a model rejects a dataset.json."""
     try:
         model.model_validate(content)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r})" for e in error.errors())
-        raise ValueError(f"{file}: {wrong[:600]}") from None
+        raise ValueError(f"{file}: {describe(error)}.") from None

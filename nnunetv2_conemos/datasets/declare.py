@@ -1,7 +1,7 @@
-"""`conemos declare DATASET --annotated FILE`: turn a table case -> annotated labels into the `sources` of dataset.json.
+"""Turn a table case -> annotated labels into the `sources` of a raw dataset.
 
-Cases that are annotated alike become one source. The raw dataset.json and an existing preprocessed copy are both
-written or both left as they were: nnU-Net copies the file only when it plans, and trains on the copy.
+Cases that are annotated alike become one source. nnU-Net copies dataset.json when it plans and trains on the copy, so
+the raw file and an existing preprocessed copy are both written, or both left as they were.
 """
 
 from __future__ import annotations
@@ -9,35 +9,52 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.annotations.sources import SourceTable
-from nnunetv2_conemos.annotations.table_file import NO_TRAITS, Annotated, complete_table, group_sources
+from nnunetv2_conemos.annotations.table_file import CaseTable, complete_table, group_sources, read_table
 from nnunetv2_conemos.datasets.dataset_json import SHARED_KEYS, read_dataset_json, read_raw_json
-from nnunetv2_conemos.datasets.folders import find_raw, preprocessed_folder, raw_cases
+from nnunetv2_conemos.datasets.folders import cases_without_map, find_raw, preprocessed_folder, raw_cases
 from nnunetv2_conemos.errors import SourceError
 from nnunetv2_conemos.files import write_together
 
+Missing = Literal["unlabelled", "all"]  # what cases that a table does not name are annotated for
+
+
+class Declaration(NamedTuple):
+    """What `declare` did: who annotated what, the files it wrote, and the cases that have no label map yet."""
+
+    table: SourceTable
+    files: list[Path]
+    without_map: list[str]
+
 
 def declare(
-    dataset: str,
-    annotated: Annotated,
-    missing: str | None = None,
+    dataset: str | int,
+    annotated: Path | Mapping[str, list[str]],
+    *,
+    missing: Missing | None = None,
     overwrite: bool = False,
-    traits: Mapping[str, dict[str, str]] = NO_TRAITS,
-) -> tuple[SourceTable, list[Path]]:
-    """Write `sources` into the raw dataset.json and an existing preprocessed copy; returns the table and these files.
+) -> Declaration:
+    """Write `sources` into the dataset.json of a raw dataset and into an existing preprocessed copy of it.
 
-    `missing` says what cases outside `annotated` are: "unlabelled", "all", or None = they are an error. Raises
-    SourceError (nothing is written) for anything that does not fit, and for existing `sources` without `overwrite`.
+    Args:
+        dataset: name or id of a raw dataset.
+        annotated: case -> labels annotated in it, or a JSON or CSV file that says so (see `read_table`).
+        missing: what cases that `annotated` does not name are annotated for; None: they are an error.
+        overwrite: replace other `sources` that are already there.
+
+    Raises SourceError, having written nothing, where table, dataset and the two copies do not fit together, and
+    FileNotFoundError for an unknown dataset or file.
     """
+    given = read_table(annotated) if isinstance(annotated, Path) else CaseTable(dict(annotated), {})
     name, raw = find_raw(dataset)
     dataset_json = read_raw_json(raw)
     labels = LabelSpace.from_dataset_json(dataset_json)
     cases = raw_cases(raw)
     rest = {"unlabelled": [], "all": list(labels.names), None: None}[missing]
-    sources = group_sources(complete_table(annotated, cases, rest), labels, name, traits)
+    sources = group_sources(complete_table(given.annotated, cases, rest), labels, name, given.traits)
     table = SourceTable.from_dataset_json(dataset_json | {"sources": sources}, cases)
     files = {}
     for folder in filter(None, (raw, preprocessed_folder(name))):
@@ -49,7 +66,7 @@ def declare(
             )
         files[folder / "dataset.json"] = content | {"sources": sources}
     write_together(files)
-    return table, list(files)
+    return Declaration(table, list(files), cases_without_map(cases))
 
 
 def _require_same_entries(folder: Path, theirs: Mapping[str, Any], raw: Path, ours: Mapping[str, Any]) -> None:

@@ -1,9 +1,10 @@
-"""Where a dataset lies on disk: raw, preprocessed, its cases, and whether the two copies of dataset.json agree."""
+"""Where a dataset lies on disk: raw or preprocessed, its cases, and whether the two copies of dataset.json agree."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,7 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets, maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from nnunetv2.utilities.utils import (
-    create_lists_from_splitted_dataset_folder,
-    get_filenames_of_train_images_and_targets,
-)
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.datasets.dataset_json import SHARED_KEYS, read_dataset_json
@@ -24,33 +22,37 @@ from nnunetv2_conemos.files import require_absent
 NO_MAP = "nnU-Net needs one for each case: for an unlabelled case, a map of zeros (never the ignore label)."
 
 
-def find_raw(dataset: str) -> tuple[str, Path]:
-    """Full name and raw folder of a dataset given by name or id; raises FileNotFoundError with what to set."""
+def find_raw(dataset: str | int) -> tuple[str, Path]:
+    """Return full name and raw folder of a dataset given by name or id.
+
+    Raises FileNotFoundError, which says where nnU-Net looked.
+    """
     name = dataset_name(dataset)
     raw = raw_folder(name)
     if raw is None:
         raise FileNotFoundError(
             f"there is no {name}/dataset.json in nnUNet_raw ({nnUNet_raw.get() or 'not set'}). "
-            "Set the variable to the folder that holds the dataset."
+            "Set this variable to the folder that holds the dataset."
         )
     return name, raw
 
 
-def named_or_path(dataset: str) -> Path:
-    """Raw folder of a dataset given by path, name or id."""
+def named_or_path(dataset: str | int | Path) -> Path:
+    """Return the raw folder of a dataset given by path, name or id; raises FileNotFoundError where there is none."""
+    dataset = str(dataset)
     folder = Path(dataset)
     return folder.resolve() if (folder / "dataset.json").is_file() else find_raw(dataset)[1]
 
 
-def cases_without_map(raw: Path) -> list[str]:
-    """Cases of a raw dataset whose label file does not exist."""
-    return [str(case) for case, files in raw_cases(raw).items() if not Path(files["label"]).is_file()]
+def cases_without_map(cases: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the cases (see `raw_cases`) whose label file does not exist."""
+    return [str(case) for case, files in cases.items() if not Path(files["label"]).is_file()]
 
 
 def require_new_dataset(target: Path, overwrite: bool) -> None:
-    """Raises FileExistsError where a raw dataset exists that is not to be replaced, or was preprocessed before.
+    """Raise FileExistsError where a raw dataset exists and is not to be replaced, or where it was preprocessed before.
 
-    nnU-Net would go on with the old fingerprint, and end in an assertion where the folds differ.
+    In that case nnU-Net would keep the old fingerprint, and fail with an assertion where the folds differ.
     """
     require_absent(target, overwrite)
     folder = Path(nnUNet_preprocessed) / target.name if nnUNet_preprocessed.is_set() else None
@@ -60,28 +62,32 @@ def require_new_dataset(target: Path, overwrite: bool) -> None:
         )
 
 
-def new_dataset_folder(name: str) -> Path:
-    """Raw folder for a dataset yet to be written, from a name (in nnUNet_raw) or a path.
+def new_dataset_folder(dataset: str | Path) -> Path:
+    """Return the raw folder for a new dataset, given by name (in nnUNet_raw) or path.
 
     Raises ValueError for a name that nnU-Net would not find again, or whose id another dataset has.
     """
+    name = str(dataset)
     folder = Path(name)
     if not re.fullmatch(r"Dataset\d{3}_\w[\w.-]*", folder.name):
-        raise ValueError(f"'{name}': a dataset is named Dataset100_Name: three digits, then a name without blanks.")
+        raise ValueError(f"'{name}': expected a name like Dataset100_Name: three digits, then a name without blanks.")
     if folder.name == name.rstrip("/"):
         if not nnUNet_raw.is_set():
             raise FileNotFoundError(
-                "nnUNet_raw is not set. Set it to the folder that holds raw datasets, or say a path."
+                "nnUNet_raw is not set. Set it to the folder that holds raw datasets, or give a path."
             )
         folder = Path(nnUNet_raw) / folder.name
     others = set(find_candidate_datasets(int(folder.name[7:10]))) - {folder.name}
     if others:
-        raise ValueError(f"'{folder.name}': its id belongs to {', '.join(sorted(others))} already. Choose another id.")
+        raise ValueError(f"'{folder.name}': its id already belongs to {', '.join(sorted(others))}. Choose another id.")
     return folder
 
 
 def dataset_name(name_or_id: str | int) -> str:
-    """`Dataset004_Hippocampus` from a name or an id, as nnU-Net resolves it; FileNotFoundError in its words."""
+    """Return the full name, Dataset004_Hippocampus, of a name or an id, as nnU-Net resolves it.
+
+    Raises FileNotFoundError with nnU-Net's own words.
+    """
     try:
         return maybe_convert_to_dataset_name(name_or_id)
     except RuntimeError as error:  # lists the folders that nnU-Net looked in
@@ -89,12 +95,12 @@ def dataset_name(name_or_id: str | int) -> str:
 
 
 def raw_folder(name: str) -> Path | None:
-    """Raw folder of a dataset, or None where nnUNet_raw is not set or does not hold it."""
+    """Return the raw folder of a dataset, or None where nnUNet_raw is not set or does not hold it."""
     return _existing(nnUNet_raw, name)
 
 
 def preprocessed_folder(name: str) -> Path | None:
-    """Preprocessed folder of a dataset, or None where nnUNet_preprocessed is not set or does not hold it."""
+    """Return the preprocessed folder of a dataset, or None where nnUNet_preprocessed is not set or lacks it."""
     return _existing(nnUNet_preprocessed, name)
 
 
@@ -104,29 +110,54 @@ def _existing(base: Any, name: str) -> Path | None:
 
 
 def raw_cases(folder: Path) -> dict[str, dict[str, Any]]:
-    """Case -> {'images': [files], 'label': file} of a raw dataset, as nnU-Net finds them."""
-    return get_filenames_of_train_images_and_targets(str(folder), read_dataset_json(folder))
+    """Return case -> {'images': [files], 'label': file} of a raw dataset, as nnU-Net finds them."""
+    dataset_json = read_dataset_json(folder)
+    if "dataset" in dataset_json:
+        return get_filenames_of_train_images_and_targets(str(folder), dataset_json)
+    ending = dataset_json["file_ending"]
+    return {
+        case: {"images": images, "label": str(folder / "labelsTr" / f"{case}{ending}")}
+        for case, images in find_images(folder / "imagesTr", ending).items()
+    }
+
+
+def find_images(folder: Path, ending: str) -> dict[str, list[str]]:
+    """Return case -> its files CASE_0000.ENDING in order of channels, as nnU-Net finds them.
+
+    nnU-Net's own look-up gives the same (tests compare them), but forks twelve processes and compares every file with
+    every case.
+    """
+    cases: dict[str, list[str]] = {}
+    for name in sorted(file.name for file in folder.iterdir() if file.name.endswith(ending) and file.is_file()):
+        stem = name.removesuffix(ending)
+        images = cases.setdefault(stem[:-5], [])
+        if re.fullmatch(r"_\d{4}", stem[-5:]):
+            images.append(str(folder / name))
+    return dict(sorted(cases.items()))
 
 
 def image_lists(folder: Path, ending: str) -> list[list[str]]:
-    """The image files of each case in a folder, as nnU-Net finds them; raises ValueError for names without channel."""
+    """Return the image files of each case in a folder, as nnU-Net finds them.
+
+    Raises ValueError for names without a channel, which nnU-Net would misread.
+    """
     strays = [file.name for file in folder.glob(f"*{ending}") if not re.search(r"_\d{4}$", file.name[: -len(ending)])]
     if strays:
         found = shorten(sorted(strays))
-        raise ValueError(f"{folder}: expected images CASE_0000{ending}, found {found}. Move them away.")
-    return create_lists_from_splitted_dataset_folder(str(folder), ending)
+        raise ValueError(f"{folder}: expected images CASE_0000{ending}, found {found}. Rename or remove them.")
+    return list(find_images(folder, ending).values())
 
 
 def preprocessed_cases(configuration_folder: Path) -> list[str]:
-    """Identifiers of the cases preprocessed for one configuration."""
+    """Return the identifiers of the cases preprocessed for one configuration, sorted."""
     dataset_class = infer_dataset_class(str(configuration_folder))
     return sorted(dataset_class.get_identifiers(str(configuration_folder)))
 
 
 def require_same_tables(name: str) -> None:
-    """Raises SourceError where the raw and the preprocessed dataset.json disagree on labels or sources.
+    """Raise SourceError where the raw and the preprocessed dataset.json disagree on labels, sources or tags.
 
-    nnU-Net copies dataset.json when it plans and trains on the copy; an edit of the raw file alone would be ignored.
+    nnU-Net copies dataset.json when it plans and trains on the copy, so it would ignore a later edit of the raw file.
     """
     raw, preprocessed = raw_folder(name), preprocessed_folder(name)
     if raw is None or preprocessed is None:
@@ -144,7 +175,7 @@ def require_same_tables(name: str) -> None:
 
 
 def preprocessed_table(plans: dict, configuration: str, dataset_json: dict) -> SourceTable:
-    """Who annotated what among the cases preprocessed for this configuration."""
+    """Build the source table of the cases preprocessed for a configuration; raises FileNotFoundError for none."""
     folder = preprocessed_data(plans, configuration)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist. Run nnUNetv2_preprocess for configuration {configuration}.")
@@ -152,6 +183,6 @@ def preprocessed_table(plans: dict, configuration: str, dataset_json: dict) -> S
 
 
 def preprocessed_data(plans: dict, configuration: str) -> Path:
-    """The folder of the cases preprocessed for a configuration."""
+    """Return the folder of the cases preprocessed for a configuration."""
     identifier = PlansManager(plans).get_configuration(configuration).data_identifier
     return Path(nnUNet_preprocessed) / plans["dataset_name"] / identifier

@@ -1,28 +1,124 @@
-"""`conemos hide`: a partially labelled copy of a completely labelled dataset, for honest experiments.
+"""Make a partially labelled copy of a completely labelled dataset, for experiments in which the truth is known.
 
-The complete maps stay beside it, in `labelsTr_complete`, as the truth to test against.
+The complete maps stay in the copy, in `labelsTr_complete`, as the truth to test against.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.annotations.table_file import Annotated
-from nnunetv2_conemos.datasets.folders import require_new_dataset
-from nnunetv2_conemos.datasets.partial_copy import hidden_copy, read_original, written
+from nnunetv2_conemos.annotations.tags import Axis
+from nnunetv2_conemos.datasets.folders import named_or_path, new_dataset_folder, require_new_dataset
+from nnunetv2_conemos.datasets.partial_copy import plan_copy, read_original, write_copy
 from nnunetv2_conemos.datasets.splits import write_split
-from nnunetv2_conemos.errors import SourceError
+from nnunetv2_conemos.datasets.writer import Images
+from nnunetv2_conemos.errors import SourceError, shorten
+
+Groups = Mapping[str, list[str]]  # name -> labels that its cases stay annotated for
 
 
-def dealt_labels(cases: Sequence[str], labels: LabelSpace, per_case: int, rng: np.random.Generator) -> Annotated:
-    """Each case keeps `per_case` labels, and each label is kept equally often (give or take one case)."""
+class HideReport(NamedTuple):
+    """What `hide` did: the raw folder it wrote, who is annotated for what in it, and what else there is to know."""
+
+    folder: Path
+    table: SourceTable
+    notes: list[str]
+
+
+def hide(
+    dataset: str | int | Path,
+    output: str | Path,
+    *,
+    per_case: int | None = None,
+    groups: Groups | Path | None = None,
+    fraction: float | None = None,
+    unlabelled: float | None = None,
+    tags: Axis | None = None,
+    seed: int = 0,
+    images: Images = "reference",
+    processes: int | None = None,
+    overwrite: bool = False,
+) -> HideReport:
+    """Write a copy of a completely labelled raw dataset in which labels are hidden; it appears whole or not at all.
+
+    Args:
+        dataset: id, name or path of the raw dataset.
+        output: name or path of the new one, `Dataset100_Name`.
+        per_case: each case keeps so many labels, and each label is kept equally often.
+        groups: cases are dealt evenly to these groups; a JSON file may say the same.
+        fraction: each label stays annotated in this fraction of the cases. At most one of these three may be given.
+        unlabelled: this fraction of the cases keeps no label.
+        tags: hidden labels stay known as image tags: the slices along this axis that show them.
+        seed: of the random choice.
+        images: how images are kept.
+        processes: that read and write cases; None: `default_processes`.
+        overwrite: replace an existing dataset of that name.
+
+    Raises ValueError for options that do not fit the dataset, SourceError for a dataset that is partially labelled
+    already, OSError for files that are missing, cannot be read, or exist.
+    """
+    raw, target = named_or_path(dataset), new_dataset_folder(output)
+    require_new_dataset(target, overwrite)
+    original = read_original(raw)
+    if not original.table.is_complete:
+        raise SourceError(f"{raw} is already partially labelled, by its `sources`. Hide labels of a complete dataset.")
+    labels, rng = original.table.labels, np.random.default_rng(seed)
+    bare, others = draw_unlabelled(list(original.files), unlabelled, rng)
+    if not bare and per_case is None and groups is None and fraction is None:
+        raise ValueError("nothing to hide: say what with --per-case, --groups, --fraction or --unlabelled.")
+    kept = keep_labels(others, labels, per_case, groups, fraction, rng)
+    copy = plan_copy(original, {**kept, **{case: [] for case in bare}}, tags, processes)
+    with write_copy(copy, target, images, processes, overwrite) as folder:
+        notes = write_split(copy.table, folder)
+    if never_annotated := copy.table.never_annotated():
+        notes.append(f"annotated in no case: {shorten(never_annotated)}.")
+    return HideReport(target, copy.table, notes)
+
+
+def draw_unlabelled(cases: Sequence[str], share: float | None, rng: np.random.Generator) -> tuple[list[str], list[str]]:
+    """Draw this share of the cases; returns them and, sorted, all others."""
+    require_share("unlabelled", share)
+    shuffled = rng.permutation(sorted(cases)).tolist()
+    number = round((share or 0) * len(shuffled))
+    return shuffled[:number], sorted(shuffled[number:])
+
+
+def require_share(option: str, value: float | None) -> None:
+    """Raise ValueError for a number that is not a share of the cases."""
+    if value is not None and not 0 <= value <= 1:
+        raise ValueError(f"--{option} {value:g}: expected a number from 0 to 1.")
+
+
+def keep_labels(
+    cases: Sequence[str],
+    labels: LabelSpace,
+    per_case: int | None,
+    groups: Groups | Path | None,
+    fraction: float | None,
+    rng: np.random.Generator,
+) -> Annotated:
+    """Choose the labels that each case keeps, by one of the three schemes of `hide`, or all of them."""
+    if [per_case, groups, fraction].count(None) < 2:
+        raise ValueError("expected one of --per-case, --groups and --fraction, found several.")
+    if per_case is not None:
+        return deal_labels(cases, labels, per_case, rng)
+    if groups is not None:
+        return deal_groups(cases, checked_groups(groups, labels), rng)
+    if fraction is not None:
+        return thin_out_labels(cases, labels, fraction, rng)
+    return {case: list(labels.names) for case in cases}
+
+
+def deal_labels(cases: Sequence[str], labels: LabelSpace, per_case: int, rng: np.random.Generator) -> Annotated:
+    """Keep `per_case` labels in each case, and each label equally often (give or take one case)."""
     if not 1 <= per_case <= len(labels):
         raise ValueError(f"--per-case {per_case}: expected 1 to {len(labels)} labels ({', '.join(labels.names)}).")
     used = np.zeros(len(labels))
@@ -34,65 +130,38 @@ def dealt_labels(cases: Sequence[str], labels: LabelSpace, per_case: int, rng: n
     return annotated
 
 
-def dealt_groups(cases: Sequence[str], groups: Sequence[list[str]], rng: np.random.Generator) -> Annotated:
-    """Cases are dealt out evenly to groups, each annotated for its labels."""
-    return {str(case): groups[place % len(groups)] for place, case in enumerate(rng.permutation(cases))}
+def deal_groups(cases: Sequence[str], groups: Groups, rng: np.random.Generator) -> Annotated:
+    """Deal cases evenly to groups; each keeps the labels of its group."""
+    labels = list(groups.values())
+    return {str(case): labels[place % len(labels)] for place, case in enumerate(rng.permutation(cases))}
 
 
-def thinned_labels(cases: Sequence[str], labels: LabelSpace, fraction: float, rng: np.random.Generator) -> Annotated:
-    """Each label stays annotated in this fraction of the cases, drawn for each label anew."""
+def thin_out_labels(cases: Sequence[str], labels: LabelSpace, fraction: float, rng: np.random.Generator) -> Annotated:
+    """Keep each label in this fraction of the cases, drawn anew for each label."""
+    require_share("fraction", fraction)
     number = round(fraction * len(cases))
     keepers = {name: set(rng.permutation(cases)[:number].tolist()) for name in labels.names}
     return {case: [name for name in labels.names if case in keepers[name]] for case in cases}
 
 
-def read_groups(file: Path, labels: LabelSpace) -> list[list[str]]:
-    """JSON `{"group": ["label", ...], ...}`; raises SourceError for a label that does not exist."""
+def checked_groups(given: Groups | Path, labels: LabelSpace) -> Groups:
+    """Return groups, read from a JSON file if need be; raises SourceError for a label that the dataset lacks."""
+    where = f"--groups {given}" if isinstance(given, Path) else "--groups"
+    groups: Any = read_json(given) if isinstance(given, Path) else given
+    lists = groups.values() if isinstance(groups, Mapping) else ()
+    if not lists or not all(isinstance(ns, list) and all(isinstance(n, str) for n in ns) for ns in lists):
+        raise ValueError(f'{where}: expected {{"group": ["label", ...], ...}}, found {str(groups)[:80]}.')
+    for group, names in groups.items():
+        for name in names:
+            labels.index(name, f"{where}, '{group}'")
+    return groups
+
+
+def read_json(file: Path) -> Any:
+    """Read the file of --groups; raises FileNotFoundError or ValueError that names it."""
     if not file.is_file():
         raise FileNotFoundError(f"--groups: there is no file {file}.")
     try:
-        groups = json.loads(file.read_text())
+        return json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"--groups {file}: not valid JSON ({error}).") from None
-    lists = groups.values() if isinstance(groups, dict) else ()
-    if not lists or not all(isinstance(ns, list) and all(isinstance(n, str) for n in ns) for ns in lists):
-        raise ValueError(f'--groups {file}: expected {{"group": ["label", ...], ...}}, found {str(groups)[:80]}.')
-    for group, names in groups.items():
-        for name in names:
-            labels.index(name, f"--groups {file}, '{group}'")
-    return list(groups.values())
-
-
-def scheme(args: argparse.Namespace, cases: Sequence[str], labels: LabelSpace) -> Annotated:
-    """Case -> labels that stay, as the command line asks; `--unlabelled` cases keep none."""
-    rng = np.random.default_rng(args.seed)
-    for option, value in (("fraction", args.fraction), ("unlabelled", args.unlabelled)):
-        if value is not None and not 0 <= value <= 1:
-            raise ValueError(f"--{option} {value:g}: expected a number from 0 to 1.")
-    shuffled = rng.permutation(sorted(cases)).tolist()
-    empty = round((args.unlabelled or 0) * len(shuffled))
-    unlabelled, rest = shuffled[:empty], sorted(shuffled[empty:])
-    if args.per_case is not None:
-        kept = dealt_labels(rest, labels, args.per_case, rng)
-    elif args.groups is not None:
-        kept = dealt_groups(rest, read_groups(args.groups, labels), rng)
-    elif args.fraction is not None:
-        kept = thinned_labels(rest, labels, args.fraction, rng)
-    elif empty:
-        kept = {case: list(labels.names) for case in rest}
-    else:
-        raise ValueError("say what to hide: --per-case, --groups, --fraction or --unlabelled.")
-    return {**kept, **{case: [] for case in unlabelled}}
-
-
-def hide(raw: Path, target: Path, args: argparse.Namespace) -> tuple[SourceTable, list[str]]:
-    """Write the partially labelled copy, whole or not at all; returns who keeps what, and notes."""
-    require_new_dataset(target, args.overwrite)
-    original = read_original(raw)
-    if not original.table.is_complete:
-        raise SourceError(f"{raw} is partially labelled already, by its `sources`. Hide labels of a complete dataset.")
-    kept = scheme(args, list(original.files), original.table.labels)
-    copy = hidden_copy(original, kept, args.tags, args.processes)
-    with written(copy, target, args.images, args.processes, args.overwrite) as folder:
-        notes = write_split(copy.table, folder)
-    return copy.table, notes

@@ -19,7 +19,7 @@ NOTHING: Signature = frozenset()
 
 
 def signatures(names: Sequence[str], values: Sequence[Sequence[int]]) -> dict[int, Signature]:
-    """Label-map value -> the labels it belongs to; 0 belongs to none."""
+    """Return label-map value -> the labels it belongs to; 0 belongs to none."""
     found: dict[int, set[str]] = {0: set()}
     for name, its_values in zip(names, values, strict=True):
         for value in its_values:
@@ -28,7 +28,7 @@ def signatures(names: Sequence[str], values: Sequence[Sequence[int]]) -> dict[in
 
 
 def shown(signature: Signature, annotated: Collection[str], value_of: Mapping[Signature, int]) -> int:
-    """The lowest value that shows what was annotated of a voxel, and no other annotated label.
+    """Return the lowest value that shows the annotated labels of a signature, and no other annotated label.
 
     Label mode: hidden labels become 0. Region mode: a hidden sub-region becomes the region around it.
     """
@@ -38,7 +38,7 @@ def shown(signature: Signature, annotated: Collection[str], value_of: Mapping[Si
 
 
 def visible_values(labels: LabelSpace, annotated: Collection[str]) -> dict[int, int]:
-    """Value -> the lowest value that looks the same to somebody who annotates only these labels; ignore stays."""
+    """Return value -> the lowest value that looks the same to an annotator of these labels only; ignore stays."""
     space = signatures(labels.names, labels.values)
     value_of = {space[value]: value for value in sorted(space, reverse=True)}
     values = {value: shown(signature, annotated, value_of) for value, signature in space.items()}
@@ -46,10 +46,10 @@ def visible_values(labels: LabelSpace, annotated: Collection[str]) -> dict[int, 
 
 
 def completion_table(labels: LabelSpace, annotated: Collection[str]) -> tuple[np.ndarray, np.ndarray]:
-    """`table[annotated value, predicted value]` -> completed value, and `left_open[annotated value]`.
+    """Return `table[annotated value, predicted value]`, the completed value, and `left_open[annotated value]`.
 
     What is annotated stays as it is; of the values that agree with it, the one nearest to the prediction of the missing
-    labels is taken, so a predicted sub-region outside its annotated region is dropped. `left_open` tells where nothing
+    labels is taken, so a predicted sub-region outside its annotated region is dropped. `left_open` says where nothing
     is annotated and something may be missing. The ignore label stays.
     """
     known, space = set(annotated), signatures(labels.names, labels.values)
@@ -66,7 +66,7 @@ def completion_table(labels: LabelSpace, annotated: Collection[str]) -> tuple[np
 
 
 def union(spaces: Iterable[Mapping[int, Signature]]) -> tuple[list[str], list[Signature]]:
-    """Names and signatures of several label spaces, each once, in the order in which names are first met.
+    """Return names and signatures of several label spaces, each once, in the order in which names first occur.
 
     A space that lacks a label says nothing about it: the tumour of a dataset without liver lies in the liver where
     every other dataset has it there. So a signature is left out where those that look the same to its space agree on
@@ -85,19 +85,18 @@ def union(spaces: Iterable[Mapping[int, Signature]]) -> tuple[list[str], list[Si
 
 
 def is_whole(signature: Signature, space: Mapping[int, Signature], pool: Iterable[Signature]) -> bool:
-    """Whether a signature of a space stands for itself among all signatures, not for one with more labels."""
+    """Return whether a signature of a space stands for itself among all signatures, not for one with more labels."""
     seen = frozenset().union(*space.values())
     others = [other for other in pool if other != signature and other & seen == signature]
     return not others or frozenset.intersection(*others) == signature
 
 
 def label_entries(names: Sequence[str], values: Sequence[Signature]) -> tuple[dict[str, int | list[int]], list[int]]:
-    """`labels` and `regions_class_order` of a dataset.json; `values[i]` is the signature of the value i + 1.
-
-    Raises SourceError for two names of the same voxels.
+    """Build `labels` and `regions_class_order` of a dataset.json; `values[i]` is the signature of the value i + 1.
 
     The order is empty in label mode. nnU-Net writes regions one over the other: large ones come first, and each is
-    written as the value that belongs to it and to as little else as possible.
+    written as the value that belongs to it and to as little else as possible. Raises SourceError for two names of the
+    same voxels.
     """
     of = {name: [v for v, signature in enumerate(values, 1) if name in signature] for name in names}
     equal = [(a, b) for a, b in combinations(names, 2) if of[a] == of[b]]
@@ -114,7 +113,7 @@ def label_entries(names: Sequence[str], values: Sequence[Signature]) -> tuple[di
 def not_written(
     labels: Mapping[str, int | Sequence[int]], order: Sequence[int], values: Sequence[Signature]
 ) -> list[Signature]:
-    """Signatures that nnU-Net cannot write: predicted together, their regions become a value of other regions."""
+    """Return signatures that nnU-Net cannot write: their regions, predicted together, become another value."""
     names = [name for name in labels if name not in ("background", "ignore")]
     lost = []
     for signature in values:
@@ -125,7 +124,7 @@ def not_written(
 
 
 def lookup(mapping: Mapping[int, int]) -> np.ndarray:
-    """Array of uint16 such that `array[label map]` applies a mapping of values; values in between become 0."""
+    """Return a uint16 array such that `array[label map]` applies a mapping of values; values in between become 0."""
     table = np.zeros(max(mapping) + 1, dtype=np.uint16)
     table[list(mapping)] = list(mapping.values())
     return table

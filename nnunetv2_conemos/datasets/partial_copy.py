@@ -1,4 +1,4 @@
-"""A copy of a raw dataset in which less is annotated; the maps as they were stay beside it, in `labelsTr_complete`."""
+"""Copy a raw dataset so that less is annotated; complete maps stay in the copy as they were, in `labelsTr_complete`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KEPT_KEYS = ("modality", "dataset", "domain", "weight")  # what a source says be
 
 @dataclass(frozen=True)
 class Original:
-    """A raw dataset as it is found: `files` case -> {'images': [files], 'label': file}."""
+    """A raw dataset as it is: `files` is case -> {'images': [files], 'label': file}."""
 
     folder: Path
     dataset_json: dict[str, Any]
@@ -37,8 +37,8 @@ class Original:
 
 
 @dataclass(frozen=True)
-class HiddenCopy:
-    """A copy before anything is written: its dataset.json, what is annotated in it, and what to do for each case."""
+class CopyPlan:
+    """A copy before anything is written: its dataset.json, who is annotated for what, and a job for each case."""
 
     original: Original
     dataset_json: dict[str, Any]
@@ -47,14 +47,16 @@ class HiddenCopy:
 
 
 def read_original(raw: Path) -> Original:
-    """Raises SourceError, ValueError or OSError that names what is wrong."""
+    """Read a raw dataset; raises SourceError, ValueError or OSError that names what is wrong with it."""
     dataset_json = read_raw_json(raw)
     files = raw_cases(raw)
     return Original(raw, dataset_json, files, SourceTable.from_dataset_json(dataset_json, files))
 
 
-def hidden_copy(original: Original, annotated: Annotated, tags: Axis | None = None, processes: int = 1) -> HiddenCopy:
-    """A copy in which each case has only these of its annotated labels; other cases are left out.
+def plan_copy(
+    original: Original, annotated: Annotated, tags: Axis | None = None, processes: int | None = None
+) -> CopyPlan:
+    """Plan a copy that keeps, of each case in `annotated`, only these labels; other cases are left out.
 
     `tags`: the axis along which the slices that show a hidden label stay known.
     """
@@ -63,18 +65,18 @@ def hidden_copy(original: Original, annotated: Annotated, tags: Axis | None = No
     result |= {"numTraining": len(jobs), "sources": hidden_sources(original, annotated, tags is not None)}
     if tags:
         result["tags"] = {"axis": tags, "cases": hidden_tags(original, jobs, annotated, tags, processes)}
-    return HiddenCopy(original, result, SourceTable.from_dataset_json(result, [job.case for job in jobs]), jobs)
+    return CopyPlan(original, result, SourceTable.from_dataset_json(result, [job.case for job in jobs]), jobs)
 
 
 def hidden_jobs(original: Original, annotated: Annotated) -> list[CaseJob]:
-    """Cases of a dataset whose maps are to show nothing but these labels."""
+    """Return a job for each case in `annotated`, whose map is to show these labels and no others."""
     files = {case: entry for case, entry in original.files.items() if case in annotated}
     jobs = jobs_of(original.dataset_json, files)
     return [job._replace(values=kept_values(original.table.labels, annotated[job.case])) for job in jobs]
 
 
 def hidden_sources(original: Original, annotated: Annotated, tagged: bool = False) -> dict[str, dict[str, Any]]:
-    """`sources` of the copy; those of a dataset that declares some keep what else they say."""
+    """Build `sources` of the copy; sources that the original declares keep modality, dataset, domain and weight."""
     sources, before = {}, original.table
     for name, source in before.sources.items():
         own = {key: value for key, value in source.model_dump(exclude_defaults=True).items() if key in KEPT_KEYS}
@@ -89,9 +91,9 @@ def hidden_sources(original: Original, annotated: Annotated, tagged: bool = Fals
 
 
 def hidden_tags(
-    original: Original, jobs: list[CaseJob], annotated: Annotated, axis: Axis, processes: int
+    original: Original, jobs: list[CaseJob], annotated: Annotated, axis: Axis, processes: int | None
 ) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Case -> hidden label -> the slices along `axis` that show it."""
+    """Return case -> hidden label -> the slices along `axis` that show it."""
     table = original.table
     hidden = {job.case: [n for n in table.annotated(job.case) if n not in annotated[job.case]] for job in jobs}
     of_cases = [(job, table.labels, hidden[job.case], axis) for job in jobs if hidden[job.case]]
@@ -100,20 +102,20 @@ def hidden_tags(
 
 
 def tags_of_map(job: CaseJob, labels: LabelSpace, names: list[str], axis: Axis) -> dict[str, tuple[int, ...]]:
-    """Label -> the slices along `axis` in which the case's map shows it."""
+    """Return label -> the slices along `axis` in which the map of a case shows it."""
     label_map = job.reader.read_seg(str(job.label))[0][0]
     return {name: slices_of(np.isin(label_map, labels.values[labels.names.index(name)]), axis) for name in names}
 
 
 def kept_values(labels: LabelSpace, annotated: list[str]) -> dict[int, int]:
-    """New values of a case; of an unlabelled one all are 0, the ignore label too (nnU-Net takes it for foreground)."""
+    """Return old -> new values; all 0 where nothing is annotated, since nnU-Net counts ignore as foreground."""
     values = visible_values(labels, annotated)
     return values if annotated else dict.fromkeys(values, 0)
 
 
 @contextmanager
-def written(copy: HiddenCopy, target: Path, images: Images, processes: int, overwrite: bool) -> Iterator[Path]:
-    """Write a copy whole or not at all; within the block, its folder stands aside and takes further files."""
+def write_copy(copy: CopyPlan, target: Path, images: Images, processes: int | None, overwrite: bool) -> Iterator[Path]:
+    """Write a copy whole or not at all; within the block, its folder lies aside and further files can be added."""
     original, ending = copy.original, copy.dataset_json["file_ending"]
     files = [Path(file) for entry in original.files.values() for file in (*entry["images"], entry["label"])]
     require_no_inputs_within(target, files)

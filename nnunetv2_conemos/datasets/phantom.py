@@ -37,7 +37,7 @@ NOISE = 18.0  # standard deviation, Hounsfield units
 
 
 def make_case(rng: np.random.Generator, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """One case: image in Hounsfield units (float32) and complete label map (uint8), both of the given shape."""
+    """Make one case: image in Hounsfield units (float32) and complete label map (uint8), both of the given shape."""
     where = _deformed_grid(rng, shape)
     image = np.full(shape, AIR)
     image[_distance(where, (0, 0, 0), (9, 0.84, 0.96)) < 1] = FAT
@@ -62,7 +62,7 @@ def write_phantom(
     sources: Mapping[str, Sequence[str]] = SOURCES,
     seed: int = 0,
 ) -> dict[str, list[str]]:
-    """Write a raw nnU-Net dataset to `folder` (`.../nnUNet_raw/DatasetXXX_NAME`) and return case -> annotated organs.
+    """Write a raw nnU-Net dataset to `folder` (`.../nnUNet_raw/DatasetXXX_NAME`); returns case -> annotated organs.
 
     `sources` maps a source to the organs it annotates (an empty list = unlabelled); its cases are named
     `<source>_<number>`. labelsTr holds the annotated organs only, truthTr the complete maps of the same cases,
@@ -90,7 +90,7 @@ def write_phantom(
 
 
 def _deformed_grid(rng: np.random.Generator, shape: tuple[int, int, int]) -> np.ndarray:
-    """Coordinates [3, *shape] in [-1, 1], scaled, rotated in the axial plane and bent smoothly."""
+    """Return coordinates [3, *shape] in [-1, 1], scaled, rotated in the axial plane and bent smoothly."""
     grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
     bend = np.stack([_smooth_field(rng, grid) for _ in range(3)])
     angle = rng.uniform(-0.12, 0.12)
@@ -99,7 +99,7 @@ def _deformed_grid(rng: np.random.Generator, shape: tuple[int, int, int]) -> np.
 
 
 def _smooth_field(rng: np.random.Generator, grid: np.ndarray, waves: int = 6) -> np.ndarray:
-    """A sum of slow cosines with random directions and phases: about unit variance, [*shape]."""
+    """Return a sum of slow cosines with random directions and phases, [*shape], of about unit variance."""
     directions = rng.uniform(-1, 1, (waves, 3)) * np.pi
     phases = rng.uniform(0, 2 * np.pi, (waves, 1, 1, 1))
     return np.cos(np.tensordot(directions, grid, axes=1) + phases).sum(0) * np.sqrt(2 / waves)
@@ -110,13 +110,13 @@ def _varied(rng: np.random.Generator, organ: Ellipsoid) -> tuple[np.ndarray, np.
 
 
 def _distance(where: np.ndarray, centre: Sequence[float] | np.ndarray, radii: Sequence[float] | np.ndarray):
-    """Distance to the centre in units of the radii: below 1 inside the ellipsoid."""
+    """Return the distance to the centre in units of the radii: below 1 inside the ellipsoid."""
     offset = where - np.reshape(centre, (3, 1, 1, 1))
     return np.sqrt(np.square(offset / np.reshape(radii, (3, 1, 1, 1))).sum(0))
 
 
 def _blurred(image: np.ndarray) -> np.ndarray:
-    """Mean with both neighbours on every axis: the partial volume of a scanner."""
+    """Average with both neighbours on every axis, like the partial volume effect of a scanner."""
     for axis in range(3):
         padded = np.pad(image, [(1, 1) if a == axis else (0, 0) for a in range(3)], mode="edge")
         lower, upper = (np.take(padded, np.arange(n, n + image.shape[axis]), axis) for n in (0, 2))

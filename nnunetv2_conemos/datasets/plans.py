@@ -1,4 +1,4 @@
-"""Plans configurations for smaller machines: nnU-Net's own, with fewer features, smaller patches, fewer stages."""
+"""Further configurations for nnU-Net's plans: smaller networks and patches, and patches that hold whole slices."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_conemos.datasets.folders import preprocessed_data
 
+MULTIPLE = 8  # of both sides of a slice: CMER's networks halve them three times
+
 
 def small_configuration(
     plans: dict[str, Any],
@@ -20,12 +22,12 @@ def small_configuration(
     patch: Sequence[int] | None = None,
     batch: int | None = None,
 ) -> dict[str, Any]:
-    """An entry for `configurations` of the plans that inherits from `base`; what is None stays as planned.
+    """Build an entry for `configurations` of the plans that inherits from `base`; what is None stays as planned.
 
     `features` are those of the first stage, doubled from stage to stage up to nnU-Net's limit (320 in 3D, 512 in 2D).
     Stages whose feature map would get smaller than 3 voxels along an axis of `patch` are dropped; the strides of the
     others must divide it. nnU-Net merges `inherits_from` key by key at the top only, so the architecture is written in
-    full.
+    full. Raises ValueError for a patch that the network cannot have.
     """
     planned = PlansManager(plans).get_configuration(base).configuration
     architecture = deepcopy(planned["architecture"])
@@ -52,7 +54,7 @@ def small_configuration(
 
 
 def check_patch_size(size: Sequence[int], planned: Sequence[int], shrunk: np.ndarray, base: str) -> None:
-    """Raises ValueError where a patch has the wrong number of axes, or the strides do not divide it."""
+    """Raise ValueError where a patch has the wrong number of axes, or where the strides do not divide it."""
     if len(size) != len(planned):
         raise ValueError(f"patch_size {list(size)}: expected {len(planned)} numbers as in {base}, {list(planned)}.")
     if not len(shrunk) or (shrunk != shrunk.astype(int)).any():
@@ -63,17 +65,14 @@ def check_patch_size(size: Sequence[int], planned: Sequence[int], shrunk: np.nda
         )
 
 
-MULTIPLE = 8  # of both sides: three poolings
-
-
 def whole_slices(plans: dict, base: str, batch: int) -> dict:
-    """An entry for `configurations` of the plans, on the data preprocessed for `base`.
+    """Build an entry for `configurations` of the plans whose patch holds every slice preprocessed for `base`.
 
     Raises ValueError where `base` is no 2D configuration, FileNotFoundError where it was not preprocessed.
     """
     planned = PlansManager(plans).get_configuration(base)
     if len(planned.patch_size) != 2:
-        raise ValueError(f"configuration {base} is 3D. Name a 2D one with -c.")
+        raise ValueError(f"configuration {base}: expected a 2D one, found 3D. Name another with -c.")
     folder = preprocessed_data(plans, base)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist. Run nnUNetv2_preprocess for configuration {base}.")

@@ -1,32 +1,25 @@
-"""`conemos split`: a copy of a dataset with the folds of a semi-supervised setting.
+"""Make a copy of a dataset with the folds of a semi-supervised setting.
 
 Which cases are labelled is said by `sources`, and the label maps of all others are empty; which take part in a fold is
-said by `splits_final.json`, which planning copies. Annotated cases of a held-out domain are test cases beside it.
+said by `splits_final.json`, which planning copies. Annotated cases of a held-out domain become test cases of the copy.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed
 
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.datasets.dataset_json import SHARED_KEYS, read_dataset_json
-from nnunetv2_conemos.datasets.partial_copy import (
-    HiddenCopy,
-    Original,
-    hidden_copy,
-    hidden_jobs,
-    read_original,
-    written,
-)
+from nnunetv2_conemos.datasets.folders import named_or_path, new_dataset_folder
+from nnunetv2_conemos.datasets.partial_copy import Original, hidden_jobs, plan_copy, read_original, write_copy
 from nnunetv2_conemos.datasets.splits import Fold
 from nnunetv2_conemos.datasets.ssl_settings import Amounts, Roles, check_roles, folds_of, semidg, ssl, uda
 from nnunetv2_conemos.datasets.writer import Images, write_cases
@@ -34,62 +27,122 @@ from nnunetv2_conemos.errors import shorten
 from nnunetv2_conemos.files import require_absent, write_json
 
 SPLITS = "splits_final.json"
-DOMAINS = {"source_domain": "uda", "target_domain": "uda", "test_domain": "semidg"}  # option -> setting that has it
+Setting = Literal["ssl", "uda", "semidg"]
+Number = int | float | str  # of cases; below 1 a fraction of them
 
 
-def roles_of(args: argparse.Namespace, table: SourceTable) -> Roles:
-    """The roles of the cases that the command line asks for; raises ValueError for options of another setting."""
-    for option, setting in DOMAINS.items():
-        if getattr(args, option) and setting != args.setting:
-            raise ValueError(f"--{option.replace('_', '-')} belongs to --setting {setting}, not to {args.setting}.")
-    if args.labelled is None and args.setting != "uda":
-        raise ValueError(f"--setting {args.setting}: say how many cases stay --labelled.")
-    if args.folds and args.validation:
+class Domains(NamedTuple):
+    """The domains that a setting names: two kinds belong to `uda`, the third to `semidg`."""
+
+    source: Sequence[str] = ()
+    target: Sequence[str] = ()
+    test: Sequence[str] = ()
+
+
+class SplitReport(NamedTuple):
+    """What `split` did: the raw folder it wrote, who was and who is annotated for what, roles, folds, and notes."""
+
+    folder: Path
+    original: SourceTable
+    table: SourceTable
+    roles: Roles
+    folds: list[Fold]
+    notes: list[str]
+
+
+def split(
+    dataset: str | int | Path,
+    output: str | Path,
+    *,
+    setting: Setting,
+    labelled: Number | None = None,
+    validation: Number | None = None,
+    source_domains: Sequence[str] = (),
+    target_domains: Sequence[str] = (),
+    test_domains: Sequence[str] = (),
+    folds: int | None = None,
+    seed: int = 0,
+    images: Images = "reference",
+    processes: int | None = None,
+    overwrite: bool = False,
+) -> SplitReport:
+    """Write a copy of a raw dataset with the folds of a semi-supervised setting; it appears whole or not at all.
+
+    Args:
+        dataset: id, name or path of the raw dataset.
+        output: name or path of the new one, `Dataset100_Name`.
+        setting: `ssl` (few labels), `uda` (labels of other domains) or `semidg` (few labels in several domains, others
+            to test on).
+        labelled: annotated cases that stay so, in each domain for `semidg`: a number, or a fraction below 1. Only
+            `uda` has a default, all.
+        validation: so many further annotated cases (`uda`: of the target domains) validate; None: labelled ones do.
+        source_domains: for `uda`; default: all that are no targets.
+        target_domains: for `uda`: domains that train unlabelled.
+        test_domains: for `semidg`: domains that are unseen, each in a fold of its own; default: all.
+        folds: labelled cases are dealt to so many folds; default: 5, or as many as there are cases.
+        seed: of the random choice.
+        images: how images are kept.
+        processes: that read and write cases; None: `default_processes`.
+        overwrite: replace an existing dataset of that name.
+
+    Raises ValueError for options that do not fit the dataset or each other, SourceError for unknown domains and labels
+    that would be lost, OSError for files that are missing, cannot be read, or exist.
+    """
+    raw, target = named_or_path(dataset), new_dataset_folder(output)
+    require_absent(target, overwrite)
+    original = read_original(raw)
+    if folds and validation is not None:
         raise ValueError("--folds deals labelled cases to folds, --validation draws others to validate: say one.")
-    amounts = Amounts(share("labelled", args.labelled), share("validation", args.validation))
-    rng = np.random.default_rng(args.seed)
-    if args.setting == "uda":
-        roles = uda(table, args.source_domain, args.target_domain, amounts, rng)
-    elif args.setting == "semidg":
-        roles = semidg(table, args.test_domain, amounts, rng)
+    amounts = Amounts(share("labelled", labelled), share("validation", validation))
+    domains = Domains(source_domains, target_domains, test_domains)
+    roles = roles_of(original.table, setting, amounts, domains, seed)
+    kept = roles.labelled | roles.validation
+    annotated = {case: list(original.table.annotated(case)) if case in kept else [] for case in sorted(roles.cases)}
+    copy = plan_copy(original, annotated)
+    made = folds_of(copy.table, roles, folds, seed)
+    preprocessed = preprocessed_split(target.name, copy.dataset_json, made, overwrite)
+    with write_copy(copy, target, images, processes, overwrite) as folder:
+        write_json(folder / SPLITS, made)
+        for fold, domain in enumerate(roles.held_out):
+            write_unseen(original, domain, folder, fold, images, processes)
+    if preprocessed is not None:
+        write_json(preprocessed, made)
+    notes = list(notes_on(setting, original, copy.table, made, validates_on_target=validation is not None))
+    return SplitReport(target, original.table, copy.table, roles, made, notes)
+
+
+def roles_of(table: SourceTable, setting: Setting, amounts: Amounts, domains: Domains, seed: int) -> Roles:
+    """Assign the roles of a setting to cases; raises ValueError for domains that belong to another setting."""
+    for option, named in domains._asdict().items():
+        owner = "semidg" if option == "test" else "uda"
+        if named and setting != owner:
+            raise ValueError(f"--{option}-domain belongs to --setting {owner}, not to {setting}.")
+    if amounts.labelled is None and setting != "uda":
+        raise ValueError(f"--setting {setting}: say with --labelled how many cases stay labelled.")
+    rng = np.random.default_rng(seed)
+    if setting == "uda":
+        roles = uda(table, domains.source, domains.target, amounts, rng)
+    elif setting == "semidg":
+        roles = semidg(table, domains.test, amounts, rng)
     else:
         roles = ssl(table, amounts, rng)
     check_roles(table, roles)
     return roles
 
 
-def share(option: str, text: str | None) -> Fraction | None:
-    """A number of cases, or a fraction of them below 1, without the rounding of floating point."""
-    if text is None:
+def share(option: str, number: Number | None) -> Fraction | None:
+    """Read a number of cases, or a fraction of them below 1, without the rounding of floating point."""
+    if number is None:
         return None
     with suppress(ValueError, ZeroDivisionError):
-        number = Fraction(text)
-        if 0 < number < 1 or number >= 1 == number.denominator:
-            return number
-    raise ValueError(f"--{option} {text}: expected a number of cases (4), or a fraction of them below 1 (0.05).")
-
-
-def split(raw: Path, target: Path, args: argparse.Namespace) -> tuple[Original, Roles, HiddenCopy, list[Fold]]:
-    """Write the copy with its folds, whole or not at all."""
-    require_absent(target, args.overwrite)
-    original = read_original(raw)
-    roles = roles_of(args, original.table)
-    kept = roles.labelled | roles.validation
-    annotated = {case: list(original.table.annotated(case)) if case in kept else [] for case in sorted(roles.cases)}
-    copy = hidden_copy(original, annotated)
-    folds = folds_of(copy.table, roles, args.folds, args.seed)
-    preprocessed = preprocessed_split(target.name, copy.dataset_json, folds, args.overwrite)
-    with written(copy, target, args.images, args.processes, args.overwrite) as folder:
-        write_json(folder / SPLITS, folds)
-        for fold, domain in enumerate(roles.held_out):
-            write_unseen(original, domain, folder, fold, args)
-    if preprocessed is not None:
-        write_json(preprocessed, folds)
-    return original, roles, copy, folds
+        read = Fraction(str(number))
+        if 0 < read < 1 or read >= 1 == read.denominator:
+            return read
+    raise ValueError(f"--{option} {number}: expected a number of cases (4), or a fraction of them below 1 (0.05).")
 
 
 def preprocessed_split(name: str, dataset_json: dict[str, Any], folds: list[Fold], overwrite: bool) -> Path | None:
-    """The second file to write: nnU-Net plans only where the preprocessed folds are those of the raw dataset.
+    """Return the second file to write, since nnU-Net plans only where raw and preprocessed folds are the same.
 
     None where the dataset is not preprocessed. Raises FileExistsError where it is, with other folds (unless they are
     to be replaced) or from label maps in which other cases are annotated.
@@ -110,24 +163,29 @@ def preprocessed_split(name: str, dataset_json: dict[str, Any], folds: list[Fold
     return file
 
 
-def write_unseen(original: Original, domain: str, folder: Path, fold: int, args: argparse.Namespace) -> None:
-    """The annotated cases of a domain that a fold does not see, as images and label maps to test on."""
+def write_unseen(
+    original: Original, domain: str, folder: Path, fold: int, images: Images, processes: int | None
+) -> None:
+    """Write the annotated cases of a domain that a fold does not see, as images and label maps to test on."""
     table, aside = original.table, folder / ".unseen"
     cases = {c: list(table.annotated(c)) for c in table.cases if table.domain_of(c) == domain and table.known(c).any()}
     aside.mkdir()
-    images: Images = "copy" if args.images == "copy" else "link"
+    kept: Images = "copy" if images == "copy" else "link"
     ending = original.dataset_json["file_ending"]
-    write_cases(hidden_jobs(original, cases), aside, ending, images, args.processes, f"Test cases: {domain}")
+    write_cases(hidden_jobs(original, cases), aside, ending, kept, processes, f"Test cases: {domain}")
     for part in ("images", "labels"):
         (aside / f"{part}Tr").rename(folder / f"{part}Ts_fold_{fold}")
     aside.rmdir()
 
 
-def notes(args: argparse.Namespace, original: Original, table: SourceTable, folds: Sequence[Fold]) -> Iterator[str]:
+def notes_on(
+    setting: Setting, original: Original, table: SourceTable, folds: Sequence[Fold], validates_on_target: bool
+) -> Iterator[str]:
+    """Yield what a user should know about the folds."""
     if "tags" in original.dataset_json:
         yield "Image tags are left out: what is not labelled is unlabelled."
     for number, fold in enumerate(folds):
-        if never_annotated := set(table.never_annotated(fold["train"])) - set(table.never_annotated()):
-            yield f"Fold {number} does not teach {shorten(sorted(never_annotated))}: its only annotated cases validate."
-    if args.setting == "uda" and args.validation:
-        yield "Validation, and with it the best checkpoint, looks at annotations of the target domain."
+        if untrained := set(table.never_annotated(fold["train"])) - set(table.never_annotated()):
+            yield f"Fold {number} does not train {shorten(sorted(untrained))}: all cases annotated for it validate."
+    if setting == "uda" and validates_on_target:
+        yield "Validation, and with it the best checkpoint, uses annotations of the target domain."

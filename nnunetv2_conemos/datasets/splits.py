@@ -1,4 +1,4 @@
-"""Cross-validation splits and draws in which every label is annotated, as far as its cases go."""
+"""Cross-validation splits and random draws in which every label is annotated, as far as there are cases for it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Fold = dict[str, list[str]]  # of nnU-Net's splits_final.json: "train" and "val"
 def stratified_split(
     table: SourceTable, folds: int = 5, seed: int = 12345, cases: Collection[str] | None = None
 ) -> list[Fold]:
-    """Iterative stratification (Sechidis et al., ECML PKDD 2011) by annotated labels and domains, of `cases` (all).
+    """Split cases (default: all) by iterative stratification (Sechidis et al., ECML PKDD 2011) of labels and domains.
 
     The rarest label or domain is dealt out first, each of its cases to the fold that is furthest below its share.
     Unlabelled cases train in every fold. Where fewer cases than folds are annotated, tagged labels count as annotated.
-    Raises ValueError when there are still fewer cases than folds.
+    Raises ValueError where there are still fewer cases than folds.
     """
     known = {case: table.known(case) for case in (table.cases if cases is None else sorted(cases))}
     if sum(k.any() for k in known.values()) < folds:
@@ -50,15 +50,15 @@ def stratified_split(
 
 
 def domain_traits(table: SourceTable, case: str) -> np.ndarray:
-    """Boolean [domains]: the one that a case comes from."""
+    """Return boolean [domains]: the one that a case comes from."""
     return np.array([table.domain_of(case) == domain for domain in table.domains], dtype=bool)
 
 
 def stratified_draw(table: SourceTable, cases: Sequence[str], number: int, rng: np.random.Generator) -> list[str]:
-    """So many of these annotated cases (all, if there are fewer), each label in as even a number of them as possible.
+    """Draw `number` of these annotated cases (all, if there are fewer), each label in as equal a number as can be.
 
-    The label that has the fewest so far, of several the rarest, gets the next at random: one of the cases that are
-    annotated for it and for the most labels that have none yet.
+    The label that has the fewest so far, of several the rarest, gets the next: at random one of the cases that are
+    annotated for it and for most of the labels that have none yet.
     """
     shuffled = rng.permutation(sorted(cases)).tolist()
     known = np.array([table.known(case) for case in shuffled]).reshape(-1, len(table.labels))  # [cases, K]
@@ -72,7 +72,7 @@ def stratified_draw(table: SourceTable, cases: Sequence[str], number: int, rng: 
 
 
 def write_split(table: SourceTable, folder: Path) -> list[str]:
-    """Write splits_final.json, which planning copies from a raw folder; where there are too few cases, say so."""
+    """Write splits_final.json, which planning copies from a raw folder; returns a note if there are too few cases."""
     try:
         write_json(folder / "splits_final.json", stratified_split(table))
     except ValueError as error:

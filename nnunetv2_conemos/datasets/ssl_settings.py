@@ -1,4 +1,4 @@
-"""Settings of semi-supervised learning as data: who trains labelled, who unlabelled, who validates, who is left out.
+"""Settings of semi-supervised learning: which cases train labelled, train unlabelled, validate, or are left out.
 
 Nothing else distinguishes semi-supervised learning, unsupervised domain adaptation and semi-supervised domain
 generalisation (Wang & Li, NeurIPS 2023, arXiv:2310.11320).
@@ -22,9 +22,9 @@ MAX_FOLDS = 5
 
 @dataclass(frozen=True)
 class Amounts:
-    """How many annotated cases stay labelled (None: all) and how many others only validate (None: labelled ones do).
+    """How many annotated cases stay labelled (None: all), and how many others validate (None: labelled ones, in turn).
 
-    A number of cases, or below 1 the fraction of them, rounded up.
+    Each is a number of cases or, below 1, a fraction of them, rounded up.
     """
 
     labelled: Fraction | None
@@ -33,9 +33,9 @@ class Amounts:
 
 @dataclass(frozen=True)
 class Roles:
-    """`labelled` and `validation` cases keep their annotations, those of `unlabelled` are hidden, others are left out.
+    """What cases are for: `labelled` and `validation` ones keep their annotations, those of `unlabelled` are hidden.
 
-    `held_out`: domains whose cases take no part in a fold, one fold each; empty: all cases take part in all folds.
+    All others are left out. `held_out`: domains of which each is left out of one fold; none: all folds have all cases.
     """
 
     labelled: frozenset[str]
@@ -45,10 +45,11 @@ class Roles:
 
     @property
     def cases(self) -> frozenset[str]:
+        """All cases that take part."""
         return self.labelled | self.validation | self.unlabelled
 
     def without(self, table: SourceTable) -> list[tuple[str, Roles]]:
-        """The same without each domain that is held out, and in words which one that is."""
+        """Return the roles without each domain that is held out, each after words that name this domain."""
         if not self.held_out:
             return [("", self)]
         kept = {domain: {c for c in self.cases if table.domain_of(c) != domain} for domain in self.held_out}
@@ -59,32 +60,35 @@ class Roles:
 
 
 def ssl(table: SourceTable, amounts: Amounts, rng: np.random.Generator) -> Roles:
-    """Semi-supervised learning: a few cases stay labelled, all others become unlabelled."""
-    return divided(table, {"": table.cases}, amounts, rng)
+    """Assign roles for semi-supervised learning: a few cases stay labelled, all others become unlabelled."""
+    return divide(table, {"": table.cases}, amounts, rng)
 
 
 def uda(
     table: SourceTable, sources: Sequence[str], targets: Sequence[str], amounts: Amounts, rng: np.random.Generator
 ) -> Roles:
-    """Unsupervised domain adaptation: labelled cases of the source domains (all others, if none is named), unlabelled
-    ones of the target domains, which also hold the validation cases if some are asked for.
+    """Assign roles for unsupervised domain adaptation.
+
+    Cases of the source domains (default: all that are not targets) stay labelled, those of the target domains become
+    unlabelled, apart from validation cases, which are drawn from them if some are wanted.
     """
     require_known_domains(table, "source-domain", sources)
     require_known_domains(table, "target-domain", targets)
     sources = sources or [domain for domain in table.domains if domain not in targets]
     if not sources or not targets:
-        raise ValueError(f"uda: name the --target-domain, and leave a source domain ({', '.join(table.domains)}).")
+        raise ValueError(f"uda: name a --target-domain, and leave a source domain ({', '.join(table.domains)}).")
     if both := set(sources) & set(targets):
         raise ValueError(f"uda: {shorten(sorted(both))} cannot be both source and target domain.")
     origin, target = (of_domains(table, domains) for domains in (sources, targets))
-    labelled = divided(table, {" in the source domains": origin}, Amounts(amounts.labelled), rng)
-    adapted = divided(table, {" in the target domains": target}, Amounts(Fraction(0), amounts.validation), rng)
+    labelled = divide(table, {" in the source domains": origin}, Amounts(amounts.labelled), rng)
+    adapted = divide(table, {" in the target domains": target}, Amounts(Fraction(0), amounts.validation), rng)
     return Roles(labelled.labelled, adapted.validation, labelled.unlabelled | adapted.unlabelled)
 
 
 def semidg(table: SourceTable, held_out: Sequence[str], amounts: Amounts, rng: np.random.Generator) -> Roles:
-    """Semi-supervised domain generalisation: a few cases of each domain stay labelled; each domain in `held_out` (all
-    annotated ones, if none is named) is unseen in one fold. A domain that is unseen in every fold is left out.
+    """Assign roles for semi-supervised domain generalisation: a few cases of each domain stay labelled.
+
+    Each domain in `held_out` (default: all annotated ones) is unseen in one fold; one unseen in every fold is left out.
     """
     require_known_domains(table, "test-domain", held_out)
     pools = {domain: of_domains(table, [domain]) for domain in table.domains}
@@ -95,22 +99,23 @@ def semidg(table: SourceTable, held_out: Sequence[str], amounts: Amounts, rng: n
     if silent := [domain for domain in held_out if domain not in annotated]:
         raise ValueError(f"--test-domain {silent[0]}: none of its cases is annotated, so there is nothing to test on.")
     seen = {domain: pool for domain, pool in pools.items() if (domain,) != held_out}
-    drawn = divided(table, {f" in domain '{name}'": seen[name] for name in annotated if name in seen}, amounts, rng)
+    drawn = divide(table, {f" in domain '{name}'": seen[name] for name in annotated if name in seen}, amounts, rng)
     unlabelled = frozenset().union(*seen.values()) - drawn.labelled - drawn.validation
     return Roles(drawn.labelled, drawn.validation, unlabelled, held_out)
 
 
 def of_domains(table: SourceTable, domains: Iterable[str]) -> list[str]:
+    """Return the cases that come from any of these domains."""
     return [case for case in table.cases if table.domain_of(case) in set(domains)]
 
 
 def require_known_domains(table: SourceTable, option: str, domains: Iterable[str]) -> None:
-    """Raises SourceError for sources without a domain, and for a domain that none has."""
+    """Raise SourceError for sources without a domain, and for a domain that no source has."""
     silent = [name for name, source in table.sources.items() if not source.domain]
     if silent:
         raise SourceError(
-            f"expected a `domain` in every source, found none in {shorten(map(repr, silent))}. Write into `sources` of "
-            "dataset.json which scanner, centre or sequence their cases come from."
+            f"expected a `domain` in every source, found none in {shorten(map(repr, silent))}. Name in `sources` of "
+            "dataset.json the scanner, centre or sequence that their cases come from."
         )
     for domain in domains:
         if domain not in table.domains:
@@ -118,12 +123,10 @@ def require_known_domains(table: SourceTable, option: str, domains: Iterable[str
             raise SourceError(f"--{option}: no source has the domain '{domain}' ({', '.join(table.domains)}).{hint}")
 
 
-def divided(
-    table: SourceTable, pools: Mapping[str, Sequence[str]], amounts: Amounts, rng: np.random.Generator
-) -> Roles:
-    """Draw labelled cases, then validation cases, of the annotated ones of each pool; the rest becomes unlabelled.
+def divide(table: SourceTable, pools: Mapping[str, Sequence[str]], amounts: Amounts, rng: np.random.Generator) -> Roles:
+    """Draw labelled cases, then validation cases, from the annotated ones of each pool; the rest becomes unlabelled.
 
-    `pools`: in words, where they lie -> cases. Raises ValueError where there are too few annotated ones.
+    `pools`: words that say which pool it is -> cases. Raises ValueError where too few of them are annotated.
     """
     labelled, validation, everyone = set[str](), set[str](), set[str]()
     for where, pool in pools.items():
@@ -142,11 +145,12 @@ def divided(
 
 
 def amount(share: Fraction, of: int) -> int:
+    """Return a number of cases, given it or a fraction below 1, which is rounded up."""
     return math.ceil(share * of) if share < 1 else int(share)
 
 
 def check_roles(table: SourceTable, roles: Roles) -> None:
-    """Raises ValueError where a fold would have nothing unlabelled or too few labelled cases, or loses a label."""
+    """Raise ValueError where a fold would have no unlabelled case, too few labelled ones, or would lose a label."""
     supervised = set(table.labels.names) - set(table.never_annotated())
     for where, part in roles.without(table):
         if not part.unlabelled:
@@ -168,11 +172,11 @@ def check_roles(table: SourceTable, roles: Roles) -> None:
 
 
 def folds_of(table: SourceTable, roles: Roles, folds: int | None, seed: int) -> list[Fold]:
-    """nnU-Net's folds. `table`: of the cases that take part, with `annotated` as in `roles`.
+    """Build nnU-Net's folds; `table` has the cases that take part, annotated as `roles` say.
 
-    Labelled cases are dealt to `folds` folds (5, or as many as there are cases) and each validates in one of them; of
-    these, one is kept for each domain held out. Where cases only validate, they do so in every fold, and all others
-    train.
+    Labelled cases are dealt to `folds` folds (default: 5, or as many as there are cases), and each validates in one of
+    them; for each domain held out, one such fold is kept. Where there are validation cases, they alone validate, in
+    every fold, and all others train.
     """
     made = []
     for where, part in roles.without(table):

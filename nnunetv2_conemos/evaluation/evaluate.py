@@ -25,8 +25,9 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from scipy.ndimage import find_objects
 
+from nnunetv2_conemos.annotations.entries import match_cases, parse_sources
 from nnunetv2_conemos.annotations.labels import LabelSpace
-from nnunetv2_conemos.annotations.sources import SourceTable, match_cases, parse_sources
+from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.annotations.table_file import group_sources, read_table
 from nnunetv2_conemos.annotations.tags import ARRAY_AXIS, Axis
 from nnunetv2_conemos.datasets.dataset_json import OWN_KEYS

@@ -9,6 +9,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from pydantic import BaseModel, ValidationError
 
 from nnunetv2_conemos.annotations.sources import SourceTable
+from nnunetv2_conemos.errors import describe
 from nnunetv2_conemos.training.method import Method
 
 LABELS_VARIABLE = "CONEMOS_LABELS"  # environment: comma-separated labels that prediction computes
@@ -94,6 +95,6 @@ def method_options(configuration: ConfigurationManager, model: type[Options]) ->
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         known = ", ".join(model.model_fields)
-        raise ValueError(f"`{PLANS_KEY}` of the plans configuration: {wrong}. Options are: {known}.") from None
+        where = f"`{PLANS_KEY}` of the plans configuration"
+        raise ValueError(f"{where}: {describe(error)}. Options are: {known}.") from None

@@ -53,7 +53,7 @@ def test_regions_keep_the_order_of_nnunets_heads():
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
-        ([], "`sources` must be an object"),
+        ([], "`sources`: expected an object of named sources, found list"),
         ({"S": ["*"]}, "source 'S'"),
         ({"S": {"cases": "*", "annotated": ["liver"]}}, "cases: Input should be a valid tuple"),
         ({"S": {"cases": ["*"], "annotated": ["liver"], "wieght": 1}}, "wieght"),
@@ -74,7 +74,7 @@ def test_bad_sources_are_refused(sources, message):
 
 
 def test_label_ids_with_gaps_are_refused():
-    with pytest.raises(SourceError, match=r"1 to 2; found \[1, 3\]"):
+    with pytest.raises(SourceError, match=r"1 to 2, found \[1, 3\]"):
         LabelSpace.from_dataset_json({"labels": {"background": 0, "a": 1, "b": 3}})
 
 

@@ -52,17 +52,17 @@ def test_a_csv_file_may_say_modality_and_domain(tmp_path: Path):
         ("t.json", "{", "not valid JSON"),
         ("t.json", "[1]", "expected an object case -> labels, found list"),
         ("t.json", '{"a": "liver"}', "case 'a': expected a list of label names, found 'liver'"),
-        ("t.json", '{"a": ["liver"], "b": [], "a": []}', "named more than once: a"),
-        ("t.json", "{}", "names no case"),
+        ("t.json", '{"a": ["liver"], "b": [], "a": []}', "a named more than once"),
+        ("t.json", "{}", "expected at least one case, found none"),
         ("t.csv", "", "expected the header 'case,labels', .*found None"),
         ("t.csv", "id,labels\na,b\n", "expected the header 'case,labels'"),
         ("t.csv", "case,labels\na,liver\nb,liver,spleen\n", "line 3: expected 2 fields"),
         ("t.csv", "case,labels\na\n", "line 2: expected 2 fields"),
         ("t.csv", "case,labels\n,liver\n", "line 2: expected 2 fields"),
-        ("t.csv", "case,labels,scanner\na,liver,A\n", "with modality and domain as further columns"),
+        ("t.csv", "case,labels,scanner\na,liver,A\n", "optionally with the columns modality and domain"),
         ("t.csv", "case,labels,labels\na,liver,spleen\n", "expected the header"),
         ("t.csv", "case,labels,domain\na,liver\n", "line 2: expected 3 fields, case, labels, domain"),
-        ("t.csv", "case,labels,domain\na,liver,A\na,spleen,B\n", "line 3: case 'a' was {'domain': 'A'} before"),
+        ("t.csv", "case,labels,domain\na,liver,A\na,spleen,B\n", "line 3: expected {'domain': 'A'} for case 'a'"),
         ("t.xlsx", "", "expected a .json or .csv file, found '.xlsx'"),
     ],
 )
@@ -107,7 +107,7 @@ def test_sources_say_what_the_table_said(annotated: dict[str, list[str]]):
 
 
 def test_an_unknown_label_is_answered_with_the_nearest():
-    with pytest.raises(SourceError, match=r"case 'a': 'Spleen' is no label .*Did you mean 'spleen'\?"):
+    with pytest.raises(SourceError, match=r"case 'a': 'Spleen' is not a label .*Did you mean 'spleen'\?"):
         group_sources({"a": ["Spleen"]}, LABELS)
 
 

@@ -61,12 +61,12 @@ def changed(case, label, value):
         (None, "case 'x1' has no entry for label 'core'"),
         ({**TAGS, "axis": "w"}, "axis.*'x', 'y' or 'z'"),
         ({**TAGS, "slices": 1}, "slices: Extra inputs"),
-        ([], "`tags`: the key.*found \\[\\]"),
+        ([], "`tags`: Input should be a valid dictionary.*found \\[\\]"),
         (changed("t1", "core", [1, -2]), "case 't1', label 'core', entry 1: .*greater than or equal to 0.*found -2"),
         (changed("t1", "core", ["5"]), "case 't1', label 'core', entry 0: .*found '5'"),
         (changed("t1", "core", 7), "case 't1', label 'core': .*found 7"),
         (changed("t1", "core", [4, 4]), "case 't1', label 'core': slice 4 is named twice"),
-        (changed("t9", "core", [4]), "case 't9' is no case of this dataset"),
+        (changed("t9", "core", [4]), "case 't9' is not in this dataset"),
         (changed("m1", "core", [4]), "case 'm1' has an entry for label 'core', which its source does not declare"),
         (changed("x1", "liver", [4]), "case 'x1' has an entry for label 'liver'"),
     ],
@@ -81,7 +81,7 @@ def test_what_does_not_fit_is_refused_by_case_label_and_slice(tags, words):
     ("source", "words"),
     [
         ({"annotated": ["oedema", "core"], "tagged": ["core"]}, "'mixed': core is both annotated and tagged"),
-        ({"annotated": ["oedema"], "tagged": ["cor"]}, "source 'mixed', tagged: 'cor' is no label.*mean 'core'"),
+        ({"annotated": ["oedema"], "tagged": ["cor"]}, "source 'mixed', tagged: 'cor' is not a label.*mean 'core'"),
     ],
     ids=str,
 )

@@ -12,9 +12,9 @@ import SimpleITK
 
 from nnunetv2_conemos import cli, environment, files
 from nnunetv2_conemos.annotations.overview import draw
-from nnunetv2_conemos.datasets import check
+from nnunetv2_conemos.commands import check as command
 from nnunetv2_conemos.datasets import folders as datasets
-from nnunetv2_conemos.datasets.check import check_dataset
+from nnunetv2_conemos.datasets.check import check
 from nnunetv2_conemos.datasets.dataset_json import read_dataset_json
 from nnunetv2_conemos.doorway import DOORWAY, PACKAGE, VARIABLE, doorway_folder
 from nnunetv2_conemos.errors import Finding
@@ -49,11 +49,11 @@ def corner(value: int) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def errors(dataset: str = NAME) -> list[str]:
-    return [f"{f.where} {f.what} {f.remedy}" for f in check_dataset(dataset, 1).findings if f.severity == "error"]
+    return [f"{f.where} {f.what} {f.remedy}" for f in check(dataset, processes=1).findings if f.severity == "error"]
 
 
 def test_a_sound_dataset_has_no_findings(phantom: Path):
-    report = check_dataset("901", 1)
+    report = check("901", processes=1)
     assert report.findings == []
     assert report.occurs is not None
     assert report.occurs.tolist() == [[3, 0, 0, 0], [0, 3, 0, 3], [0, 0, 3, 0]]
@@ -61,14 +61,14 @@ def test_a_sound_dataset_has_no_findings(phantom: Path):
 
 def test_processes_find_the_same(phantom: Path):
     repaint(phantom, "site_a_01", corner(2))
-    assert check_dataset(NAME, 2).findings == check_dataset(NAME, 1).findings != []
+    assert check(NAME, processes=2).findings == check(NAME, processes=1).findings != []
 
 
 def test_no_sources_means_annotated_for_everything(phantom: Path):
     dataset_json = read_dataset_json(phantom)
     del dataset_json["sources"]
     files.write_json(phantom / "dataset.json", dataset_json)
-    report = check_dataset(NAME, 1)
+    report = check(NAME, processes=1)
     assert report.findings == []
     assert report.occurs is not None
     assert report.occurs.tolist() == [[3, 3, 3, 3]]
@@ -79,13 +79,13 @@ def test_values_of_labels_not_annotated_name_case_value_and_label(phantom: Path)
     repaint(phantom, "site_a_02", corner(2))
     (error,) = errors()
     assert "source 'site_a', 2 case(s): site_a_01, site_a_02" in error
-    assert "value 2 (spleen) stands in no label annotated there" in error
+    assert "value 2 (spleen) belongs to no label annotated there" in error
 
 
 def test_values_outside_labels_are_told_apart(phantom: Path):
     repaint(phantom, "site_c_00", corner(9))
     (error,) = errors()
-    assert "site_c_00 value 9 stands in no entry of `labels`" in error
+    assert "site_c_00 value 9 is not in `labels`" in error
 
 
 def test_declared_but_never_present_is_an_error_once_per_source(phantom: Path):
@@ -93,14 +93,14 @@ def test_declared_but_never_present_is_an_error_once_per_source(phantom: Path):
     sources["site_a"]["annotated"] = ["liver", "stomach"]
     change(phantom, sources=sources)
     (error,) = errors()
-    assert "source 'site_a', label 'stomach' declared annotated, but it occurs in none of 3 case(s)" in error
+    assert "source 'site_a', label 'stomach' declared annotated, but in none of 3 case(s)" in error
 
 
 def test_of_one_or_two_cases_it_may_be_true(phantom: Path):
     sources = sources_of(phantom)
     one = {"cases": ["site_a_00"], "annotated": ["liver", "stomach"]}
     change(phantom, sources=sources | {"site_a": {"cases": ["site_a_0[12]"], "annotated": ["liver"]}, "one": one})
-    (finding,) = check_dataset(NAME, 1).findings
+    (finding,) = check(NAME, processes=1).findings
     assert (finding.severity, finding.where) == ("warning", "source 'one', label 'stomach'")
 
 
@@ -110,7 +110,7 @@ def test_of_many_small_sources_it_is_hardly_true(phantom: Path):
     rest = {name: source for name, source in sources.items() if name != "site_a"}
     alone = {f"a{i}": {"cases": [f"site_a_0{i}"], "annotated": ["liver", "pancreas"]} for i in range(3)}
     change(phantom, labels=labels, sources=rest | alone)
-    found = {(finding.severity, finding.where) for finding in check_dataset(NAME, 1).findings}
+    found = {(finding.severity, finding.where) for finding in check(NAME, processes=1).findings}
     assert found == {("error", f"source 'a{i}', label 'pancreas'") for i in range(3)}
 
 
@@ -123,7 +123,7 @@ def test_images_that_cannot_be_read_are_named(phantom: Path):
 
 def test_absent_in_some_cases_is_no_finding(phantom: Path):
     repaint(phantom, "site_c_00", np.zeros_like)
-    report = check_dataset(NAME, 1)
+    report = check(NAME, processes=1)
     assert report.findings == []
     assert report.occurs is not None
     assert report.occurs[2, 2] == 2
@@ -131,7 +131,7 @@ def test_absent_in_some_cases_is_no_finding(phantom: Path):
 
 def test_labels_nobody_annotates(phantom: Path):
     change(phantom, labels=read_dataset_json(phantom)["labels"] | {"pancreas": 5})
-    (finding,) = check_dataset(NAME, 1).findings
+    (finding,) = check(NAME, processes=1).findings
     assert (finding.severity, finding.where) == ("warning", "label 'pancreas'")
     assert "is annotated by no source" in finding.what
 
@@ -145,7 +145,7 @@ def test_labels_that_are_only_tagged(phantom: Path):
         sources=sources | {"site_c": sources["site_c"] | {"tagged": ["pancreas"]}},
         tags={"cases": {case: {"pancreas": [1]} for case in cases}},
     )
-    (finding,) = check_dataset(NAME, 1).findings
+    (finding,) = check(NAME, processes=1).findings
     assert (finding.severity, finding.where) == ("warning", "label 'pancreas'")
     assert "CMERTrainer learns it" in finding.what
 
@@ -163,7 +163,7 @@ def test_a_dataset_without_a_labelled_voxel_cannot_be_planned(phantom: Path):
 
 def test_sources_that_do_not_fit_are_one_finding_with_the_reason(phantom: Path):
     change(phantom, sources=sources_of(phantom) | {"site_d": {"cases": ["site_d_*"], "annotated": ["liver"]}})
-    report = check_dataset(NAME, 1)
+    report = check(NAME, processes=1)
     (error,) = report.findings
     assert "'site_d_*' matches no case" in error.what
     assert report.table is None
@@ -192,7 +192,7 @@ def test_missing_and_broken_maps_are_named(phantom: Path):
 def test_an_image_that_nnunet_cannot_read_is_bad_input(phantom: Path):
     (phantom / "imagesTr" / "site_a_00_0000.nii.gz").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"site_a_00_0000.* Restore the file, or correct `file_ending`"):
-        check_dataset(NAME, 1)
+        check(NAME, processes=1)
 
 
 def test_a_source_without_a_readable_map_is_not_also_called_absent(phantom: Path):
@@ -228,7 +228,7 @@ def test_regions_allow_the_values_of_annotated_regions(phantom: Path):
     repaint(phantom, "site_a_00", corner(2))
     (error,) = errors()
     assert "source 'site_b', 3 case(s)" in error
-    assert "value 4 (rest) stands in no label annotated there" in error
+    assert "value 4 (rest) belongs to no label annotated there" in error
 
 
 @pytest.mark.parametrize("key", ["labels", "file_ending", "channel_names"])
@@ -244,7 +244,7 @@ def test_the_picture_frames_what_is_declared_but_absent(phantom: Path, tmp_path:
     sources = sources_of(phantom)
     sources["site_a"]["annotated"] = ["liver", "stomach"]
     change(phantom, sources=sources)
-    report = check_dataset(NAME, 1)
+    report = check(NAME, processes=1)
     assert report.table is not None
     assert report.occurs is not None
     figure = draw(report.table, report.occurs)
@@ -257,7 +257,7 @@ def test_the_picture_frames_what_is_declared_but_absent(phantom: Path, tmp_path:
 
 @pytest.fixture
 def sound_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "check_environment", lambda _: [])
+    monkeypatch.setattr(command, "check_environment", list)
 
 
 @pytest.mark.usefixtures("sound_environment")
@@ -274,7 +274,7 @@ def test_the_exit_status_tells(phantom: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_warnings_alone_pass(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(check, "check_environment", lambda _: [Finding("warning", "[x]", "odd [y]", "nothing")])
+    monkeypatch.setattr(command, "check_environment", lambda: [Finding("warning", "[x]", "odd [y]", "nothing")])
     assert cli.main(["check"]) == 0
     assert "odd [y]" in capsys.readouterr().out
 
@@ -340,7 +340,7 @@ def test_nnunet_finds_the_trainer_and_says_why_if_not(monkeypatch: pytest.Monkey
     )
     monkeypatch.setenv(VARIABLE, os.pathsep.join([str(tmp_path), str(doorway_folder())]))
     (finding,) = environment.check_lookup()
-    assert "another class of that name, in theirs" in finding.what
+    assert "another class of this name, in theirs" in finding.what
 
 
 def test_a_broken_torchvision_is_a_plain_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -391,12 +391,12 @@ def test_references_to_images_that_are_gone(phantom: Path):
     for file in (phantom / "imagesTr").iterdir():
         file.unlink()
     with pytest.raises(ValueError, match="none of the images"):
-        check_dataset(NAME, 1)
+        check(NAME, processes=1)
 
 
 def test_labels_that_differ_only_in_writing(phantom: Path):
     labels = {"background": 0, "liver": 1, "Livers": 2, "stomach": 3, "gallbladder": 4}
     sources = sources_of(phantom) | {"site_b": {"cases": ["site_b_*"], "annotated": ["Livers", "gallbladder"]}}
     change(phantom, labels=labels, sources=sources)
-    (warning,) = [f for f in check_dataset(NAME, 1).findings if f.severity == "warning"]
+    (warning,) = [f for f in check(NAME, processes=1).findings if f.severity == "warning"]
     assert "'liver' and 'Livers'" in warning.where

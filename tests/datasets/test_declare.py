@@ -116,7 +116,7 @@ def test_other_sources_stay_without_overwrite(phantom: Path, nnunet_folders: Pat
     with pytest.raises(SourceError, match=r"already has other `sources`\. Say --overwrite"):
         declare(NAME, table)
     assert (phantom / "dataset.json").read_text() == before
-    source_table, files = declare(NAME, table, overwrite=True)
+    source_table, files, _ = declare(NAME, table, overwrite=True)
     assert files == [phantom / "dataset.json"]
     assert list(source_table.sources) == ["liver"]
     declare(NAME, table)  # the same again changes nothing and needs no flag
@@ -133,9 +133,9 @@ def test_modality_and_domain_of_a_table_reach_both_copies(phantom: Path, nnunet_
 
 
 def test_missing_cases_can_be_unlabelled_or_complete(phantom: Path):
-    table, _ = declare(NAME, {"site_a_00": ["liver"]}, missing="unlabelled", overwrite=True)
+    table, *_ = declare(NAME, {"site_a_00": ["liver"]}, missing="unlabelled", overwrite=True)
     assert table.annotated("site_b_01") == ()
-    table, _ = declare(NAME, {"site_a_00": ["liver"]}, missing="all", overwrite=True)
+    table, *_ = declare(NAME, {"site_a_00": ["liver"]}, missing="all", overwrite=True)
     assert table.annotated("site_b_01") == table.labels.names
 
 
@@ -148,7 +148,7 @@ def test_nothing_annotated_at_all_is_refused_and_nothing_written(phantom: Path):
 
 def test_regions_are_declared_by_name(phantom: Path):
     files.write_json(phantom / "dataset.json", read_dataset_json(phantom) | REGIONS)
-    table, _ = declare(NAME, {"site_a_00": ["whole", "core"]}, missing="unlabelled", overwrite=True)
+    table, *_ = declare(NAME, {"site_a_00": ["whole", "core"]}, missing="unlabelled", overwrite=True)
     assert table.annotated("site_a_00") == ("whole", "core")
 
 
@@ -171,7 +171,7 @@ def test_a_failure_in_between_restores_the_first_file(tmp_path: Path, monkeypatc
             raise OSError("No space left on device")
         real(path, content)
 
-    monkeypatch.setattr(datasets, "write_json", full_disk)
+    monkeypatch.setattr(files, "write_json", full_disk)
     with pytest.raises(OSError, match="No space left"):
         write_together({first: {"new": 1}, second: {"new": 1}})
     assert json.loads(first.read_text()) == json.loads(second.read_text()) == {"old": 1}

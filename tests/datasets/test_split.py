@@ -21,7 +21,7 @@ from nnunetv2_conemos import cli
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.annotations.table_file import group_sources
-from nnunetv2_conemos.datasets.check import check_dataset
+from nnunetv2_conemos.datasets.check import check
 from nnunetv2_conemos.datasets.dataset_json import read_dataset_json
 from nnunetv2_conemos.datasets.folders import raw_cases
 from nnunetv2_conemos.datasets.phantom import ORGANS, write_phantom
@@ -81,7 +81,7 @@ def refuse_leaks(raw: Path, complete: np.ndarray) -> None:
         assert (found == (complete if case in labelled(raw) else 0)).all()
         assert (read_nifti(raw / TARGET / "labelsTr_complete" / f"{case}.nii.gz") == complete).all()
     assert read_dataset_json(raw / TARGET)["numTraining"] == len(table(raw).cases)
-    assert not [finding for finding in check_dataset(TARGET, 1).findings if finding.severity == "error"]
+    assert not [finding for finding in check(TARGET, processes=1).findings if finding.severity == "error"]
 
 
 def test_ssl_keeps_some_labels_and_deals_them_to_folds(raw, capsys):
@@ -154,7 +154,7 @@ def test_one_source_domain_leaves_the_others_out_and_targets_validate_if_asked(r
     assert len(labelled(raw) & of("CT")) == 8
     assert labelled(raw) & of("MR") == set(fold["val"])
     assert set(fold["train"]) == of("CT", "MR") - set(fold["val"])
-    assert "looks at annotations of the target domain" in capsys.readouterr().out
+    assert "uses annotations of the target domain" in capsys.readouterr().out
 
 
 def test_domain_generalisation_holds_out_each_domain_in_turn(raw):
@@ -237,7 +237,7 @@ SSL, UDA, SEMIDG = (["--setting", setting] for setting in ("ssl", "uda", "semidg
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (SSL, "say how many cases stay --labelled"),
+        (SSL, "say with --labelled how many cases stay labelled"),
         ([*SSL, "--labelled", "0"], "--labelled 0: expected a number of cases"),
         ([*SSL, "--labelled", "5%"], "--labelled 5%: expected a number of cases"),
         ([*SSL, "--labelled", "1.5"], "--labelled 1.5: expected a number of cases"),
@@ -256,8 +256,8 @@ SSL, UDA, SEMIDG = (["--setting", setting] for setting in ("ssl", "uda", "semidg
         ([*UDA, "--target-domain", "MR", "--source-domain", "C"], "--source-domain: no source has the domain 'C'"),
         ([*UDA, "--target-domain", "MR", "--source-domain", "MR"], "MR cannot be both source and target domain"),
         ([*UDA, "--target-domain", "MR", "CT", "US"], "leave a source domain (CT, MR, US)"),
-        (UDA, "name the --target-domain"),
-        (SEMIDG, "say how many cases stay --labelled"),
+        (UDA, "name a --target-domain"),
+        (SEMIDG, "say with --labelled how many cases stay labelled"),
         ([*SEMIDG, "--labelled", "5"], "annotated cases in domain 'US', 5 to stay labelled; found 4"),
         ([*SEMIDG, "--labelled", "0.99"], "nothing is left to be unlabelled without domain 'CT'"),
         ([*SEMIDG, "--labelled", "1", "--test-domain", "US", "--folds", "3"], "--folds 3: expected 2 to 2"),
@@ -292,7 +292,7 @@ def test_a_label_that_nobody_would_teach_is_named(raw, capsys):
     assert run(*UDA, "--target-domain", "A", "--labelled", "2", number="4") == 2
     assert f"liver {message} 2 labelled case(s)" in capsys.readouterr().err
     assert run(*SSL, "--labelled", "3", number="4") == 0
-    assert "does not teach" in capsys.readouterr().out, "one of the labels has one case, which validates"
+    assert "does not train" in capsys.readouterr().out, "one of the labels has one case, which validates"
 
 
 def test_what_exists_stays(raw, capsys):
@@ -305,7 +305,7 @@ def test_what_exists_stays(raw, capsys):
     assert cli.main(in_place) == 2
     assert "holds files that the result is made of" in capsys.readouterr().err
     assert cli.main([*in_place[:-2], "Dataset003_Other"]) == 2
-    assert "its id belongs to Dataset003_Sites" in capsys.readouterr().err
+    assert "its id already belongs to Dataset003_Sites" in capsys.readouterr().err
 
 
 def plan() -> None:

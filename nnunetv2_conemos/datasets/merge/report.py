@@ -1,7 +1,8 @@
-"""What a merge did: labels x sources, what was renamed, what to look at; as a table, a picture and JSON."""
+"""What a merge did: labels x sources, what was renamed, what to look at; as a record, a picture and JSON."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import numpy as np
 
 from nnunetv2_conemos.annotations.overview import draw, similar_names
 from nnunetv2_conemos.annotations.sources import SourceTable
-from nnunetv2_conemos.datasets.merge.load import Part
+from nnunetv2_conemos.datasets.merge.sources import SourceDataset
+from nnunetv2_conemos.datasets.writer import CaseDigest
+from nnunetv2_conemos.errors import shorten
 from nnunetv2_conemos.files import write_json
 
 REPORT, PICTURE = "merge_report.json", "merge_report.png"
@@ -17,33 +20,37 @@ REPORT, PICTURE = "merge_report.json", "merge_report.png"
 
 @dataclass(frozen=True)
 class MergeReport:
-    """`occurs` [sources, K]: annotated cases that hold the label; `notes`: what happened on the way."""
+    """What `merge` did: the raw folder it wrote, who annotated what in it, and what happened on the way (`notes`).
 
+    `occurs` [sources, K] counts the annotated cases that show a label; `datasets` are what the result is made of.
+    """
+
+    folder: Path
     table: SourceTable
     occurs: np.ndarray
     notes: list[str]
-    parts: list[Part]
+    datasets: list[SourceDataset]
 
     @property
     def changes(self) -> list[str]:
         """Labels that were renamed, joined or dropped."""
         texts = []
-        for part in self.parts:
-            for old, new in part.renamed.items():
+        for dataset in self.datasets:
+            for old, new in dataset.labels.renamed.items():
                 if new != old:
-                    texts.append(f"{part.name}: '{old}' " + ("was dropped" if new is None else f"became '{new}'"))
-            for region, owns in part.ingredient.regions.items():
-                texts.append(f"{part.name}: region '{region}' is made of {', '.join(owns)}")
+                    texts.append(f"{dataset.name}: '{old}' " + ("was dropped" if new is None else f"became '{new}'"))
+            for region, owns in dataset.spec.regions.items():
+                texts.append(f"{dataset.name}: region '{region}' is made of {', '.join(owns)}")
         return texts
 
     @property
     def conflicts(self) -> list[str]:
-        """What the datasets may disagree on: one label by several names, one name in several datasets."""
+        """What the datasets may disagree on: one label under several names, one name in several datasets."""
         texts = []
         for alike in similar_names(self.table.labels.names):
             texts.append(f"{' and '.join(map(repr, alike))}: the same label? If so, --rename '{alike[1]}={alike[0]}'.")
         for label in self.table.labels.names:
-            holders = [part.name for part in self.parts if label in part.labels]
+            holders = [dataset.name for dataset in self.datasets if label in dataset.labels.names]
             if len(holders) > 1:
                 texts.append(
                     f"'{label}' is joined from {', '.join(holders)}: if they mean different things by it, "
@@ -52,8 +59,38 @@ class MergeReport:
         return texts
 
 
+def duplicate_notes(found: Mapping[str, CaseDigest]) -> list[str]:
+    """Return a note on cases that have the same image, voxel by voxel: collections borrow scans from each other."""
+    alike: dict[str, list[str]] = {}
+    for case, digest in found.items():
+        alike.setdefault(digest.image, []).append(case)
+    twice = [" = ".join(cases) for cases in alike.values() if len(cases) > 1]
+    note = (
+        f"the same image, voxel by voxel, in {len(twice)} group(s) of cases: {shorten(twice)}. One may train while "
+        "another validates: keep one of each, or put them into the same fold of splits_final.json."
+    )
+    return [note] if twice else []
+
+
+def unannotated_notes(datasets: Sequence[SourceDataset], found: Mapping[str, CaseDigest]) -> list[str]:
+    """Return a note for each label that maps show in cases not annotated for it, where it was left out."""
+    notes = []
+    for dataset in datasets:
+        holders: dict[str, list[str]] = {}
+        for own, case in dataset.cases.items():
+            shown = set().union(*(dataset.labels.space.get(value, frozenset()) for value in found[case.id].values))
+            for label in shown - case.annotated:
+                holders.setdefault(label, []).append(own)
+        for label, cases in sorted(holders.items()):
+            notes.append(
+                f"{dataset.name}: '{label}' was left out of {len(cases)} case(s) whose maps hold it although it is not "
+                f"annotated there: {shorten(cases)}."
+            )
+    return notes
+
+
 def write_report(report: MergeReport, folder: Path) -> None:
-    """`merge_report.json` and `merge_report.png` beside the dataset.json."""
+    """Write `merge_report.json` and `merge_report.png`."""
     table = report.table
     counts = {
         source: {
@@ -66,7 +103,7 @@ def write_report(report: MergeReport, folder: Path) -> None:
         }
         for source, annotated, occurs in zip(table.sources, table.counts(), report.occurs, strict=True)
     }
-    made_of = {part.name: part.ingredient.origin for part in report.parts}
+    made_of = {dataset.name: dataset.spec.origin for dataset in report.datasets}
     content = {"made_of": made_of, "sources": counts, "changes": report.changes}
     write_json(folder / REPORT, {**content, "look_at": report.conflicts, "notes": report.notes})
     draw(table, report.occurs).savefig(folder / PICTURE, dpi=150)

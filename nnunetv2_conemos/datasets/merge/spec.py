@@ -1,26 +1,27 @@
-"""What `conemos merge` is asked to do, as a record: the command line and a YAML file say the same."""
+"""What a merge is asked to do, as records: the command line, a YAML recipe and Python say the same."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nnunetv2_conemos.datasets.writer import Images
+from nnunetv2_conemos.errors import describe
 
 Name = Annotated[str, Field(min_length=1)]
 
 
-class Ingredient(BaseModel):
+class DatasetSpec(BaseModel):
     """One dataset of a merge, or a folder of unlabelled images.
 
     `dataset`: id, name or path of a raw dataset; `images`: folder of CASE_0000.ENDING files instead. `name` starts the
     case ids. `annotated`: table case -> labels where the cases are annotated for different labels. `rename` and `drop`
-    speak of the dataset's own labels, and so do the parts of `regions` (region -> labels that make it up). `channels`:
-    own channel name -> merged one. `modality`, `domain` and `weight` become those of the source.
+    name the dataset's own labels, and so do the parts of `regions` (region -> labels that make it up). `channels`: own
+    channel name -> merged one. `modality`, `domain` and `weight` become those of the source.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -38,26 +39,27 @@ class Ingredient(BaseModel):
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
-    def _one_origin(self) -> Ingredient:
+    def _one_origin(self) -> DatasetSpec:
         if (self.dataset is None) == (self.images is None):
             raise ValueError("name either `dataset` or `images`")
         return self
 
     @property
     def origin(self) -> str:
+        """The dataset or folder as it was named."""
         return str(self.dataset or self.images)
 
 
 class Recipe(BaseModel):
     """A merge: its datasets, and what holds for all of them.
 
-    `rename`, `drop` and `channels` act on every dataset that has the name (one must); labels in `keep_apart` stay one
-    per dataset. `images` and `file_ending` say how the files of the result are kept.
+    `rename`, `drop` and `channels` apply to every dataset that has the name (at least one must); labels in `keep_apart`
+    stay one per dataset. `images` and `file_ending` say how the files of the result are kept.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    datasets: tuple[Ingredient, ...] = Field(min_length=1)
+    datasets: tuple[DatasetSpec, ...] = Field(min_length=1)
     rename: dict[str, Name] = {}
     drop: tuple[str, ...] = ()
     channels: dict[str, str] = {}
@@ -71,17 +73,22 @@ def read_recipe(file: Path) -> Recipe:
     if not file.is_file():
         raise FileNotFoundError(f"--recipe: there is no file {file}.")
     try:
-        recipe = Recipe.model_validate(yaml.safe_load(file.read_text()))
+        content = yaml.safe_load(file.read_text())
     except yaml.YAMLError as error:
         raise ValueError(f"--recipe {file}: not valid YAML ({error}).") from None
+    return absolute(checked_recipe(content, f"--recipe {file}"), file.parent)
+
+
+def checked_recipe(content: Any, where: str) -> Recipe:
+    """Return a recipe with this content; raises ValueError that names `where` and the entry that is wrong."""
+    try:
+        return Recipe.model_validate(content)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"--recipe {file}: {wrong}.") from None
-    return absolute(recipe, file.parent)
+        raise ValueError(f"{where}: {describe(error)}.") from None
 
 
-def absolute(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with its paths, read from `folder`, made absolute."""
+def absolute(recipe: Recipe, folder: Path = Path()) -> Recipe:
+    """Make the paths of a recipe, relative to `folder`, absolute."""
 
     def full(path: Path | None) -> Path | None:
         return None if path is None else Path(os.path.abspath(folder / path))
@@ -90,12 +97,18 @@ def absolute(recipe: Recipe, folder: Path) -> Recipe:
         return str(full(Path(name))) if name and (folder / name / "dataset.json").is_file() else name
 
     changed = [
-        i.model_copy(update={"dataset": dataset(i.dataset), "images": full(i.images), "annotated": full(i.annotated)})
-        for i in recipe.datasets
+        spec.model_copy(
+            update={
+                "dataset": dataset(spec.dataset),
+                "images": full(spec.images),
+                "annotated": full(spec.annotated),
+            }
+        )
+        for spec in recipe.datasets
     ]
     return recipe.model_copy(update={"datasets": tuple(changed)})
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """The recipe as YAML, without what is left at its default."""
+    """Return a recipe as YAML, without what is left at its default."""
     return yaml.safe_dump(recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)

@@ -21,7 +21,7 @@ from skimage import io
 from nnunetv2_conemos import cli
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.datasets import writer as raw_writer
-from nnunetv2_conemos.datasets.check import check_dataset
+from nnunetv2_conemos.datasets.check import check
 from nnunetv2_conemos.datasets.folders import raw_cases
 
 LIVER = {"background": 0, "liver": 1, "tumour": 2}
@@ -503,7 +503,7 @@ def test_images_that_are_links_into_a_store_stay_links(raw):
     image.symlink_to(raw / "blob")
     assert run("3", "9", "-o", "Dataset100_Abdomen") == 0
     assert raw_cases(raw / "Dataset100_Abdomen")["Spleen_a"]["images"] == [str(image)]
-    assert not [f for f in check_dataset("Dataset100_Abdomen", 1).findings if f.severity == "error"]
+    assert not [f for f in check("Dataset100_Abdomen", processes=1).findings if f.severity == "error"]
 
 
 def test_colour_images_hold_their_channels_in_one_file(raw):
@@ -515,7 +515,7 @@ def test_colour_images_hold_their_channels_in_one_file(raw):
     facts = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": SPLEEN, "file_ending": ".png", "numTraining": 1}
     (folder / "dataset.json").write_text(json.dumps(facts))
     assert run("20", "-o", "Dataset100_Abdomen") == 0
-    assert not [f for f in check_dataset("Dataset100_Abdomen", 1).findings if f.severity == "error"]
+    assert not [f for f in check("Dataset100_Abdomen", processes=1).findings if f.severity == "error"]
 
 
 def test_spacing_of_3d_tiff_goes_with_the_images(raw):
@@ -545,7 +545,7 @@ def test_values_that_a_reader_cannot_write_are_refused(raw, capsys):
     if run("20", "-o", "Dataset100_Abdomen") == 0:
         assert label_of(raw, "Many_a").max() == 300
     else:
-        assert "does not write label values above 255" in capsys.readouterr().err
+        assert "cannot write label values above 255" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -557,7 +557,7 @@ def test_values_that_a_reader_cannot_write_are_refused(raw, capsys):
         ({"labels": {"background": 0, "spleen": 1.5}}, ["labels.spleen", "1.5"]),
         ({"channel_names": ["CT"]}, ["channel_names"]),
         ({"dataset": {"a": {"images": ["x"]}}}, ["dataset.a.label"]),
-        ([], ["expected an object", "list"]),
+        ([], ["expected a JSON object", "list"]),
         ("no json", ["not valid JSON"]),
     ],
 )

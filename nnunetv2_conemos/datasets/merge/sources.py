@@ -1,0 +1,87 @@
+"""The datasets of a merge as they were read: one record per dataset, one per case, all names those of the result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+
+from nnunetv2_conemos.annotations.tags import Axis, Present
+from nnunetv2_conemos.datasets.label_maps import Signature
+from nnunetv2_conemos.datasets.merge.spec import DatasetSpec
+
+
+class Facts(NamedTuple):
+    """What the source of a case says besides its labels; the modality is by default that of its channels."""
+
+    modality: str
+    dataset: str | None = None
+    domain: str | None = None
+    weight: float = 1.0
+
+    def entry(self) -> dict[str, Any]:
+        """Return the keys of a source, without what is left at its default."""
+        return {key: value for key, value in self._asdict().items() if value != self._field_defaults.get(key)}
+
+
+@dataclass(frozen=True)
+class SourceCase:
+    """One case of a dataset: its id in the result, its files, what is known about it, and what its source says.
+
+    `label` is None where nothing is annotated; `annotated` are the labels that somebody looked for.
+    """
+
+    id: str
+    images: tuple[Path, ...]
+    label: Path | None
+    annotated: frozenset[str]
+    facts: Facts
+    tags: dict[str, Present]
+
+    @property
+    def tagged(self) -> tuple[str, ...]:
+        """Labels of which tags say in which slices they are present."""
+        return tuple(sorted(self.tags))
+
+
+class SourceLabels(NamedTuple):
+    """The labels of a dataset under merged names.
+
+    `space`: value of its label maps -> labels; `renamed`: own name -> merged name, None where the label was dropped;
+    `ignore`: nnU-Net's ignore value.
+    """
+
+    space: dict[int, Signature]
+    renamed: dict[str, str | None]
+    ignore: int | None
+
+    @property
+    def names(self) -> set[str]:
+        """Merged names of all labels of the dataset."""
+        return set().union(*self.space.values())
+
+
+class FileFormat(NamedTuple):
+    """File ending, nnU-Net's reader, and the reader's name where dataset.json asks for a certain one."""
+
+    ending: str
+    reader: BaseReaderWriter
+    required_reader: str | None
+
+
+@dataclass(frozen=True)
+class SourceDataset:
+    """One dataset of a merge: `cases` under the ids that they have in it; its channels in order, by merged names.
+
+    `tag_axis`: the axis along which its tags count slices; None where it has no tags.
+    """
+
+    name: str
+    spec: DatasetSpec
+    cases: dict[str, SourceCase]
+    labels: SourceLabels
+    channels: tuple[str, ...]
+    files: FileFormat
+    tag_axis: Axis | None = None

@@ -1,0 +1,36 @@
+"""Where datasets lie: cases are those that nnU-Net finds."""
+
+from pathlib import Path
+
+from nnunetv2.utilities.utils import (
+    create_lists_from_splitted_dataset_folder,
+    get_filenames_of_train_images_and_targets,
+)
+from raw_worlds import stripes, write_raw
+
+from nnunetv2_conemos.datasets.folders import image_lists, raw_cases
+
+LABELS = {"background": 0, "liver": 1}
+
+
+def test_cases_are_those_that_nnunet_finds(tmp_path: Path):
+    cases = {case: stripes(1) for case in ("b", "a", "a_1", "a_0001", "A")}
+    folder = write_raw(tmp_path / "Dataset001_Odd", LABELS, cases, channels=("T1", "T2"))
+    (folder / "imagesTr" / "a_0000.nii").touch()
+    (folder / "imagesTr" / "folder_0000.nii.gz").mkdir()
+    assert image_lists(folder / "imagesTr", ".nii.gz") == create_lists_from_splitted_dataset_folder(
+        str(folder / "imagesTr"), ".nii.gz"
+    )
+    (folder / "imagesTr" / "without_channel.nii.gz").touch()
+    found, theirs = raw_cases(folder), get_filenames_of_train_images_and_targets(str(folder))
+    assert list(found) == list(theirs)
+    assert found == theirs
+    assert found["a"]["images"] == [str(folder / "imagesTr" / f"a_000{channel}.nii.gz") for channel in (0, 1)]
+
+
+def test_a_dataset_json_that_lists_its_cases_is_followed(tmp_path: Path):
+    listed = {"x": {"images": ["../elsewhere/x.nii.gz"], "label": "labelsTr/x.nii.gz"}}
+    folder = write_raw(tmp_path / "Dataset001_Listed", LABELS, {"a": stripes(1)}, dataset=listed)
+    assert raw_cases(folder) == {
+        "x": {"images": [str(tmp_path / "elsewhere/x.nii.gz")], "label": str(folder / "labelsTr/x.nii.gz")}
+    }

@@ -7,14 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nnunetv2_conemos import doorway as env
+from nnunetv2_conemos.doorway import VARIABLE, doorway_folder
 
 
 def environment() -> dict[str, str]:
     bin_folder = str(Path(sys.executable).parent)
     return os.environ | {
         "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
-        "nnUNet_extTrainer": str(env.doorway_folder()),
+        VARIABLE: str(doorway_folder()),
         "nnUNet_n_proc_DA": "1",
         "nnUNet_def_n_proc": "2",
         "nnUNet_compile": "f",

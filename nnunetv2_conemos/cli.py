@@ -1,51 +1,67 @@
-"""The `conemos` command: one subcommand per module, imported only when it is asked for."""
+"""The `conemos` command: one subcommand per file of `commands/`, imported only when it is called."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 import sys
+from types import ModuleType
 
-from nnunetv2_conemos.subprocesses import clean_end
+from nnunetv2_conemos.subprocesses import exit_on_sigterm
 
-# subcommand -> (module with add_arguments(parser) and run(args) -> exit status, one line of help)
-COMMANDS = {
-    "check": ("check", "is the environment sound, does every case match one source, do the maps fit?"),
-    "merge": ("merge", "several raw datasets with different labels become one with `sources`"),
-    "hide": ("hide", "a partially labelled copy of a complete dataset, for experiments"),
-    "split": ("split", "folds of a dataset for semi-supervised learning, domain adaptation or generalisation"),
-    "declare": ("declare", "write `sources` into dataset.json from a table case -> annotated labels"),
-    "slices": ("slices", "a 2D configuration whose patch holds whole slices, to train on image tags"),
-    "predict": ("predict", "nnUNetv2_predict, for some of the labels"),
-    "complete": ("complete", "fill in the labels that are missing, for a dataset that stock nnU-Net can train on"),
-    "cams": ("cams", "label maps of tagged cases from a model that learnt from tags, as a source to train on"),
-    "export": ("export", "one label of a model, or all, as a stock nnU-Net model"),
-    "evaluate": ("evaluate", "Dice, NSD and HD95 of predictions, on annotated labels only"),
-    "compare": ("compare", "evaluations of several models on the same cases, paired by case"),
-    "best": ("best", "rank trained configurations and ensembles on annotated labels"),
-    "adapt": ("adapt", "turn a checkpoint into a start for -pretrained_weights"),
-    "env": ("env", "print the line that lets nnU-Net find the trainers"),
-    "benchmark": ("benchmark", "all methods and stock nnU-Net on one dataset: tables, figures, a report"),
-    "demo": ("demo", "the whole chain on a generated phantom: stock nnU-Net beside ConditionalFiLMTrainer"),
+DESCRIPTION = """\
+Train one nnU-Net v2 network on cases that are annotated for different subsets of the labels: several datasets with
+labels of their own, partly annotated or unlabelled cases, image tags. The commands prepare such data, evaluate on
+annotated labels only, and pass models on; nnU-Net itself plans, trains and predicts."""
+
+# step -> subcommand (a module of `commands/` with add_arguments(parser) and run(args) -> exit status) -> line of help
+STEPS = {
+    "prepare data": {
+        "merge": "merge raw datasets with different labels into one",
+        "declare": "say which labels are annotated in which case, from a table",
+        "check": "check the environment, and that a dataset is ready for training",
+        "slices": "add a 2D configuration whose patch holds whole slices, to train on image tags",
+    },
+    "prepare experiments": {
+        "hide": "make a partially labelled copy of a complete dataset",
+        "split": "make folds for semi-supervised learning, domain adaptation or generalisation",
+    },
+    "train (with nnUNetv2_train -tr TRAINER)": {
+        "env": "print the line that lets nnU-Net find the trainers",
+        "adapt": "turn a checkpoint into a start for nnUNetv2_train -pretrained_weights",
+    },
+    "predict (or with nnUNetv2_predict)": {
+        "predict": "run nnUNetv2_predict for some of the labels",
+        "complete": "fill in the missing labels of a dataset, so that stock nnU-Net can train on it",
+        "cams": "turn image tags into label maps, with a model that learnt from tags",
+    },
+    "evaluate": {
+        "evaluate": "measure Dice, NSD and HD95 of predictions, on annotated labels only",
+        "compare": "compare evaluations of several models, paired by case",
+        "best": "rank trained configurations and ensembles on annotated labels",
+        "benchmark": "compare methods and stock nnU-Net on one dataset: tables, figures, a report",
+    },
+    "pass on": {
+        "export": "write one label of a model, or all, as a stock nnU-Net model",
+    },
+    "try it": {
+        "demo": "run the whole chain on generated data: stock nnU-Net beside ConditionalFiLMTrainer",
+    },
 }
+COMMANDS = {name: text for commands in STEPS.values() for name, text in commands.items()}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status 0: done; 1: findings or failure of the command; 2: bad input, said in a message; 130: interrupted."""
+    """Run a subcommand. Exit status: 0 done, 1 findings or failures, 2 bad input (with a message), 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="conemos", description=__doc__)
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (module, help_text) in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
-        if argv and argv[0] == name:  # torch and nnU-Net take seconds to import
-            importlib.import_module(f"nnunetv2_conemos.commands.{module}").add_arguments(subparser)
+    parser = argument_parser(argv)
     args, others = parser.parse_known_args(argv)
-    module = importlib.import_module(f"nnunetv2_conemos.commands.{COMMANDS[args.command][0]}")
+    module = command_module(args.command)
     if others and not getattr(module, "HANDS_ON", False):
         parser.error(f"unrecognized arguments: {' '.join(others)}")
     args.handed_on = others
     try:
-        with clean_end():
+        with exit_on_sigterm():
             return module.run(args) or 0
     except KeyboardInterrupt:
         print(f"conemos {args.command}: interrupted", file=sys.stderr)
@@ -53,6 +69,40 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:  # nnU-Net raises RuntimeError for unknown names
         print(f"conemos {args.command}: {error}", file=sys.stderr)
         return 2
+
+
+def argument_parser(argv: list[str]) -> argparse.ArgumentParser:
+    """Build the parser; only the subcommand that `argv` names has its arguments: torch takes seconds to import."""
+    parser = argparse.ArgumentParser(
+        prog="conemos",
+        usage="conemos [-h] COMMAND ...",
+        description=DESCRIPTION,
+        epilog=overview(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS)
+    for name, text in COMMANDS.items():
+        subparser = subparsers.add_parser(name, description=sentence(text), allow_abbrev=False)
+        if argv and argv[0] == name:
+            command_module(name).add_arguments(subparser)
+    return parser
+
+
+def overview() -> str:
+    """List the commands by step."""
+    steps = [
+        "\n".join([f"{step}:", *(f"  {name:<11}{text}" for name, text in commands.items())])
+        for step, commands in STEPS.items()
+    ]
+    return "\n\n".join([*steps, "conemos COMMAND --help explains a command."])
+
+
+def sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def command_module(name: str) -> ModuleType:
+    return importlib.import_module(f"nnunetv2_conemos.commands.{name}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Commands run one after the other, each with a log of its own."""
+"""Run commands, each with a log of its own, and end cleanly on SIGTERM."""
 
 from __future__ import annotations
 
@@ -15,50 +15,53 @@ from pathlib import Path
 
 from nnunetv2_conemos.doorway import VARIABLE, doorway_folder, trainer_path
 
+FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
-def exit_on_sigterm(*_: object) -> None:
+
+def _exit(*_: object) -> None:
     sys.exit(143)
 
 
-def ours() -> bool:
-    return signal.getsignal(signal.SIGTERM) is exit_on_sigterm
-
-
-def hold_back() -> None:
-    if ours():
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-
-def let_through() -> None:
-    if ours():
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-
-
-def default_in_child() -> None:
-    """Pools end their processes by the same signal, some as soon as they are forked: it waits until here."""
-    if ours():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=hold_back, after_in_parent=let_through, after_in_child=default_in_child)
-
-
 @contextmanager
-def clean_end() -> Iterator[None]:
-    """SIGTERM ends what runs within as an exception would, so that what is unfinished is cleared away."""
+def exit_on_sigterm() -> Iterator[None]:
+    """Within the block, end on SIGTERM as on an exception, so that unfinished files are cleared away."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, exit_on_sigterm)
+    before = signal.signal(signal.SIGTERM, _exit)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+def handler_is_set() -> bool:
+    """Say whether this process is within `exit_on_sigterm`."""
+    return signal.getsignal(signal.SIGTERM) is _exit
+
+
+# A pool ends its processes by SIGTERM, some as soon as they are forked. Such a process must not run the handler of its
+# parent: the signal is blocked while forking, and let through once the child has the default handler again.
+
+
+def block_sigterm() -> None:
+    if handler_is_set():
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def unblock_sigterm() -> None:
+    if handler_is_set():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def restore_default_in_child() -> None:
+    if handler_is_set():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=block_sigterm, after_in_parent=unblock_sigterm, after_in_child=restore_default_in_child)
 
 
 class CommandError(RuntimeError):
@@ -73,26 +76,27 @@ def run_logged(
     words: Sequence[str],
     log: Path,
     environment: Mapping[str, str],
-    tell: Callable[[str], object],
+    report: Callable[[str], object],
     lock: int | None = None,
 ) -> None:
-    """Run one command, telling the last line of its log all the while; raises CommandError with the end of the log.
+    """Run one command, passing the last line of its log to `report` all the while.
 
     `lock`: a file descriptor that the command keeps open, so that a lock on it lasts as long as the command does.
+    Raises CommandError with the end of the log.
     """
     with log.open("w") as file:
         program = shutil.which(words[0], path=environment["PATH"]) or words[0]
-        kept = () if lock is None else (lock,)
+        inherited = () if lock is None else (lock,)
         command = [program, *words[1:]]
         process = subprocess.Popen(
-            command, stdout=file, stderr=file, env=environment, pass_fds=kept, start_new_session=True
+            command, stdout=file, stderr=file, env=environment, pass_fds=inherited, start_new_session=True
         )
         try:
             while process.poll() is None:
                 time.sleep(0.2)
-                tell(last_line(log))
+                report(last_line(log))
         finally:
-            end(process)
+            end_group(process)
     if process.returncode:
         printed = log.read_text(errors="replace")
         tail = "\n".join(printed.splitlines()[-15:])
@@ -100,8 +104,8 @@ def run_logged(
         raise CommandError(message, printed)
 
 
-def end(process: subprocess.Popen) -> None:
-    """End a command that was interrupted, and the processes that it started and, ended by a signal, would leave."""
+def end_group(process: subprocess.Popen) -> None:
+    """End a command and the processes that it started, which would outlive it where it was interrupted."""
     if not hasattr(os, "killpg"):  # Windows
         process.kill()
         return
@@ -113,15 +117,15 @@ def end(process: subprocess.Popen) -> None:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log, or what a progress bar wrote over it last."""
+    """Return the last line of a log, or what a progress bar wrote over it last."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 2000))
         lines = file.read().decode(errors="replace").replace("\r", "\n").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "starting")
 
 
-def own_environment(folder: Path, current: Mapping[str, str]) -> dict[str, str]:
-    """Variables for commands that keep to `folder`: nnU-Net's three folders below it, our trainers and commands."""
+def environment_below(folder: Path, current: Mapping[str, str]) -> dict[str, str]:
+    """Return variables for commands that keep to `folder`: nnU-Net's folders in it, our trainers, our interpreter."""
     return {
         **current,
         **{name: str(folder / name) for name in FOLDERS},

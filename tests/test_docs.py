@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import re
 import shlex
@@ -74,7 +73,7 @@ def test_only_known_programs_are_shown():
 
 @of("conemos")
 def test_commands_of_this_package_parse(words: list[str], monkeypatch: pytest.MonkeyPatch):
-    module = importlib.import_module(f"nnunetv2_conemos.commands.{cli.COMMANDS[words[1]][0]}")
+    module = cli.command_module(words[1])
     seen = []
     monkeypatch.setattr(module, "run", seen.append)
     assert cli.main(words[1:]) == 0

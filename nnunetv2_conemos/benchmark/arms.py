@@ -1,4 +1,4 @@
-"""How an arm gets its predictions of the test cases, and what that costs."""
+"""Get the predictions of an arm for the test cases, and what they cost."""
 
 from __future__ import annotations
 
@@ -12,82 +12,89 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_conemos.benchmark.config import Fold, Run
 from nnunetv2_conemos.benchmark.derived_datasets import annotated_dataset, complete_dataset, one_label_dataset
-from nnunetv2_conemos.benchmark.runs import Costs, Model, train, train_and_predict
-from nnunetv2_conemos.benchmark.workspace import COMPLETED, PARTIAL, Workspace
+from nnunetv2_conemos.benchmark.networks import Costs, Network, train, train_and_predict
+from nnunetv2_conemos.benchmark.preparation import preprocess, share_plans
+from nnunetv2_conemos.benchmark.runner import Runner
+from nnunetv2_conemos.benchmark.workspace import PARTIAL, Workspace
 from nnunetv2_conemos.datasets.writer import reader_of, write_seg
 from nnunetv2_conemos.files import new_folder, write_json
 
+COMPLETED = "Dataset902_Completed"
 
-def perform(place: Workspace, run: Run, images: Path) -> Costs:
+
+def perform(workspace: Workspace, runner: Runner, run: Run, images: Path) -> Costs:
     """Train an arm and predict the test images into `predictions` of the run's folder; returns what it cost.
 
     What an earlier, interrupted call has finished is not done again. Raises CommandError where nnU-Net fails, and
     ValueError or OSError where the arm cannot run on this dataset.
     """
-    folder = place.run_folder(run)
-    folder.mkdir(parents=True, exist_ok=True)
-    return ARMS.get(run.arm.kind, on_one_dataset)(place, run, images, folder)
+    workspace.run_folder(run).mkdir(parents=True, exist_ok=True)
+    return ARMS.get(run.arm.kind, on_one_dataset)(workspace, runner, run, images)
 
 
-def on_one_dataset(place: Workspace, run: Run, images: Path, folder: Path) -> Costs:
-    """One network, on the partially labelled dataset or on what its kind makes of that."""
-    choose = DATASETS.get(run.arm.kind)
-    dataset = choose(place, run.fold) if choose else PARTIAL
-    place.preprocess(dataset, configuration(place, run))
-    model = model_of(place, run, dataset)
+def on_one_dataset(workspace: Workspace, runner: Runner, run: Run, images: Path) -> Costs:
+    """Train one network, on the partially labelled dataset or on the one that the kind of arm makes from it."""
+    derive = DATASETS.get(run.arm.kind)
+    dataset = derive(workspace, run.fold) if derive else PARTIAL
+    preprocess(workspace, runner, dataset, workspace.configuration(run))
+    network = network_of(workspace, run, dataset)
     if run.arm.prediction:
-        borrow(place, model_of(place, run._replace(arm=run.arm.trained), dataset), model)
-    return train_and_predict(place, model, images, folder / "predictions")
+        trained = network_of(workspace, run._replace(arm=run.arm.trained), dataset)
+        train(runner, trained)
+        options = workspace.read_plans()["configurations"][run.arm.prediction].get("conemos", {})
+        copy_with_options(trained, network.folder, options)
+    return train_and_predict(runner, network, images, workspace.run_folder(run) / "predictions")
 
 
-def borrow(place: Workspace, trained: Model, model: Model) -> None:
-    """Give `model` the network of `trained`, trained now if it was not, with the options that hold at prediction."""
-    train(place, trained)
-    source, target = trained.folder(place.recipe), model.folder(place.recipe)
+def copy_with_options(trained: Network, target: Path, options: Mapping[str, Any]) -> None:
+    """Make a model folder of links to another one, with these options of the method in its plans."""
     if target.is_dir():
         return
-    plans = json.loads((source / "plans.json").read_text())
-    options = place.plans["configurations"][model.run.arm.prediction].get("conemos", {})
+    plans = json.loads((trained.folder / "plans.json").read_text())
     plans["configurations"][trained.configuration]["conemos"] = options
     with new_folder(target) as aside:
         write_json(aside / "plans.json", plans)
-        for file in source.iterdir():
+        for file in trained.folder.iterdir():
             if file.name != "plans.json":
                 (aside / file.name).symlink_to(file)
 
 
-def on_completed(place: Workspace, run: Run, images: Path, folder: Path) -> Costs:
-    """The teacher is the run of its own arm, trained now if it was not; the student's costs are those at the end."""
-    teacher = model_of(place, run._replace(arm=run.arm.teacher), PARTIAL)
-    place.preprocess(PARTIAL, teacher.configuration)
-    supervised = train(place, teacher)
+def on_completed(workspace: Workspace, runner: Runner, run: Run, images: Path) -> Costs:
+    """Fill in the missing labels with the network of another arm, the teacher, then train stock nnU-Net on the result.
+
+    The costs are those of the second network, but for the number of networks and steps.
+    """
+    recipe, folder = workspace.recipe, workspace.run_folder(run)
+    teacher = network_of(workspace, run._replace(arm=run.arm.teacher), PARTIAL)
+    preprocess(workspace, runner, PARTIAL, teacher.configuration)
+    costs_of_teacher = train(runner, teacher)
     own = {name: str(folder / name) for name in ("nnUNet_raw", "nnUNet_preprocessed")}
     raw, preprocessed = (Path(path) for path in own.values())
     if not (raw / COMPLETED).is_dir():
         raw.mkdir(exist_ok=True)
-        words = ("-m", teacher.folder(place.recipe), "-d", place.raw / PARTIAL, "-o", COMPLETED, "-f", str(run.fold))
-        tta = () if place.recipe.tta else ("--disable_tta",)
-        few = ("-device", place.device, "-npp", "1", "-nps", "1", *tta)
-        place.command(f"{run.folder}_complete", "conemos", "complete", *words, *few, variables=own)
-    place.share_plans(COMPLETED, run.fold, raw, preprocessed)
-    place.preprocess(COMPLETED, configuration(place, run), preprocessed, **own)
-    student = model_of(place, run, COMPLETED, preprocessed)
-    costs = train_and_predict(place, student, images, folder / "predictions")
-    return costs | {"networks": 2, "steps": costs["steps"] + supervised["steps"]}
+        words = ("-m", teacher.folder, "-d", workspace.raw / PARTIAL, "-o", COMPLETED, "-f", str(run.fold))
+        options = ("-device", runner.device, "-npp", "1", "-nps", "1", *(() if recipe.tta else ("--disable_tta",)))
+        runner.run(f"{run.folder}_complete", "conemos", "complete", *words, *options, variables=own)
+    share_plans(workspace, COMPLETED, run.fold, raw, preprocessed)
+    preprocess(workspace, runner, COMPLETED, workspace.configuration(run), preprocessed, own)
+    student = network_of(workspace, run, COMPLETED, preprocessed)
+    costs = train_and_predict(runner, student, images, folder / "predictions")
+    return costs | {"networks": 2, "steps": costs["steps"] + costs_of_teacher["steps"]}
 
 
-def per_label(place: Workspace, run: Run, images: Path, folder: Path) -> Costs:
-    names, costs = [], []
-    for k in range(1, len(place.labels) + 1):
-        dataset = one_label_dataset(place, k, run.fold)
-        place.preprocess(dataset, configuration(place, run))
-        model = model_of(place, run, dataset)
-        names.append(folder / f"predictions_{k}")
-        costs.append(train_and_predict(place, model, images, names[-1], probabilities=True))
+def per_label(workspace: Workspace, runner: Runner, run: Run, images: Path) -> Costs:
+    """Train one stock network per label, and let the likeliest label of each voxel win."""
+    folder, outputs, costs = workspace.run_folder(run), [], []
+    for k in range(1, len(workspace.labels) + 1):
+        dataset = one_label_dataset(workspace, k, run.fold, runner.processes)
+        preprocess(workspace, runner, dataset, workspace.configuration(run))
+        outputs.append(folder / f"predictions_{k}")
+        network = network_of(workspace, run, dataset)
+        costs.append(train_and_predict(runner, network, images, outputs[-1], probabilities=True))
     if not (folder / "predictions").is_dir():
-        join_labels(place, names, folder / "predictions")
-    for name in names:
-        for file in name.glob("*.npz"):  # large
+        join_labels(workspace.read_plans(), workspace.dataset_json, outputs, folder / "predictions")
+    for output in outputs:
+        for file in output.glob("*.npz"):  # large
             file.unlink()
     return {
         "networks": len(costs),
@@ -97,7 +104,7 @@ def per_label(place: Workspace, run: Run, images: Path, folder: Path) -> Costs:
     }
 
 
-ARMS: Mapping[str, Callable[[Workspace, Run, Path, Path], Costs]] = {
+ARMS: Mapping[str, Callable[[Workspace, Runner, Run, Path], Costs]] = {
     "per-label": per_label,
     "completed": on_completed,
 }
@@ -107,22 +114,18 @@ DATASETS: Mapping[str, Callable[[Workspace, Fold], str]] = {
 }
 
 
-def configuration(place: Workspace, run: Run) -> str:
-    return run.arm.configuration or place.recipe.configuration
+def network_of(workspace: Workspace, run: Run, dataset: str, preprocessed: Path | None = None) -> Network:
+    results = workspace.run_folder(run) / "nnUNet_results"
+    where, configuration = preprocessed or workspace.preprocessed, workspace.configuration(run)
+    return Network(run, workspace.recipe, dataset, run.arm.trainer, results, where, configuration)
 
 
-def model_of(place: Workspace, run: Run, dataset: str, preprocessed: Path | None = None) -> Model:
-    results = place.run_folder(run) / "nnUNet_results"
-    where = preprocessed or place.preprocessed
-    return Model(run, dataset, run.arm.trainer, results, where, configuration(place, run))
-
-
-def join_labels(place: Workspace, folders: Sequence[Path], output: Path) -> None:
-    """Maps of K networks with one label each as one."""
-    ending = place.dataset_json["file_ending"]
-    manager = PlansManager(place.plans).get_label_manager(place.dataset_json)
+def join_labels(plans: dict[str, Any], dataset_json: dict[str, Any], folders: Sequence[Path], output: Path) -> None:
+    """Join the predictions of K networks with one label each, a folder per network, into maps of all labels."""
+    ending = dataset_json["file_ending"]
+    manager = PlansManager(plans).get_label_manager(dataset_json)
     examples = sorted(folders[0].glob(f"*{ending}"))
-    reader = reader_of(place.dataset_json, examples[0])
+    reader = reader_of(dataset_json, examples[0])
     values: Any = manager.regions_class_order if manager.has_regions else manager.foreground_labels
     with new_folder(output) as aside:
         for file in examples:
@@ -130,11 +133,11 @@ def join_labels(place: Workspace, folders: Sequence[Path], output: Path) -> None
             found = (np.load(folder / f"{case}.npz")["probabilities"][1] for folder in folders)
             grid = reader.read_seg(str(file))[1]
             write_seg(reader, joined(found, values, manager.has_regions), aside / file.name, grid)
-        write_json(aside / "dataset.json", place.dataset_json)
+        write_json(aside / "dataset.json", dataset_json)
 
 
 def joined(probabilities: Iterable[np.ndarray], values: Sequence[int], overlap: bool) -> np.ndarray:
-    """Label map [*S] from one probability map [*S] per label: the likeliest above one half wins.
+    """Join one probability map [*S] per label into a label map [*S]: the likeliest label above one half wins.
 
     Labels that overlap (regions) are written one over the other, as nnU-Net does. One map is held at a time.
     """

@@ -1,4 +1,4 @@
-"""The cases of a benchmark: which train, which test, and who annotated what. Checked before anything is written."""
+"""Choose the cases of a benchmark: which train, which test, who annotated what. Checked before anything is written."""
 
 from __future__ import annotations
 
@@ -16,57 +16,61 @@ from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.annotations.table_file import complete_table, group_sources, read_table
 from nnunetv2_conemos.benchmark.config import Recipe, TestSet
 from nnunetv2_conemos.benchmark.derived_datasets import write_referenced
-from nnunetv2_conemos.benchmark.workspace import MODALITIES, PARTIAL, Workspace, with_validation
+from nnunetv2_conemos.benchmark.preparation import Splits, restricted, with_validation
+from nnunetv2_conemos.benchmark.runner import Runner
+from nnunetv2_conemos.benchmark.workspace import MODALITIES, PARTIAL, Workspace
 from nnunetv2_conemos.datasets.dataset_json import read_raw_json
 from nnunetv2_conemos.datasets.folders import image_lists, raw_cases
 from nnunetv2_conemos.datasets.label_maps import visible_values
 from nnunetv2_conemos.datasets.writer import jobs_of, reader_of, write_cases
 from nnunetv2_conemos.errors import SourceError, shorten
-from nnunetv2_conemos.evaluation.evaluate import occupied, read_map
+from nnunetv2_conemos.evaluation.scoring import occupied, read_map
 from nnunetv2_conemos.files import new_folder, write_json
 from nnunetv2_conemos.parallel import in_processes
 
 TO_HIDE = "Dataset899_ToHide"
 
 
-class Material(NamedTuple):
-    """The source's dataset.json with `sources`, its files, the cases held out, and the test set if it is elsewhere."""
+class BenchmarkCases(NamedTuple):
+    """The cases of a raw dataset and what each of them is for.
 
+    `dataset_json` with `sources`, `files` case -> images and label map, `table` who annotated what, `held_out` the
+    cases that test instead of training, `test` the test set where it lies elsewhere.
+    """
+
+    source: Path
     dataset_json: dict[str, Any]
     files: dict[str, Any]
+    table: SourceTable
     held_out: list[str]
     test: TestSet | None
 
 
-def plan_material(recipe: Recipe, source: Path, processes: int) -> Material:
-    """Raises ValueError or OSError where labels are not partial, or test cases without complete truth."""
+def choose_cases(recipe: Recipe, source: Path, processes: int) -> BenchmarkCases:
+    """Choose the cases of the raw dataset in `source`.
+
+    Raises ValueError or OSError where labels are not partial, or test cases lack complete truth.
+    """
     dataset_json, files = read_raw_json(source), raw_cases(source)
-    labels = LabelSpace.from_dataset_json(dataset_json)
     if recipe.annotated:
         if "sources" in dataset_json:
             raise SourceError(f"{source} has `sources` already: leave `annotated` out of the recipe.")
         given = read_table(recipe.annotated)
         annotated = complete_table(given.annotated, files, None)
+        labels = LabelSpace.from_dataset_json(dataset_json)
         dataset_json["sources"] = group_sources(annotated, labels, source.name, given.traits)
     table = SourceTable.from_dataset_json(dataset_json, files)
     check_partial(recipe, source, table)
-    if not recipe.hold_out:
-        test = test_set(recipe, source, dataset_json)
-        require_unseen_cases(test, files, dataset_json["file_ending"])
-        check_truth(test, labels, dataset_json, processes)
-        return Material(dataset_json, files, [], test)
-    complete = [case for case in sorted(files) if table.known(case).all()]
-    if len(complete) < recipe.hold_out or len(files) <= recipe.hold_out:
-        raise SourceError(
-            f"hold_out {recipe.hold_out}: expected that many cases annotated for every label and others to train on, "
-            f"found {len(complete)} of {len(files)} in {source}."
-        )
-    drawn = np.random.default_rng(recipe.hold_out_seed).permutation(complete)[: recipe.hold_out]
-    return Material(dataset_json, files, sorted(drawn.tolist()), None)
+    if recipe.hold_out:
+        return BenchmarkCases(source, dataset_json, files, table, draw_held_out(recipe, source, table), None)
+    test = test_set(recipe, source, dataset_json)
+    require_unseen_cases(test, files, dataset_json["file_ending"])
+    check_truth(test, table.labels, dataset_json, processes)
+    return BenchmarkCases(source, dataset_json, files, table, [], test)
 
 
 def check_partial(recipe: Recipe, source: Path, table: SourceTable) -> None:
-    """Raises SourceError where there is nothing to compare: no partial labels, or hidden ones to be hidden again."""
+    """Raise SourceError where there is nothing to compare: no partial labels, or hidden ones to be hidden again."""
     if recipe.hide and not table.is_complete:
         raise SourceError(f"{source} is partially labelled already: leave `hide` out of the recipe.")
     if table.is_complete and not recipe.hide:
@@ -76,8 +80,20 @@ def check_partial(recipe: Recipe, source: Path, table: SourceTable) -> None:
         )
 
 
+def draw_held_out(recipe: Recipe, source: Path, table: SourceTable) -> list[str]:
+    """Draw completely annotated cases for the test; raises SourceError where there are too few."""
+    complete = [case for case in table.cases if table.known(case).all()]
+    if len(complete) < recipe.hold_out or len(table.cases) <= recipe.hold_out:
+        raise SourceError(
+            f"hold_out {recipe.hold_out}: expected that many cases annotated for every label and others to train on, "
+            f"found {len(complete)} of {len(table.cases)} in {source}."
+        )
+    drawn = np.random.default_rng(recipe.hold_out_seed).permutation(complete)[: recipe.hold_out]
+    return sorted(drawn.tolist())
+
+
 def test_set(recipe: Recipe, source: Path, dataset_json: Mapping[str, Any]) -> TestSet:
-    """Test images and their truth; raises FileNotFoundError that names images without truth or channel."""
+    """Find test images and their truth; raises FileNotFoundError that names images without truth or channel."""
     ending = dataset_json["file_ending"]
     test = recipe.test or TestSet(images=source / "imagesTs", labels=source / "labelsTs")
     for folder in (test.images, test.labels):
@@ -103,7 +119,7 @@ def test_set(recipe: Recipe, source: Path, dataset_json: Mapping[str, Any]) -> T
 
 
 def require_unseen_cases(test: TestSet, files: Mapping[str, Any], ending: str) -> None:
-    """Raises SourceError where a test case is a training case, by its name or its image."""
+    """Raise SourceError where a test case is a training case, by its name or its image."""
     images = {Path(image).resolve() for entry in files.values() for image in entry["images"]}
     tested = {file.name.removesuffix(ending)[:-5]: file for file in test.images.glob(f"*_0000{ending}")}
     both = [case for case, file in tested.items() if case in files or file.resolve() in images]
@@ -118,72 +134,65 @@ def check_truth(test: TestSet, labels: LabelSpace, dataset_json: Mapping[str, An
     """Read every map of the truth; raises OSError, ValueError or SourceError that names the one that is unusable."""
     maps = sorted(test.labels.glob(f"*{dataset_json['file_ending']}"))
     reader = reader_of(dataset_json, maps[0])
-    shown = in_processes(values_of_map, [(file, reader, labels) for file in maps], processes, "Reading the truth")
-    require_labels_in_truth(shown, labels, test.labels)
+    present = in_processes(values_of_map, [(file, reader, labels) for file in maps], processes, "Reading the truth")
+    require_labels_in_truth(present, labels, test.labels)
 
 
 def values_of_map(file: Path, reader: BaseReaderWriter, labels: LabelSpace) -> list[int]:
     return list(occupied(file, read_map(file, reader)[0], labels))
 
 
-def require_labels_in_truth(shown: Iterable[Collection[int]], labels: LabelSpace, where: Path) -> None:
-    """Raises SourceError where no map shows any label; `shown`: the values in each map."""
+def require_labels_in_truth(present: Iterable[Collection[int]], labels: LabelSpace, where: Path) -> None:
+    """Raise SourceError where no map shows any label; `present`: the values in each map."""
     scored = {value for values in labels.values for value in values}
-    if not any(scored.intersection(values) for values in shown):
+    if not any(scored.intersection(values) for values in present):
         raise SourceError(f"{where}: no test case shows any label, so nothing can be scored. Test on others.")
 
 
-def gather(place: Workspace, material: Material) -> TestSet:
-    """Write the partially labelled dataset and the test set into the workplace, if that was not done."""
-    place.raw.mkdir(parents=True, exist_ok=True)
-    train = {case: entry for case, entry in material.files.items() if case not in material.held_out}
-    content = remaining(material, train)
-    name = TO_HIDE if place.recipe.hide else PARTIAL
-    if not (place.raw / name).is_dir():
-        write_referenced(place.raw / name, content, train, own_split(place.source, train))
-    if place.recipe.hide and not (place.raw / PARTIAL).is_dir():
-        place.command("hide", "conemos", "hide", place.raw / name, "-o", PARTIAL, *place.recipe.hide.words())
-    return material.test or hold_out(place, material)
+def write_datasets(workspace: Workspace, runner: Runner, cases: BenchmarkCases) -> TestSet:
+    """Write the partially labelled dataset and the test set into the workspace, unless that was done."""
+    raw, hide = workspace.raw, workspace.recipe.hide
+    raw.mkdir(parents=True, exist_ok=True)
+    train = {case: entry for case, entry in cases.files.items() if case not in cases.held_out}
+    name = TO_HIDE if hide else PARTIAL
+    if not (raw / name).is_dir():
+        write_referenced(raw / name, remaining(cases, train), train, own_split(cases.source, train))
+    if hide and not (raw / PARTIAL).is_dir():
+        runner.run("hide", "conemos", "hide", raw / name, "-o", PARTIAL, *hide.words())
+    return cases.test or write_test_set(workspace.folder / "test", cases, runner.processes)
 
 
-def own_split(source: Path, cases: Mapping[str, Any]) -> list[dict[str, list[str]]] | None:
-    """The source's own splits_final.json, if it has one, for the cases that train; `conemos hide` makes another."""
+def own_split(source: Path, cases: Mapping[str, Any]) -> Splits | None:
+    """Read the source's own splits_final.json, if it has one, for the cases that train."""
     file = source / "splits_final.json"
-    if not file.is_file():
-        return None
-    splits = json.loads(file.read_text())
-    return with_validation([{part: [case for case in fold[part] if case in cases] for part in fold} for fold in splits])
+    return with_validation(restricted(json.loads(file.read_text()), set(cases))) if file.is_file() else None
 
 
-def remaining(material: Material, cases: Mapping[str, Any]) -> dict[str, Any]:
-    """dataset.json for some of the cases: `sources` that name each of them, and their `tags`."""
-    content = material.dataset_json
+def remaining(cases: BenchmarkCases, train: Mapping[str, Any]) -> dict[str, Any]:
+    """Return dataset.json for the cases that train: `sources` that name each of them, and their `tags`."""
+    content = cases.dataset_json
     if "sources" not in content:
         return content
-    table, sources = SourceTable.from_dataset_json(content, material.files), content["sources"]
-    left = {name: [escape(case) for case in table.cases_of(name) if case in cases] for name in sources}
+    sources = content["sources"]
+    left = {name: [escape(case) for case in cases.table.cases_of(name) if case in train] for name in sources}
     result = {**content, "sources": {name: {**sources[name], "cases": left[name]} for name in sources if left[name]}}
     if "tags" in content:
-        of_cases = {case: tags for case, tags in content["tags"].get("cases", {}).items() if case in cases}
+        of_cases = {case: tags for case, tags in content["tags"].get("cases", {}).items() if case in train}
         result["tags"] = {**content["tags"], "cases": of_cases}
     return result
 
 
-def hold_out(place: Workspace, material: Material) -> TestSet:
-    """The held-out cases as folders of images (links) and label maps."""
-    folder = place.folder / "test"
+def write_test_set(folder: Path, cases: BenchmarkCases, processes: int) -> TestSet:
+    """Write the held-out cases as folders of images (links) and label maps, unless that was done."""
     if not folder.is_dir():
-        labels = LabelSpace.from_dataset_json(material.dataset_json)
-        files = {case: material.files[case] for case in material.held_out}
-        jobs = [
-            job._replace(values=visible_values(labels, labels.names)) for job in jobs_of(material.dataset_json, files)
-        ]
-        table = SourceTable.from_dataset_json(material.dataset_json, material.files)
-        modalities = {case: table.sources[table.source_of(case)].modality for case in material.held_out}
+        labels, table = cases.table.labels, cases.table
+        visible = visible_values(labels, labels.names)
+        files = {case: cases.files[case] for case in cases.held_out}
+        jobs = [job._replace(values=visible) for job in jobs_of(cases.dataset_json, files)]
         with new_folder(folder) as aside:
-            ending = material.dataset_json["file_ending"]
-            shown = write_cases(jobs, aside, ending, "link", place.processes, "Test cases")
-            maps = (held.values for held in shown.values())
-            require_labels_in_truth(maps, labels, place.source / "labelsTr")
+            ending = cases.dataset_json["file_ending"]
+            written = write_cases(jobs, aside, ending, "link", processes, "Test cases")
+            require_labels_in_truth((held.values for held in written.values()), labels, cases.source / "labelsTr")
+            modalities = {case: table.sources[table.source_of(case)].modality for case in cases.held_out}
             write_json(aside / MODALITIES, modalities)
     return TestSet(images=folder / "imagesTr", labels=folder / "labelsTr")

@@ -1,4 +1,4 @@
-"""What a benchmark compares, as a record."""
+"""The recipe of a benchmark: what it compares."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Fold = int | Literal["all"]
 Optimiser = Literal["SGD", "AdamW"]
 Kind = Literal["trainer", "vanilla", "annotated-only", "per-label", "completed", "ceiling"]
 CONDITIONAL = "ConditionalFiLMTrainer"
-OWN = (CONDITIONAL, "LabelSetFiLMTrainer")  # the package's own methods; other arms are published ones, or ceilings
+OWN = (CONDITIONAL, "LabelSetFiLMTrainer")  # the package's own methods; the others are published
 ALL_ARMS = (
     "vanilla", *OWN, "MultiTalentTrainer", "MarginalLossTrainer", "DoDNetTrainer", "MultiDecoderTrainer",
     "HermesTrainer", "UniMOSTrainer",
@@ -25,23 +25,23 @@ ALL_ARMS = (
 
 
 def slug(name: str) -> str:
-    """A name as part of a file's name."""
+    """Turn a name into a part of a file's name."""
     return re.sub(r"[^\w.-]+", "_", name)
 
 
 class Arm(BaseModel):
-    """One way to get all labels; in a recipe most often a word.
+    """One way to get all labels; in a recipe usually a word.
 
     - `TRAINER`: that trainer on the partially labelled cases.
-    - `vanilla`: stock nnU-Net on the same cases; what is not annotated is taught as background.
+    - `vanilla`: stock nnU-Net on the same cases; what is not annotated counts as background.
     - `annotated-only` or `annotated-only:TRAINER`: stock nnU-Net, or TRAINER, without the unlabelled cases.
     - `per-label`: one stock network per label, each on the cases annotated for it; the likeliest label wins.
     - `completed` or `completed:TRAINER`: TRAINER fills in what is missing, then stock nnU-Net trains on the result.
-    - `ceiling` or `ceiling:TRAINER`: stock nnU-Net, or TRAINER, on complete labels.
+    - `ceiling` or `ceiling:TRAINER`: stock nnU-Net, or TRAINER, fully supervised: an upper bound.
 
     As a mapping an arm can have a `name` of its own, another plans `configuration` and another `optimiser`.
-    `prediction`: a configuration whose options of the method hold at prediction; the network is that of the same arm
-    without this entry. `reference`: all arms are compared with this one.
+    `prediction` names a configuration whose options of the method hold at prediction; the network is that of the same
+    arm without this entry. `reference`: all arms are compared with this one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -75,23 +75,28 @@ class Arm(BaseModel):
 
     @property
     def trainer(self) -> str:
-        """The trainer whose network predicts; of `completed`, see `teacher`."""
+        """The trainer whose network predicts; for `completed` see also `teacher`."""
         given = self.arm.partition(":")[2]
         return {"trainer": self.arm, "completed": STOCK}.get(self.kind, given or STOCK)
 
     @property
     def is_own(self) -> bool:
-        """One of the package's own methods on the partial labels; others are baselines or ceilings."""
+        """Whether this is one of the package's own methods on the partial labels."""
         return self.kind in ("trainer", "annotated-only") and self.trainer in OWN
 
     @property
+    def is_fully_supervised(self) -> bool:
+        """Whether this trains on complete labels: an upper bound, not a baseline."""
+        return self.kind == "ceiling"
+
+    @property
     def teacher(self) -> Arm:
-        """Of `completed`: the arm that fills in."""
+        """For `completed`: the arm whose network fills in the missing labels."""
         return self._training(self.arm.partition(":")[2] or CONDITIONAL)
 
     @property
     def trained(self) -> Arm:
-        """With `prediction`: the arm whose network predicts."""
+        """For an arm with `prediction`: the arm whose network predicts."""
         return self._training(self.arm)
 
     def _training(self, arm: str) -> Arm:
@@ -99,7 +104,7 @@ class Arm(BaseModel):
 
 
 class Configuration(BaseModel):
-    """A plans configuration made from another: see `small_configuration`; `conemos`: options of the method."""
+    """A plans configuration made from another (see `small_configuration`); `conemos`: options of the method."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -111,7 +116,7 @@ class Configuration(BaseModel):
 
 
 class TestSet(BaseModel):
-    """Folders of images and of their complete label maps."""
+    """The folders of test images and of their complete label maps."""
 
     __test__ = False  # no test of pytest's
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -121,7 +126,7 @@ class TestSet(BaseModel):
 
 
 class Hide(BaseModel):
-    """How `conemos hide` makes a complete dataset partially labelled: its options by the same names."""
+    """How to make a complete dataset partially labelled: the options of `conemos hide` by the same names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -133,12 +138,13 @@ class Hide(BaseModel):
     seed: int = 0
 
     def words(self) -> list[str]:
+        """Return the options as words of a command line."""
         given = {name: value for name, value in self.model_dump().items() if value is not None}
         return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
 class Run(NamedTuple):
-    """One training of one arm."""
+    """One training of an arm."""
 
     arm: Arm
     epochs: int
@@ -147,7 +153,7 @@ class Run(NamedTuple):
 
     @property
     def key(self) -> dict[str, Any]:
-        """What tells this run from others in the tables."""
+        """What identifies this run in the tables."""
         return {"arm": self.arm.name, "epochs": self.epochs, "seed": self.seed, "fold": str(self.fold)}
 
     @property
@@ -158,15 +164,17 @@ class Run(NamedTuple):
 class Recipe(BaseModel):
     """A benchmark.
 
-    `dataset`: partially labelled raw dataset (id, name or path), one that becomes so by `annotated` (case -> labels),
-    or a complete one with `hide`. `test`: default imagesTs and labelsTs of the dataset; `hold_out` takes that many of
-    its completely annotated cases instead, drawn by `hold_out_seed`. `configuration`: of the plans, for every arm, one
-    of nnU-Net's or of `configurations`. `epochs`: nnU-Net's, of 250 steps; with several, Dice is shown against steps.
-    `folds`: numbers, or `all`, which trains on every case.
-    `optimiser` of every arm that names no other: nnU-Net's SGD, or its AdamW with a learning rate of 0.001, which short
-    trainings need.
-    `mirroring: false` for labels that have a side. `tta`: mirror at prediction. `tolerance` of the NSD in mm.
-    `notes` go into the report.
+    - `dataset`: a partially labelled raw dataset (id, name or path), one that becomes so by `annotated` (a table case
+      -> labels), or a complete one with `hide`.
+    - `test`: default imagesTs and labelsTs of the dataset; `hold_out` takes that many of its completely annotated cases
+      instead, drawn by `hold_out_seed`.
+    - `configuration`: of the plans, for every arm: one of nnU-Net's or of `configurations`.
+    - `epochs`: nnU-Net's, of 250 steps; with several, Dice is shown against steps.
+    - `folds`: numbers, or `all`, which trains on every case.
+    - `optimiser`: of every arm that names no other: nnU-Net's SGD, or its AdamW with a learning rate of 0.001, which
+      short trainings need.
+    - `mirroring`: false for labels that have a side. `tta`: mirror at prediction. `tolerance`: of the NSD, in mm.
+    - `notes` go into the report.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -226,7 +234,7 @@ class Recipe(BaseModel):
         return self
 
     def runs(self) -> list[Run]:
-        """All runs; every arm once before any is repeated."""
+        """List all runs: every arm once before any is repeated."""
         return [
             Run(arm, n, seed, fold) for n, seed, fold, arm in product(self.epochs, self.seeds, self.folds, self.arms)
         ]

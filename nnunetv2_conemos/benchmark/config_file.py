@@ -1,4 +1,4 @@
-"""Recipes of benchmarks as YAML: read beside the command line, written, and grown."""
+"""Read, write and extend recipes of benchmarks as YAML."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ FREE = ("arms", "seeds", "folds", "epochs", "configurations", "notes")  # may gr
 
 
 def read_recipe(file: Path | None, changes: dict[str, Any]) -> Recipe:
-    """A recipe from a YAML file (its paths relative to its folder) and what the command line says beside it.
+    """Read a recipe from a YAML file (its paths are relative to its folder), with `changes` from the command line.
 
-    Arms on the command line may be names of the recipe's own. Raises ValueError that names the entry that is wrong.
+    Arms among the changes may be names of the recipe's arms. Raises ValueError that names the entry that is wrong.
     """
     where = str(file) if file else "command line"
     try:
@@ -37,7 +37,7 @@ def read_recipe(file: Path | None, changes: dict[str, Any]) -> Recipe:
 
 
 def absolute(content: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A recipe as written in `folder`, with its paths made absolute."""
+    """Make the paths of a recipe that was written in `folder` absolute."""
 
     def full(entry: Any, *names: str) -> Any:
         if not isinstance(entry, dict):
@@ -53,7 +53,7 @@ def absolute(content: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """The recipe as YAML, without what is left at its default; arms as words where they are no more than that."""
+    """Write the recipe as YAML, without defaults; arms as words where a word says it all."""
     content = recipe.model_dump(mode="json", exclude_defaults=True)
     arms = [arm.model_dump(exclude_defaults=True) for arm in recipe.arms]
     content["arms"] = [arm["arm"] if arm == {"arm": arm["arm"], "name": arm["arm"]} else arm for arm in arms]
@@ -61,9 +61,9 @@ def recipe_text(recipe: Recipe) -> str:
 
 
 def grown(ours: Recipe, theirs: Recipe, file: Path) -> Recipe:
-    """The recipe of a folder: what it compared before (`theirs`, in `file`), and what is asked now.
+    """Extend the recipe that a folder holds (`theirs`, in `file`) by the arms, seeds, ... of a new one (`ours`).
 
-    Raises ValueError where they differ in more than what may grow.
+    Raises ValueError where they differ in anything else.
     """
     differing = [
         name for name in Recipe.model_fields if name not in FREE and getattr(ours, name) != getattr(theirs, name)

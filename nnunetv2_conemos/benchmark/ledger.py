@@ -1,7 +1,7 @@
-"""What was measured, in two tables that grow run by run.
+"""Keep what was measured, in two tables that grow run by run.
 
 `runs.csv`: one row per arm, epochs, seed and fold, with means and costs. `cases.csv`: the scores of every test case
-and label. A run that failed has its reason in `status`, and is tried again when the benchmark goes on.
+and label. The `status` of a run that failed says why; it is tried again when the benchmark goes on.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ TEXTS = (
 
 @dataclass(frozen=True)
 class Ledger:
+    """The two tables in the folder of a benchmark."""
+
     folder: Path
 
     @property
@@ -68,7 +70,7 @@ class Ledger:
 
 @cache
 def code_hash() -> str:
-    """Tells states of this package apart, whatever their version says."""
+    """Hash the code of this package, to tell states of one version apart."""
     files = sorted(Path(nnunetv2_conemos.__file__).parent.rglob("*.py"))
     return blake2b(b"".join(file.read_bytes() for file in files), digest_size=6).hexdigest()
 
@@ -86,7 +88,7 @@ def of_run(table: pd.DataFrame, run: Run) -> pd.DataFrame:
 
 
 def replace(file: Path, table: pd.DataFrame, run: Run, rows: pd.DataFrame) -> None:
-    """Write a table anew, with these rows in place of those of the run."""
+    """Write a table again, with these rows in place of those of the run."""
     kept = table.drop(of_run(table, run).index)
     whole = pd.concat([kept, rows]) if len(kept) else rows
     whole = whole[[*KEY, *(column for column in whole.columns if column not in KEY)]]

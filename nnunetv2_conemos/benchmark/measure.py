@@ -1,15 +1,16 @@
-"""One training or prediction of nnU-Net in a process of its own, and what it cost.
+"""Train or predict with nnU-Net in a process of its own, and measure what it costs.
 
-`python -m nnunetv2_conemos.benchmark.measure REPORT SEED train ...` (or `predict ...`) takes the arguments of
-nnUNetv2_train (nnUNetv2_predict). A training ends with its last epoch: nnU-Net's final validation is left out, for the
-benchmark measures on test cases. A training that was interrupted goes on.
+    python -m nnunetv2_conemos.benchmark.measure REPORT SEED train DATASET CONFIGURATION FOLD TRAINER PLANS DEVICE
+    python -m nnunetv2_conemos.benchmark.measure REPORT SEED predict (the words of nnUNetv2_predict)
+
+`networks` starts it; what it measured is written to REPORT, a JSON file. A training ends with its last epoch, without
+nnU-Net's final validation: the benchmark measures on test cases. A training that was interrupted goes on.
 
 The seed sets the initial weights. nnU-Net draws patches in processes that it does not seed, so runs of one seed differ.
 """
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import pickle
 import random
@@ -28,32 +29,31 @@ from nnunetv2_conemos.files import write_json
 from nnunetv2_conemos.inference.predictor import command_line
 
 
-def train(arguments: list[str]) -> dict[str, Any]:
-    parser = argparse.ArgumentParser()
-    for name in ("dataset", "configuration", "fold"):
-        parser.add_argument(name)
-    for name in ("-tr", "-p", "-device"):
-        parser.add_argument(name, required=True)
-    args = parser.parse_args(arguments)
-    if args.device == "cuda":  # as nnUNetv2_train does
+def train(dataset: str, configuration: str, fold: str, trainer_name: str, plans: str, device: str) -> dict[str, Any]:
+    """Train, or go on with a training that was interrupted; returns step_s, parameters and train_peak_mib."""
+    set_threads(device)
+    number: Any = fold if fold == "all" else int(fold)
+    trainer = get_trainer_from_args(dataset, configuration, number, trainer_name, plans, device=torch.device(device))
+    remove_damaged(Path(str(trainer.output_folder)))
+    maybe_load_checkpoint(trainer, True, False)
+    finished = trainer.current_epoch >= trainer.num_epochs  # killed after its last epoch: its memory is unknown
+    trainer.run_training()
+    memory = {} if finished else peak_memory("train", device)
+    return {"step_s": step_seconds(trainer), "parameters": parameters(trainer), **memory}
+
+
+def set_threads(device: str) -> None:
+    """Set torch's threads as nnUNetv2_train does."""
+    if device == "cuda":
         torch.set_num_threads(1)
         torch.set_num_interop_threads(1)
         torch.backends.cudnn.benchmark = True
     else:
         torch.set_num_threads(multiprocessing.cpu_count())
-    device = torch.device(args.device)
-    fold: Any = args.fold if args.fold == "all" else int(args.fold)
-    trainer = get_trainer_from_args(args.dataset, args.configuration, fold, args.tr, args.p, device=device)
-    remove_damaged(Path(str(trainer.output_folder)))
-    maybe_load_checkpoint(trainer, True, False)
-    idle = trainer.current_epoch >= trainer.num_epochs  # killed after its last epoch: no memory to be measured any more
-    trainer.run_training()
-    memory = {} if idle else peak_memory("train", device)
-    return {"step_s": step_seconds(trainer), "parameters": parameters(trainer), **memory}
 
 
 def remove_damaged(folder: Path) -> None:
-    """Delete checkpoints that cannot be read, cut short by a kill while nnU-Net wrote them: another one goes on."""
+    """Delete checkpoints that a kill cut short while nnU-Net wrote them; training goes on from another one."""
     for file in folder.glob("checkpoint_*.pth"):
         try:
             torch.load(file, map_location="cpu", weights_only=False)
@@ -63,7 +63,7 @@ def remove_damaged(folder: Path) -> None:
 
 
 def step_seconds(trainer: nnUNetTrainer) -> float:
-    """Median over epochs of an epoch's time by its training steps; its validation steps are included."""
+    """Return the median over epochs of the time of an epoch, validation included, divided by its training steps."""
     start, end = (
         np.array(trainer.logger.get_value(f"epoch_{which}_timestamps", step=None)) for which in ("start", "end")
     )
@@ -75,18 +75,18 @@ def parameters(trainer: nnUNetTrainer) -> int:
     return sum(parameter.numel() for parameter in trainer.network.parameters())
 
 
-def predict(arguments: list[str]) -> dict[str, Any]:
-    device = torch.device(arguments[arguments.index("-device") + 1])
+def predict(*words: str) -> dict[str, Any]:
+    """Predict as nnUNetv2_predict does; returns predict_s and predict_peak_mib."""
     start = time.perf_counter()
-    with command_line(["nnUNetv2_predict", *arguments]):
+    with command_line(["nnUNetv2_predict", *words]):
         predict_entry_point()
-    return {"predict_s": time.perf_counter() - start, **peak_memory("predict", device)}
+    return {"predict_s": time.perf_counter() - start, **peak_memory("predict", words[words.index("-device") + 1])}
 
 
-def peak_memory(what: str, device: torch.device) -> dict[str, float]:
-    """On a GPU what torch allocated, else the process as a whole (imported libraries included); in MiB."""
-    if device.type == "cuda":
-        return {f"{what}_peak_mib": torch.cuda.max_memory_allocated(device) / 2**20}
+def peak_memory(what: str, device: str) -> dict[str, float]:
+    """Return the peak in MiB: on a GPU of what torch allocated, else of the whole process with its libraries."""
+    if device == "cuda":
+        return {f"{what}_peak_mib": torch.cuda.max_memory_allocated() / 2**20}
     try:
         import resource
     except ImportError:  # Windows
@@ -95,11 +95,11 @@ def peak_memory(what: str, device: torch.device) -> dict[str, float]:
     return {f"{what}_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20}
 
 
-def main(report: str, seed: str, what: str, *arguments: str) -> None:
+def main(report: str, seed: str, what: str, *words: str) -> None:
     random.seed(int(seed))
     np.random.seed(int(seed))
     torch.manual_seed(int(seed))
-    costs = {"train": train, "predict": predict}[what](list(arguments))
+    costs = {"train": train, "predict": predict}[what](*words)
     write_json(Path(report), costs)
 
 

@@ -1,4 +1,4 @@
-"""What a report says of each arm, computed from the two tables."""
+"""Compute what a report says of each arm, from the two tables."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pandas as pd
 
 from nnunetv2_conemos.benchmark.config import Arm, Fold, Recipe
 from nnunetv2_conemos.benchmark.ledger import DONE, KEY, Ledger, of_run
-from nnunetv2_conemos.benchmark.runs import STEPS_PER_EPOCH
+from nnunetv2_conemos.benchmark.networks import STEPS_PER_EPOCH
 from nnunetv2_conemos.evaluation.metrics import METRICS, REFERENCE_EMPTY, of_present
-from nnunetv2_conemos.evaluation.significance import Comparison, case_scores, compare, interval, mean_of
+from nnunetv2_conemos.evaluation.significance import PairedDifference, case_scores, interval, mean_of, paired_difference
 
 COSTS = ["networks", "steps", "parameters", "step_s", "train_peak_mib", "predict_s", "predict_peak_mib"]
 
@@ -20,8 +20,8 @@ COSTS = ["networks", "steps", "parameters", "step_s", "train_peak_mib", "predict
 class Results:
     """The runs of a recipe that are done, at one number of epochs, and those that failed.
 
-    Labels that a test case truly lacks count for no arm; `false_finds`: how often a training of an arm predicts one.
-    `budgets`: all numbers of epochs at which a run is done, rising.
+    Labels that a test case truly lacks count for no arm; `false_finds` counts how many of them a training of an arm
+    predicts. `budgets`: all numbers of epochs at which a run is done, rising.
     """
 
     recipe: Recipe
@@ -33,7 +33,7 @@ class Results:
 
     @classmethod
     def from_ledger(cls, recipe: Recipe, ledger: Ledger, epochs: int | None = None) -> Results:
-        """`epochs`: unless given, those at which the most arms have a run, the largest if there are several.
+        """Select the runs at `epochs`; by default the number at which most arms have a run, the largest of several.
 
         Raises ValueError where no run is done.
         """
@@ -60,7 +60,7 @@ class Results:
 
     @cached_property
     def arms(self) -> list[Arm]:
-        """Those with a run, in the order of the recipe."""
+        """The arms with a run, in the order of the recipe."""
         return [arm for arm in self.recipe.arms if arm.name in set(self.runs["arm"])]
 
     @cached_property
@@ -76,7 +76,7 @@ class Results:
 
     @cached_property
     def means(self) -> pd.DataFrame:
-        """Interval of each metric over cases: a row per arm, a column per metric."""
+        """Mean and interval of each metric over cases: a row per arm, a column per metric."""
         table = {}
         for metric in METRICS:
             scores = self.scores(metric)
@@ -85,7 +85,7 @@ class Results:
 
     @cached_property
     def per_label(self) -> pd.DataFrame:
-        """Interval of Dice over cases: a row per arm, a column per label."""
+        """Mean and interval of Dice over cases: a row per arm, a column per label."""
         return pd.DataFrame(
             {
                 label: {arm.name: interval(self.dice[arm.name][[label]].to_numpy(dtype=float)) for arm in self.arms}
@@ -95,7 +95,7 @@ class Results:
         )
 
     def per_seed(self) -> pd.DataFrame:
-        """Mean Dice of every run: a row per arm, a column per seed and fold."""
+        """Return the mean Dice of every run: a row per arm, a column per seed and fold."""
         trainings: dict[tuple[int, Fold], dict[str, float]] = {}
         for run in self.recipe.runs():
             rows = of_run(self.cases, run)
@@ -105,7 +105,7 @@ class Results:
         return pd.DataFrame(trainings, index=[arm.name for arm in self.arms])
 
     def costs(self) -> pd.DataFrame:
-        """Median over runs of what each arm costs; prediction in seconds per test case."""
+        """Return the median over runs of what each arm costs; prediction in seconds per test case."""
         numbers = self.runs.reindex(columns=["arm", *COSTS]).set_index("arm").astype(float)
         costs = numbers.groupby(level=0).median().reindex([arm.name for arm in self.arms])
         costs["predict_s"] /= self.cases["case"].nunique()
@@ -113,29 +113,36 @@ class Results:
 
     @cached_property
     def best_baseline(self) -> str | None:
-        """The arm with the highest mean Dice that is neither one of our own methods nor taught complete labels."""
-        baselines = [arm.name for arm in self.arms if arm.kind != "ceiling" and not arm.is_own]
+        """The arm with the highest mean Dice that is neither fully supervised nor one of this package's own methods."""
+        baselines = [arm.name for arm in self.arms if not (arm.is_fully_supervised or arm.is_own)]
         return max(baselines, key=self.mean_dice, default=None)
+
+    @property
+    def vanilla(self) -> str | None:
+        """The arm of stock nnU-Net on the partial labels."""
+        return next((arm.name for arm in self.arms if arm.kind == "vanilla"), None)
 
     def mean_dice(self, arm: str) -> float:
         return mean_of(self.dice[arm].to_numpy(dtype=float))
 
-    def against(self, reference: str | None) -> dict[str, Comparison]:
-        """Arm -> paired comparison of its Dice with that of a reference arm."""
-        if reference is None or reference not in self.dice:
+    def against(self, reference: str) -> dict[str, PairedDifference]:
+        """Return arm -> paired comparison of its Dice with that of a reference arm."""
+        if reference not in self.dice:
             return {}
         return {
-            arm.name: compare(self.dice[arm.name], self.dice[reference]) for arm in self.arms if arm.name != reference
+            arm.name: paired_difference(self.dice[arm.name], self.dice[reference])
+            for arm in self.arms
+            if arm.name != reference
         }
 
 
 def per_training(rows: pd.DataFrame, runs: pd.DataFrame) -> dict[str, float]:
-    """Arm -> how many of these rows a training of it has, of the arms that have some."""
+    """Return arm -> how many of these rows a training of it has, for the arms that have some."""
     found, trainings = rows["arm"].tolist(), runs["arm"].tolist()
     return {arm: found.count(arm) / trainings.count(arm) for arm in dict.fromkeys(found)}
 
 
 def common_epochs(done: pd.DataFrame) -> int:
-    """The number of epochs at which the most arms have a run; of several, the largest."""
+    """Return the number of epochs at which the most arms have a run; of several, the largest."""
     arms = {int(epochs): rows["arm"].nunique() for epochs, rows in done.groupby("epochs")}  # pyright: ignore
     return max(arms, key=lambda epochs: (arms[epochs], epochs))

@@ -1,11 +1,13 @@
-"""`conemos benchmark`: the methods of this package, and what a user would do without them, on one dataset."""
+"""Run a benchmark: the methods of this package, and what one would do without them, on one dataset."""
 
 from __future__ import annotations
 
+import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +16,70 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from nnunetv2_conemos.benchmark.arms import configuration, perform
+from nnunetv2_conemos.benchmark.arms import perform
+from nnunetv2_conemos.benchmark.cases import choose_cases, write_datasets
 from nnunetv2_conemos.benchmark.config import Recipe, Run, TestSet
 from nnunetv2_conemos.benchmark.config_file import grown, read_recipe, recipe_text
 from nnunetv2_conemos.benchmark.ledger import Ledger, read_table
-from nnunetv2_conemos.benchmark.report import AGAINST_K
-from nnunetv2_conemos.benchmark.workspace import PARTIAL, Workspace, prepare
+from nnunetv2_conemos.benchmark.plots.figures import AGAINST_K
+from nnunetv2_conemos.benchmark.preparation import prepare
+from nnunetv2_conemos.benchmark.report import REPORTS, write_report
+from nnunetv2_conemos.benchmark.runner import Runner
+from nnunetv2_conemos.benchmark.workspace import PARTIAL, Workspace
+from nnunetv2_conemos.datasets.folders import named_or_path
+from nnunetv2_conemos.doorway import register_trainers
 from nnunetv2_conemos.files import remove, write_aside
-from nnunetv2_conemos.subprocesses import CommandError
+from nnunetv2_conemos.subprocesses import CommandError, environment_below
 
 RECIPE = "benchmark.yaml"
 PLAIN: dict[str, Any] = {"style": "red", "markup": False, "highlight": False}
 
 
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """What a benchmark found: the tables of its report by their titles, runs that `failed`, and `files` written."""
+
+    tables: dict[str, pd.DataFrame]
+    failed: tuple[Run, ...]
+    files: tuple[Path, ...]
+
+
+def run_benchmark(
+    recipe: Recipe, folder: Path, *, device: str = "cpu", processes: int = 1, report_only: bool = False
+) -> BenchmarkResult:
+    """Train and test every arm of a recipe, and write the report; everything is written to `folder`.
+
+    Called again, it goes on with what is missing; a recipe may grow by arms, seeds, folds and epochs (see
+    `config_file.grown`). With `report_only` nothing is trained: the report is that of the recipe which `folder` holds,
+    see `recipe_in`. An arm that fails is reported and does not stop the others.
+
+    Raises ValueError or OSError for a recipe, dataset or folder that does not fit, before anything is trained.
+    """
+    register_trainers()
+    folder = folder.resolve()
+    source = named_or_path(recipe.dataset).resolve()
+    cases = choose_cases(recipe, source, processes)
+    with locked(folder) as lock:
+        whole = recipe if report_only else write_recipe(folder, recipe)
+        workspace = Workspace(folder, whole, source)
+        runner = Runner(folder, device, processes, environment_below(folder, os.environ), lock)
+        test = write_datasets(workspace, runner, cases)
+        failed = [] if report_only else perform_all(workspace, runner, recipe.runs(), test)
+        tables = write_report(workspace, test)
+    files = tuple(folder / name for name in ("runs.csv", "cases.csv", *REPORTS))
+    return BenchmarkResult(tables, tuple(failed), files)
+
+
+def recipe_in(folder: Path) -> Recipe:
+    """Read the recipe of a benchmark that was begun in `folder`; raises FileNotFoundError where there is none."""
+    if not (folder / RECIPE).is_file():
+        raise FileNotFoundError(f"{folder.resolve()} holds no {RECIPE}: there is no benchmark to report.")
+    return read_recipe(folder / RECIPE, {})
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[int | None]:
-    """One benchmark at a time in a folder, counting commands that outlive a killed one; raises FileExistsError."""
+    """Keep other benchmarks out of a folder, also while commands outlive a killed one; raises FileExistsError."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / RECIPE).is_file():
         raise FileExistsError(f"{folder} is not empty and holds no {RECIPE}. Choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,14 +93,16 @@ def locked(folder: Path) -> Iterator[int | None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise FileExistsError(
-                f"{folder}: a benchmark runs here, or a training that one left behind. Wait for it, or end it."
+                f"{folder}: a benchmark runs here, or a training that an earlier one left behind. Wait for it, or end "
+                "it."
             ) from None
         yield file.fileno()
 
 
-def make_room(folder: Path, recipe: Recipe) -> Recipe:
-    """Write the recipe, and return it with what the folder compared before; what was prepared for another one is
-    deleted, unless something was trained for it already.
+def write_recipe(folder: Path, recipe: Recipe) -> Recipe:
+    """Write the recipe, and return it with what the folder compared before.
+
+    What was prepared for another recipe is deleted, unless something was trained for it already.
     """
     file = folder / RECIPE
     if file.is_file() and ((folder / "runs.csv").is_file() or any((folder / "runs").glob("*"))):
@@ -62,48 +114,54 @@ def make_room(folder: Path, recipe: Recipe) -> Recipe:
     return recipe
 
 
-def run_all(place: Workspace, runs: Sequence[Run], test: TestSet) -> list[Run]:
-    """Perform those that are not done yet, behind a progress bar; returns those that failed."""
-    ledger, failed, console = Ledger(place.folder), [], Console(soft_wrap=True)
+def perform_all(workspace: Workspace, runner: Runner, runs: list[Run], test: TestSet) -> list[Run]:
+    """Perform the runs that are not done yet, behind a progress bar; returns those that failed."""
+    ledger, failed, console = Ledger(workspace.folder), [], Console(soft_wrap=True)
     columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(
         *columns, TextColumn("{task.description}", markup=False), console=console, speed_estimate_period=1e9
     ) as bar:
         task = bar.add_task("preparing", total=len(runs))
-        place.tell = lambda line: bar.update(task, description=line[: max(20, console.width - 55)])
-        prepare(place)
+        width = max(20, console.width - 55)
+        runner = replace(runner, report=lambda line: bar.update(task, description=line[:width]))
+        prepare(workspace, runner)
         missing = [run for run in runs if not ledger.is_done(run)]
         bar.update(task, total=len(missing))
         for run in missing:
             console.print(f"{run.folder}", style="bold", markup=False)
             try:
-                enter(place, ledger, run, test)
+                perform_and_enter(workspace, runner, ledger, run, test)
             except Exception as error:  # whatever it is, the other arms go on
                 failed.append(run)
-                ledger.enter_failure(run, reason(error), facts(place, run))
-                console.print(f"did not run: {error!r}" if not str(error) else f"did not run: {error}", **PLAIN)
+                ledger.enter_failure(run, reason(error), facts(workspace, run, runner.device))
+                console.print(f"failed: {str(error) or repr(error)}", **PLAIN)
             bar.advance(task)
         try:
-            write_costs_against_k(place)
+            write_costs_against_k(workspace, runner)
         except CommandError as error:
             console.print(f"no costs against the number of labels: {error}", **PLAIN)
     return failed
 
 
-def write_costs_against_k(place: Workspace) -> None:
-    """For the trainers of the recipe, at its configuration, in a process of its own."""
-    trainers = dict.fromkeys(arm.trainer for arm in place.recipe.arms)
-    file = place.folder / AGAINST_K
-    if file.is_file() and set(trainers) <= set(pd.read_csv(file)["trainer"]):
-        return
-    plans = place.preprocessed / PARTIAL / f"{place.recipe.plans}.json"
-    what = (plans, place.recipe.configuration, str(len(place.dataset_json["channel_names"])), place.device)
-    module = (sys.executable, "-m", "nnunetv2_conemos.benchmark.scaling")
-    place.command("costs_against_k", *module, file, *what, *trainers)
+def perform_and_enter(workspace: Workspace, runner: Runner, ledger: Ledger, run: Run, test: TestSet) -> None:
+    """Perform a run, evaluate its predictions, and enter it into the ledger."""
+    costs = perform(workspace, runner, run, test.images)
+    predictions = workspace.run_folder(run) / "predictions"
+    labels = ("--complete", "-djfile", workspace.raw / PARTIAL / "dataset.json")
+    options = ("--tolerance", str(workspace.recipe.tolerance), "-np", str(runner.processes), "--overwrite")
+    runner.run(f"{run.folder}_evaluate", "conemos", "evaluate", test.labels, predictions, *labels, *options)
+    scores = read_table(predictions / "evaluation.csv")
+    ledger.enter(run, scores, {**costs, **facts(workspace, run, runner.device)})
+
+
+def facts(workspace: Workspace, run: Run, device: str) -> dict[str, Any]:
+    name = workspace.configuration(run)
+    hardware = torch.cuda.get_device_name() if device == "cuda" else device
+    return {"configuration": name, "plans_hash": workspace.plans_hash(name), "device": hardware}
 
 
 def reason(error: Exception) -> str:
-    """One line that says why a run failed: of a command, its exit status and the first error in its log."""
+    """Say in one line why a run failed: of a command, its exit status and the first error in its log."""
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()] or [repr(error)]
     if not isinstance(error, CommandError):
         return lines[0][:500]
@@ -112,21 +170,13 @@ def reason(error: Exception) -> str:
     return f"status {status[1] if status else '?'}: {(named or lines[-1:])[0]}"[:500]
 
 
-def facts(place: Workspace, run: Run) -> dict[str, Any]:
-    name = configuration(place, run)
-    return {"configuration": name, "plans_hash": place.plans_hash(name), "device": device_name(place.device)}
-
-
-def device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else device
-
-
-def enter(place: Workspace, ledger: Ledger, run: Run, test: TestSet) -> None:
-    """Perform a run, evaluate its predictions, and enter it into the ledger."""
-    costs = perform(place, run, test.images)
-    predictions = place.run_folder(run) / "predictions"
-    dataset_json = place.raw / PARTIAL / "dataset.json"
-    what = (test.labels, predictions, "--complete", "-djfile", dataset_json, "--tolerance", str(place.recipe.tolerance))
-    where = ("-np", str(place.processes), "--overwrite")
-    place.command(f"{run.folder}_evaluate", "conemos", "evaluate", *what, *where)
-    ledger.enter(run, read_table(predictions / "evaluation.csv"), {**costs, **facts(place, run)})
+def write_costs_against_k(workspace: Workspace, runner: Runner) -> None:
+    """Measure what the recipe's trainers cost against the number of labels, in a process of its own; see `scaling`."""
+    recipe, file = workspace.recipe, workspace.folder / AGAINST_K
+    trainers = dict.fromkeys(arm.trainer for arm in recipe.arms)
+    if file.is_file() and set(trainers) <= set(pd.read_csv(file)["trainer"]):
+        return
+    channels = str(len(workspace.dataset_json["channel_names"]))
+    module = (sys.executable, "-m", "nnunetv2_conemos.benchmark.scaling")
+    what = (workspace.plans_file, recipe.configuration, channels, runner.device)
+    runner.run("costs_against_k", *module, file, *what, *trainers)

@@ -1,7 +1,7 @@
-"""What a training step and a prediction cost against the number of labels K: networks of the plans on random patches.
+"""Measure a training step and a prediction against the number of labels K: networks of the plans on random patches.
 
 `python -m nnunetv2_conemos.benchmark.scaling OUTPUT.csv PLANS.json CONFIGURATION CHANNELS DEVICE TRAINER...`
-Deep supervision is left out, so that only the networks and their losses are compared.
+Deep supervision is left out, so that only networks and losses are compared.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class Batch(NamedTuple):
 def costs_against_k(
     plans: dict[str, Any], configuration: str, channels: int, device: str, trainers: Sequence[str]
 ) -> pd.DataFrame:
-    """Columns trainer, labels, step_s, predict_s (one patch); a method that refuses a number of labels has no values.
+    """Return columns trainer, labels, step_s, predict_s (one patch); no values where a method refuses that many labels.
 
-    Each is the fastest of several calls, made in turn with those of the other trainers, so that what else the machine
-    does falls on all alike. Trainers that learn from unlabelled cases have no `step_s`: random patches are no step.
+    Each time is the fastest of several calls. The trainers take turns, so that other load on the machine affects all
+    alike. Trainers that learn from unlabelled cases have no `step_s`: random patches do not make a step of theirs.
     """
     manager = PlansManager({key: value for key, value in plans.items() if key != PLANS_KEY})
     chosen = manager.get_configuration(configuration)
@@ -76,14 +76,14 @@ def costs_against_k(
 
 
 def works(trainer: type[nnUNetTrainer], network: nn.Module, batch: Batch) -> dict[str, Work]:
-    """A training step (forward, loss, backward) and the prediction of one patch, as columns name them."""
-    queried, loss = question(trainer, batch)
+    """Return column -> what is timed: a training step (forward, loss, backward), and the prediction of one patch."""
+    inputs, loss = input_and_loss(trainer, batch)
     device = batch.image.device.type
 
     def step() -> None:
         network.train()
         with torch.autocast(device, enabled=device == "cuda"):
-            loss(network(queried)).backward()
+            loss(network(inputs)).backward()
         network.zero_grad(set_to_none=True)
 
     def predict() -> None:
@@ -95,8 +95,8 @@ def works(trainer: type[nnUNetTrainer], network: nn.Module, batch: Batch) -> dic
     return {**trained, "predict_s": predict}
 
 
-def question(trainer: type[nnUNetTrainer], batch: Batch) -> tuple[Query | Tensor, Callable[[Tensor], Tensor]]:
-    """What a step asks of the network, and the loss of its answer; every label is annotated in every sample."""
+def input_and_loss(trainer: type[nnUNetTrainer], batch: Batch) -> tuple[Query | Tensor, Callable[[Tensor], Tensor]]:
+    """Return the network's input in a training step, and the loss of its output; all labels are annotated."""
     image, target, labels = batch
     if not issubclass(trainer, PartialLabelTrainer):
         dice: dict[str, Any] = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False}
@@ -109,11 +109,11 @@ def question(trainer: type[nnUNetTrainer], batch: Batch) -> tuple[Query | Tensor
     drawn = np.random.default_rng(0).choice(sampler.identifiers(table, cases), len(image))
     queried = QueriedLabels(*(tensor.to(image.device) for tensor in queried_labels(sampler, drawn, table)))
     ours, truth = trainer.method.loss(False), to_truth(target, queried, None)
-    return Query(image, queried.labels, queried.modality), lambda answer: ours(answer, truth)
+    return Query(image, queried.labels, queried.modality), lambda logits: ours(logits, truth)
 
 
 def seconds(work: Mapping[Any, Work], device: str) -> dict[Any, float]:
-    """Seconds of the fastest call of each, the first left out; they take turns."""
+    """Return the seconds of the fastest call of each; they take turns, and the first round does not count."""
     rounds: list[dict[Any, float]] = []
     start = time.perf_counter()
     while len(rounds) <= ROUNDS or time.perf_counter() - start < SECONDS * len(work):

@@ -1,4 +1,4 @@
-"""`conemos demo`: the whole chain on a generated phantom."""
+"""`conemos demo`: run the whole chain on a generated phantom."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nnunetv2_conemos.demo.chain import DATASET, demo, make_room, predictions
-from nnunetv2_conemos.demo.report import dice_table, picture
+from nnunetv2_conemos.demo.chain import run_demo
+from nnunetv2_conemos.demo.report import dice_table
 from nnunetv2_conemos.subprocesses import CommandError
 from nnunetv2_conemos.training.variants import EPOCHS
 
@@ -25,19 +25,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    console = Console()
-    folder = args.folder.resolve()
-    make_room(folder, args.overwrite)
+    console = Console(soft_wrap=True)
     try:
-        dice = demo(folder, args.epochs, args.seed, args.device, console)
+        result = run_demo(args.folder, epochs=args.epochs, seed=args.seed, device=args.device, overwrite=args.overwrite)
     except CommandError as error:
-        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(str(error), style="red", markup=False, highlight=False)
         return 1
-    picture(folder / "nnUNet_raw" / DATASET, predictions(folder), dice).savefig(folder / "demo.png", dpi=110)
-    console.print(dice_table(dice))
+    console.print(dice_table(result.dice))
     console.print(
         f"Stock nnU-Net takes an organ that a site did not annotate for background and loses it, or most of it.\n"
-        f"Picture: {folder / 'demo.png'}\nEverything else: {folder}",
-        markup=False, highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        f"Picture: {result.picture}\nEverything else: {result.folder}",
+        markup=False,
+        highlight=False,
+    )
     return 0

@@ -6,32 +6,27 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
+from rich.console import Console
+
 from nnunetv2_conemos.annotations.tags import Axis
-from nnunetv2_conemos.datasets.dataset_json import LabelMaps, read_checked
 from nnunetv2_conemos.errors import shorten
-from nnunetv2_conemos.evaluation.evaluate import (
-    FIGURE,
-    SCORES,
-    SUMMARY,
-    evaluate,
-    find_dataset_json,
-    paired_files,
-    who_annotated_what,
-)
-from nnunetv2_conemos.evaluation.metrics import summary_json
-from nnunetv2_conemos.evaluation.plots import draw_dice, print_scores
-from nnunetv2_conemos.files import write_aside, write_json
+from nnunetv2_conemos.evaluation.evaluate import evaluate
+from nnunetv2_conemos.evaluation.tables import scores_table
 from nnunetv2_conemos.parallel import default_processes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("gt_folder", type=Path, metavar="GT_FOLDER", help="label maps of the annotators")
-    parser.add_argument("pred_folder", type=Path, metavar="PRED_FOLDER", help="predicted label maps, same file names")
+    parser.add_argument("gt_folder", type=Path, metavar="GT_FOLDER", help="annotated label maps")
+    parser.add_argument(
+        "pred_folder", type=Path, metavar="PRED_FOLDER", help="predicted label maps of the same file names"
+    )
     counts = parser.add_mutually_exclusive_group(required=True)
-    counts.add_argument("-d", dest="dataset", metavar="DATASET", help="its `sources` say what counts: name, id or path")
+    counts.add_argument(
+        "-d", dest="dataset", metavar="DATASET", help="its `sources` say which labels count: name, id or path"
+    )
     counts.add_argument("--annotated", type=Path, metavar="FILE", help="case -> labels, as for `conemos declare`")
     counts.add_argument("--complete", action="store_true", help="every case is annotated for every label")
-    parser.add_argument("-djfile", type=Path, help="dataset.json with the labels, if not -d [the one in PRED_FOLDER]")
+    parser.add_argument("-djfile", type=Path, help="dataset.json with the labels, without -d [the one in PRED_FOLDER]")
     parser.add_argument("-o", dest="output", type=Path, metavar="FOLDER", help="where results go [PRED_FOLDER]")
     parser.add_argument("-np", dest="processes", type=int, default=default_processes(), help="[%(default)s]")
     parser.add_argument("--tolerance", type=float, default=2.0, metavar="MM", help="of the NSD, in mm [%(default)s]")
@@ -43,24 +38,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Evaluate two folders: writes a long table and a summary, draws the figure if asked, prints a table."""
-    dataset_file = find_dataset_json(args.dataset, args.djfile, args.pred_folder)
-    dataset_json = read_checked(dataset_file, LabelMaps)
-    output = args.output or args.pred_folder
-    written = [output / name for name in (SCORES, SUMMARY, FIGURE)[: 3 if args.figure else 2]]
-    if not args.overwrite and (existing := [str(file) for file in written if file.exists()]):
-        raise FileExistsError(f"{shorten(existing)}: exists. Say --overwrite, or name another folder with -o.")
-    files, unpredicted = paired_files(args.gt_folder, args.pred_folder, dataset_json["file_ending"], args.chill)
-    table = who_annotated_what(args, dataset_json, [entry.case for entry in files])
-    scores = evaluate(files, table, dataset_json, args.tolerance, args.processes, slices=args.slices)
-    facts = {"reference": str(args.gt_folder), "prediction": str(args.pred_folder), "dataset_json": str(dataset_file)}
-    summary = {**facts, "tolerance_mm": args.tolerance, "not_predicted": unpredicted}
-    output.mkdir(parents=True, exist_ok=True)
-    write_aside(written[0], lambda file: scores.to_csv(file, index=False))
-    write_json(written[1], {**summary, **summary_json(scores, table.labels.names)})
-    if args.figure:
-        write_aside(written[2], lambda file: draw_dice(scores, table.labels.names, file))
-    print_scores(scores, table.labels.names, args.tolerance)
-    if unpredicted:
-        print(f"Left out, no prediction: {len(unpredicted)} case(s), {shorten(unpredicted)}.")
-    print("Written: " + ", ".join(map(str, written)))
+    evaluation = evaluate(
+        args.gt_folder,
+        args.pred_folder,
+        dataset=args.dataset,
+        annotated=args.annotated,
+        complete=args.complete,
+        dataset_json=args.djfile,
+        output=args.output,
+        tolerance=args.tolerance,
+        slices=args.slices,
+        chill=args.chill,
+        figure=args.figure,
+        overwrite=args.overwrite,
+        processes=args.processes,
+    )
+    Console().print(scores_table(evaluation))
+    if evaluation.not_predicted:
+        left_out = evaluation.not_predicted
+        print(f"Left out, no prediction: {len(left_out)} case(s), {shorten(left_out)}.")
+    print("Written: " + ", ".join(map(str, evaluation.files)))

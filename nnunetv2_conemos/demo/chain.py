@@ -1,8 +1,8 @@
-"""`conemos demo`: the whole chain by its real commands on a generated phantom, with stock nnU-Net beside it.
+"""Run the whole chain, by its real commands, on a generated phantom, with stock nnU-Net beside it.
 
 Three sites annotate one or two of four organs each. Both networks see the same cases and take the same number of steps
-of AdamW (SGD, in so few, sometimes misses the smallest organ); both are scored on test cases that are annotated for
-everything.
+of AdamW (with SGD, so few steps sometimes miss the smallest organ). Both are scored on test cases that are annotated
+for everything.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from nnunetv2_conemos.datasets.folders import raw_cases
 from nnunetv2_conemos.datasets.phantom import ORGANS, write_phantom
 from nnunetv2_conemos.datasets.plans import small_configuration
 from nnunetv2_conemos.datasets.splits import stratified_split
+from nnunetv2_conemos.demo.report import picture
 from nnunetv2_conemos.files import write_json
-from nnunetv2_conemos.subprocesses import FOLDERS, own_environment, run_logged
+from nnunetv2_conemos.subprocesses import FOLDERS, environment_below, run_logged
 from nnunetv2_conemos.training.variants import variant
 
 DATASET = "Dataset901_Phantom"
@@ -40,7 +42,7 @@ WRITTEN = (*FOLDERS, "logs", "predictions", "annotated.json", "demo.png")  # bel
 
 
 class Chain:
-    """Runs the steps of the demo one after the other, each command with a log of its own, and says how far it is."""
+    """Runs the steps of the demo, each command with a log of its own, and shows how far it is."""
 
     def __init__(self, folder: Path, steps: int, console: Console):
         self.folder, self.steps, self.console = folder, steps, console
@@ -49,6 +51,7 @@ class Chain:
         (folder / "logs").mkdir()
 
     def announce(self, title: str) -> None:
+        """Show that a step begins."""
         self.done += 1
         elapsed = time.strftime("%M:%S", time.gmtime(time.monotonic() - self.start))
         self.console.print(f"[bold]{elapsed}  {self.done:2}/{self.steps}  {title}")
@@ -65,30 +68,56 @@ class Chain:
 
 
 def demo_environment(folder: Path, current: Mapping[str, str]) -> dict[str, str]:
-    """Variables for the commands: everything below `folder`, few processes."""
+    """Return variables for the commands: everything below `folder`, few processes."""
     few = {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "2", "nnUNet_compile": "f"}
-    return {**own_environment(folder, current), **few}
+    return {**environment_below(folder, current), **few}
 
 
 def with_small_configuration(plans: dict[str, Any], patch: tuple[int, ...]) -> dict[str, Any]:
-    """Plans with one more configuration, `3d_demo`: the planned 3d_fullres with 8 features and this patch."""
+    """Add the configuration `3d_demo` to plans: the planned 3d_fullres with 8 features and this patch."""
     small = small_configuration(plans, "3d_fullres", features=8, patch=patch, batch=2)
     return {**plans, "configurations": {**plans["configurations"], CONFIGURATION: small}}
 
 
-def demo(folder: Path, epochs: int, seed: int, device: str, console: Console) -> pd.DataFrame:
-    """Run the chain below an empty `folder`; returns mean Dice on the test cases, organs x arms.
+@dataclass(frozen=True)
+class DemoResult:
+    """What a demo found: mean Dice on the test cases (organs x arms), its picture, and the folder of everything."""
 
-    Raises CommandError with the end of the log of the command that failed.
+    dice: pd.DataFrame
+    picture: Path
+    folder: Path
+
+
+def run_demo(
+    folder: Path, *, epochs: int = 5, seed: int = 0, device: str = "cpu", overwrite: bool = False
+) -> DemoResult:
+    """Train stock nnU-Net and ConditionalFiLMTrainer on a generated phantom, test them, and draw what they find.
+
+    Everything is written to `folder`; `epochs` of 250 steps, `seed` of the phantom. Each step is shown as it begins.
+    Raises FileExistsError for a folder that is not empty (with `overwrite` an earlier demo is replaced), and
+    CommandError with the end of the log of a command that failed.
     """
+    folder = folder.resolve()
+    make_room(folder, overwrite)
     for name in FOLDERS:
         (folder / name).mkdir(parents=True)
-    chain = Chain(folder, STEPS, console)
-    raw, preprocessed = (folder / name / DATASET for name in FOLDERS[:2])
+    chain = Chain(folder, STEPS, Console())
+    prepare(chain, seed)
+    train_and_test(chain, epochs, device)
+    outputs = predictions(folder)
+    dice, file = read_dice(outputs), folder / "demo.png"
+    picture(folder / "nnUNet_raw" / DATASET, outputs, dice).savefig(file, dpi=110)
+    return DemoResult(dice, file, folder)
+
+
+def prepare(chain: Chain, seed: int) -> None:
+    """Generate the phantom, declare who annotated what, plan, preprocess and split."""
+    raw, preprocessed = (chain.folder / name / DATASET for name in FOLDERS[:2])
     chain.announce(f"generate {3 * CASES_PER_SOURCE} training and {TEST_CASES} test volumes")
     annotated = write_phantom(raw, CASES_PER_SOURCE, TEST_CASES, SHAPE, SPACING, seed=seed)
-    write_json(folder / "annotated.json", annotated)
-    chain.command("declare who annotated what", "conemos", "declare", DATASET, "--annotated", folder / "annotated.json")
+    file = chain.folder / "annotated.json"
+    write_json(file, annotated)
+    chain.command("declare who annotated what", "conemos", "declare", DATASET, "--annotated", file)
     chain.command("check environment and dataset", "conemos", "check", DATASET, "-np", "1")
     plan = ("nnUNetv2_plan_and_preprocess", "-d", "901", "-c", "3d_fullres", "-np", "2", "-npfp", "2")
     chain.command("plan and preprocess", *plan)
@@ -97,27 +126,31 @@ def demo(folder: Path, epochs: int, seed: int, device: str, console: Console) ->
     write_json(plans, with_small_configuration(json.loads(plans.read_text()), SHAPE))
     table = SourceTable.from_dataset_json(read_dataset_json(preprocessed), raw_cases(raw))
     write_json(preprocessed / "splits_final.json", stratified_split(table))
+
+
+def train_and_test(chain: Chain, epochs: int, device: str) -> None:
+    """Train both networks, predict the test cases and evaluate the predictions."""
+    raw = chain.folder / "nnUNet_raw" / DATASET
     trainers = {arm: variant(trainer, epochs, adam=True) for arm, trainer in ARMS.items()}
     for arm, trainer in trainers.items():
         train = ("nnUNetv2_train", DATASET, CONFIGURATION, "0", "-tr", trainer, "-device", device)
         chain.command(f"train {arm}: {epochs * 250} steps", *train)
+    outputs = predictions(chain.folder)
     for arm, trainer in trainers.items():
         model = ("-d", DATASET, "-c", CONFIGURATION, "-f", "0", "-tr", trainer, "-device", device)
-        few = ("-npp", "1", "-nps", "1")
-        output = predictions(folder)[arm]
-        chain.command(f"predict: {arm}", "nnUNetv2_predict", "-i", raw / "imagesTs", "-o", output, *model, *few)
-    for arm, output in predictions(folder).items():
+        files = ("-i", raw / "imagesTs", "-o", outputs[arm])
+        chain.command(f"predict: {arm}", "nnUNetv2_predict", *files, *model, "-npp", "1", "-nps", "1")
+    for arm, output in outputs.items():
         chain.command(f"evaluate: {arm}", "conemos", "evaluate", raw / "labelsTs", output, "--complete", "-np", "1")
-    return read_dice(predictions(folder))
 
 
 def predictions(folder: Path) -> dict[str, Path]:
-    """Arm -> folder of its predictions of the test cases."""
+    """Return arm -> folder of its predictions of the test cases."""
     return {arm: folder / "predictions" / trainer for arm, trainer in ARMS.items()}
 
 
 def read_dice(arms: Mapping[str, Path]) -> pd.DataFrame:
-    """Mean Dice per organ (rows) and arm (columns), from the evaluation beside the predictions of each arm."""
+    """Read the mean Dice per organ (rows) and arm (columns) from the evaluation beside each arm's predictions."""
     scores = {}
     for arm, folder in arms.items():
         per_label = json.loads((folder / "evaluation.json").read_text())["per_label"]
@@ -126,9 +159,9 @@ def read_dice(arms: Mapping[str, Path]) -> pd.DataFrame:
 
 
 def make_room(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds anything, or with `overwrite` delete what an earlier demo wrote there.
+    """Make `folder`, or with `overwrite` delete what an earlier demo wrote there.
 
-    Only what is marked as a demo's: the folder of somebody's data has subfolders of the same names.
+    Raises FileExistsError for a folder that holds anything else: a folder of data has subfolders of the same names.
     """
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / MARKER).is_file():

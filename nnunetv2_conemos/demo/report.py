@@ -1,4 +1,4 @@
-"""How the demo ends: a table and one picture of what stock nnU-Net forgets and the conditional network finds."""
+"""The end of the demo: a table and a picture of what stock nnU-Net forgets and the conditional network finds."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ TEST_CASE = "test_00.nii.gz"
 
 
 def dice_table(dice: pd.DataFrame) -> Table:
+    """Build the table of mean Dice, organs x arms."""
     view = Table(title="Mean Dice on test cases that are annotated for everything")
     view.add_column("organ")
     for arm in dice.columns:
@@ -30,7 +31,7 @@ def dice_table(dice: pd.DataFrame) -> Table:
 
 
 def picture(raw: Path, predictions: Mapping[str, Path], dice: pd.DataFrame) -> Figure:
-    """Above: what each site annotated. Below: a test case, its truth and the predictions. Right: Dice per organ.
+    """Draw what each site annotated (above), a test case with truth and predictions (below), Dice per organ (right).
 
     `raw` is the phantom written by `write_phantom`, `predictions` the folder of predicted test cases per arm, `dice`
     organs x arms.
@@ -42,12 +43,12 @@ def picture(raw: Path, predictions: Mapping[str, Path], dice: pd.DataFrame) -> F
     cases = sorted(file.name for file in (raw / "labelsTr").glob("*_00.nii.gz"))
     for axes, case in zip(above.subplots(1, len(cases)), cases, strict=True):
         site = case.removesuffix("_00.nii.gz")
-        level = telling_slice(read_volume(raw / "truthTr" / case))
+        level = fullest_slice(read_volume(raw / "truthTr" / case))
         image = read_volume(raw / "imagesTr" / f"{site}_00_0000.nii.gz")
         show(axes, image[level], read_volume(raw / "labelsTr" / case)[level], site)
     below.suptitle("Testing: a case that neither network has seen")
     truth, image = read_volume(raw / "labelsTs" / TEST_CASE), read_volume(raw / "imagesTs" / "test_00_0000.nii.gz")
-    level = telling_slice(truth)
+    level = fullest_slice(truth)
     found = {arm: read_volume(folder / TEST_CASE) for arm, folder in predictions.items()}
     panels = {"image": np.zeros_like(truth), "complete truth": truth, **found}
     for axes, (title, labels) in zip(below.subplots(1, len(panels)), panels.items(), strict=True):
@@ -60,14 +61,14 @@ def read_volume(file: Path) -> np.ndarray:
     return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file)))
 
 
-def telling_slice(truth: np.ndarray) -> int:
-    """The axial slice that shows all organs best: the smallest of them is as large there as it gets."""
+def fullest_slice(truth: np.ndarray) -> int:
+    """Return the axial slice that shows all organs best: even the worst shown is close to its largest area there."""
     areas = np.stack([(truth == label).sum((1, 2)) for label in range(1, len(ORGANS) + 1)])
     return int((areas / areas.max(1, keepdims=True).clip(1)).min(0).argmax())
 
 
 def show(axes: Axes, image: np.ndarray, labels: np.ndarray, title: str) -> None:
-    """One slice [y, x] in a soft-tissue window, organs in colour."""
+    """Show one slice [y, x] in a soft-tissue window, organs in colour."""
     axes.imshow(image, cmap="gray", vmin=-150, vmax=250)
     colours = np.array([(0, 0, 0, 0), *((*colour, 0.6) for colour in sns.color_palette("bright", len(ORGANS)))])
     axes.imshow(colours[labels], interpolation="nearest")
@@ -76,7 +77,7 @@ def show(axes: Axes, image: np.ndarray, labels: np.ndarray, title: str) -> None:
 
 
 def draw_bars(axes: Axes, dice: pd.DataFrame) -> None:
-    """Dice per organ: an outlined bar for the first arm, a full one for the second, in the colour of the organ."""
+    """Draw Dice per organ: an outlined bar for the first arm, a full one for the second, in the colour of the organ."""
     colours = sns.color_palette("bright", len(dice))
     for column, (arm, offset) in enumerate(zip(dice.columns, (-0.2, 0.2), strict=True)):
         fill = ["none"] * len(dice) if column == 0 else colours

@@ -1,8 +1,9 @@
-"""`conemos compare`: evaluations of several models on the same cases, paired by case with the first of them."""
+"""Compare evaluations of several models on the same cases, paired by case with the first of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,24 +13,85 @@ import pandas as pd
 from nnunetv2_conemos.errors import shorten
 from nnunetv2_conemos.evaluation.evaluate import SCORES
 from nnunetv2_conemos.evaluation.metrics import of_present, read_named
-from nnunetv2_conemos.evaluation.significance import Comparison, Interval, case_scores, compare, holm, interval
+from nnunetv2_conemos.evaluation.plots import draw_differences
+from nnunetv2_conemos.evaluation.significance import (
+    Interval,
+    PairedDifference,
+    case_scores,
+    holm,
+    interval,
+    paired_difference,
+)
+from nnunetv2_conemos.files import require_absent, write_aside
 
 MEAN = "all labels"
 TEXTS = ("case", "source", "label", "status")
 
 
-def named_folders(words: Sequence[str]) -> dict[str, Path]:
-    """Name -> folder, from FOLDER (called by its last part) or NAME=FOLDER; raises ValueError for equal names."""
-    plain = [word for word in words if "=" not in word or Path(word).is_dir()]
-    pairs = [(Path(word).resolve().name, word) if word in plain else tuple(word.split("=", 1)) for word in words]
-    twice = sorted({name for name, _ in pairs if [other for other, _ in pairs].count(name) > 1})
-    if twice:
-        raise ValueError(f"several folders are called {shorten(twice)}. Name them: film=FOLDER stock=FOLDER.")
-    return {name: Path(folder) for name, folder in pairs}
+class Row(NamedTuple):
+    """One model on one label, or on the mean over labels; the first model is compared with nothing."""
+
+    label: str
+    model: str
+    cases: int
+    mean: Interval
+    against: PairedDifference | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison found.
+
+    `rows`: the mean over labels first, then each label, every model in each; `left_out`: how many (case, label) pairs
+    have no value of one of the models; `files` that were written.
+    """
+
+    metric: str
+    rows: tuple[Row, ...]
+    left_out: int
+    files: tuple[Path, ...]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A line per row; intervals are three columns each."""
+        return as_table(self.rows)
+
+
+def compare(
+    folders: Mapping[str, Path],
+    *,
+    metric: str = "dice",
+    output: Path | None = None,
+    figure: Path | None = None,
+    overwrite: bool = False,
+) -> Comparison:
+    """Compare the models whose evaluations lie in `folders` (name -> folder) with the first of them, by `metric`.
+
+    Only (case, label) pairs count of which every model has a value. `metric` is a column of evaluation.csv: dice, nsd,
+    hd95_mm or slice_dice. The table is written to `output` (CSV) and the differences of every case are drawn to
+    `figure` (PNG), if these are given.
+
+    Raises ValueError for fewer than two folders or evaluations without a pair in common, FileNotFoundError for a
+    missing evaluation, FileExistsError for files that are there already unless `overwrite`.
+    """
+    if len(folders) < 2:
+        raise ValueError("expected at least two folders: the first is what the others are compared with.")
+    files = tuple(file for file in (output, figure) if file is not None)
+    for file in files:
+        require_absent(file, overwrite)
+    models = list(folders)
+    scores, left_out = common_pairs(read_evaluations(folders, metric), models, metric)
+    comparison = Comparison(metric, tuple(compare_models(scores, models, metric)), left_out, files)
+    if output:
+        write_aside(output, lambda file: comparison.table.to_csv(file, index=False))
+    if figure:
+        drawn = differences(scores, models, metric)
+        write_aside(figure, lambda file: draw_differences(drawn, models[0], file))
+    return comparison
 
 
 def read_evaluations(folders: Mapping[str, Path], metric: str) -> pd.DataFrame:
-    """Rows of all evaluations, with the column `arm`; raises FileNotFoundError or ValueError that names the file."""
+    """Read all evaluations into one table with the column `arm`; errors name the file."""
     tables = []
     for name, folder in folders.items():
         file = folder / SCORES
@@ -43,49 +105,39 @@ def read_evaluations(folders: Mapping[str, Path], metric: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def paired(scores: pd.DataFrame, arms: Sequence[str], metric: str) -> tuple[pd.DataFrame, int]:
-    """The (case, label) pairs for which every arm has a value, and how many have none; ValueError where all have none.
+def common_pairs(scores: pd.DataFrame, models: Sequence[str], metric: str) -> tuple[pd.DataFrame, int]:
+    """Keep the (case, label) pairs of which every model has a value, and count the others.
 
-    Labels that the reference lacks count for no arm.
+    Labels that the reference lacks count for no model. Raises ValueError where no pair is left.
     """
     present = of_present(scores)
-    table = present.pivot_table(metric, ["case", "label"], "arm", dropna=False).reindex(columns=list(arms))
+    table = present.pivot_table(metric, ["case", "label"], "arm", dropna=False).reindex(columns=list(models))
     everywhere = table.notna().all(axis=1)
     if not everywhere.any():
-        raise ValueError(f"no (case, label) pair has a {metric} of all of them. Evaluate the same cases and labels.")
+        raise ValueError(f"no (case, label) pair has a {metric} of all models. Evaluate the same cases and labels.")
     chosen = pd.MultiIndex.from_arrays([present["case"], present["label"]]).isin(table.index[everywhere])
     left_out = present.loc[~chosen, ["case", "label"]].drop_duplicates()
     return present.loc[chosen, ["arm", "case", "label", metric]], len(left_out)
 
 
-class Row(NamedTuple):
-    """One model on one label, or on the mean over labels; without a comparison for the first model."""
-
-    label: str
-    model: str
-    cases: int
-    mean: Interval
-    against: Comparison | None
-
-
-def comparison(scores: pd.DataFrame, arms: Sequence[str], metric: str) -> list[Row]:
-    """The mean over labels first, then each label; the first arm is what the others are compared with."""
-    of_arm = case_scores(scores, metric)
-    labels = list(of_arm[arms[0]].columns)
+def compare_models(scores: pd.DataFrame, models: Sequence[str], metric: str) -> list[Row]:
+    """Compare on the mean over labels, then on each label; the first model is what the others are compared with."""
+    of_model = case_scores(scores, metric)
+    labels = list(of_model[models[0]].columns)
     groups = {MEAN: labels, **{label: [label] for label in labels}} if len(labels) > 1 else {labels[0]: labels}
     rows = []
     for label, chosen in groups.items():
-        tables = {arm: of_arm[arm].filter(items=chosen) for arm in arms}
-        for arm, ours in tables.items():
+        tables = {model: of_model[model].filter(items=chosen) for model in models}
+        for model, ours in tables.items():
             values = ours.to_numpy(dtype=float)
             cases = int((~np.isnan(values)).any(1).sum())
-            against = None if arm == arms[0] else compare(ours, tables[arms[0]])
-            rows.append(Row(label, arm, cases, interval(values), against))
+            against = None if model == models[0] else paired_difference(ours, tables[models[0]])
+            rows.append(Row(label, model, cases, interval(values), against))
     return rows
 
 
 def corrected(rows: Sequence[Row]) -> list[float]:
-    """p of each row by Holm, those of the means among each other and those of single labels; NaN without one."""
+    """Correct the p of each row by Holm, those of the means apart from those of single labels; NaN without one."""
     found = np.array([np.nan if row.against is None else row.against.p for row in rows])
     of_mean = np.array([row.label == rows[0].label for row in rows])
     for chosen in (of_mean, ~of_mean):
@@ -94,7 +146,7 @@ def corrected(rows: Sequence[Row]) -> list[float]:
 
 
 def as_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """What is written: a line per row, intervals as three columns."""
+    """Lay the rows out as they are written: one line each, intervals as three columns."""
     lines = []
     for row, p in zip(rows, corrected(rows), strict=True):
         mean = dict(zip(("mean", "mean_low", "mean_high"), row.mean, strict=True))
@@ -107,8 +159,8 @@ def as_table(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def differences(scores: pd.DataFrame, arms: Sequence[str], metric: str) -> pd.DataFrame:
-    """Columns case, label, model, difference: of every case to the first arm."""
+def differences(scores: pd.DataFrame, models: Sequence[str], metric: str) -> pd.DataFrame:
+    """Return the difference of every case to the first model: columns case, label, model, difference."""
     wide = scores.pivot_table(metric, ["case", "label"], "arm", sort=False)
-    lines = [(*pair, arm, row[arm] - row[arms[0]]) for pair, row in wide.iterrows() for arm in arms[1:]]  # pyright: ignore
+    lines = [(*pair, model, row[model] - row[models[0]]) for pair, row in wide.iterrows() for model in models[1:]]  # pyright: ignore
     return pd.DataFrame(lines, columns=pd.Index(["case", "label", "model", "difference"])).dropna()

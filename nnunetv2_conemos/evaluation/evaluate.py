@@ -1,69 +1,120 @@
-"""`conemos evaluate`: Dice, NSD and HD95 of predicted label maps, on annotated (case, label) pairs only.
+"""Evaluate a folder of predicted label maps: Dice, NSD and HD95, on annotated (case, label) pairs only.
 
-NSD (normalised surface Dice, Nikolov et al., arXiv:1809.04430) and HD95 are MONAI's. What is easily left unsaid:
-
-- A label annotated in a case but absent from both maps is not counted: status `both empty`.
-- Absent from one of the two maps: Dice and NSD are 0; HD95 is undefined, and the number of such pairs is reported.
-- Voxels of nnU-Net's ignore label are background in both maps.
-- Means are over cases, then over the labels that have a value.
-
-Axis letters: **K** labels, ***S** space, with `spacing` in the order of the array's axes.
+NSD (normalised surface Dice, Nikolov et al., arXiv:1809.04430) and HD95 are MONAI's. Means are over cases, then over
+the labels that have a value. `scoring` says what counts.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pandas as pd
-from jaxtyping import Bool, UInt16
-from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from scipy.ndimage import find_objects
 
 from nnunetv2_conemos.annotations.entries import match_cases, parse_sources
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.annotations.table_file import group_sources, read_table
-from nnunetv2_conemos.annotations.tags import ARRAY_AXIS, Axis
-from nnunetv2_conemos.datasets.dataset_json import OWN_KEYS
+from nnunetv2_conemos.annotations.tags import Axis
+from nnunetv2_conemos.datasets.dataset_json import OWN_KEYS, LabelMaps, read_checked
 from nnunetv2_conemos.datasets.folders import dataset_name, preprocessed_folder, raw_folder, require_same_tables
-from nnunetv2_conemos.datasets.writer import reader_of
 from nnunetv2_conemos.errors import SourceError, shorten
-from nnunetv2_conemos.evaluation.metrics import pair_scores, slice_scores
-from nnunetv2_conemos.parallel import in_processes
+from nnunetv2_conemos.evaluation.metrics import summary_json
+from nnunetv2_conemos.evaluation.plots import draw_dice
+from nnunetv2_conemos.evaluation.scoring import CaseFiles, score_cases
+from nnunetv2_conemos.files import write_aside, write_json
 
 SCORES, SUMMARY, FIGURE = "evaluation.csv", "evaluation.json", "evaluation.png"
-LabelMap = UInt16[np.ndarray, "*S"]
+Annotated = Path | Mapping[str, Sequence[str]]  # a table of `conemos declare`, or case -> labels
 
 
-class CaseFiles(NamedTuple):
-    """The two label maps of a case."""
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
 
-    case: str
-    reference: Path
-    prediction: Path
+    `scores`: a row per annotated (case, label): case, source, label, dice, nsd, hd95_mm, status. `summary`: the content
+    of evaluation.json, means over labels, per label and per source. `labels` in the order of dataset.json, `tolerance`
+    of the NSD in mm, `files` that were written, `not_predicted`: cases left out because they have no prediction.
+    """
+
+    scores: pd.DataFrame
+    summary: dict[str, Any]
+    labels: tuple[str, ...]
+    tolerance: float
+    files: tuple[Path, ...]
+    not_predicted: tuple[str, ...]
 
 
-def find_dataset_json(dataset: str | None, djfile: Path | None, pred_folder: Path) -> Path:
-    """The dataset.json that names labels and sources; raises FileNotFoundError that says where it was looked for."""
+def evaluate(
+    references: Path,
+    predictions: Path,
+    *,
+    dataset: str | Path | None = None,
+    annotated: Annotated | None = None,
+    complete: bool = False,
+    dataset_json: Path | None = None,
+    output: Path | None = None,
+    tolerance: float = 2.0,
+    slices: Axis | None = None,
+    chill: bool = False,
+    figure: bool = False,
+    overwrite: bool = False,
+    processes: int = 1,
+) -> Evaluation:
+    """Score the label maps in `predictions` against those of the same names in `references`, and write the results.
+
+    Exactly one argument says which labels of a case count: `dataset` (name, id, folder or dataset.json) those that its
+    `sources` declare; `annotated` those of a table, as a file or as case -> labels; `complete` all. Labels and file
+    ending are those of `dataset`, else of the file `dataset_json` (default: the dataset.json in `predictions`).
+
+    `tolerance` in mm belongs to the NSD. `slices` adds the mean Dice of the slices along this axis that show a label.
+    `chill` leaves out cases without a prediction. evaluation.csv, evaluation.json and, with `figure`, evaluation.png
+    are written to `output` (default: `predictions`).
+
+    Raises FileExistsError for results that are there already unless `overwrite`; FileNotFoundError, ValueError or
+    SourceError, before anything is written, for input that does not fit together.
+    """
+    if sum((dataset is not None, annotated is not None, complete)) != 1:
+        raise ValueError("expected exactly one of `dataset`, `annotated` and `complete`, to say which labels count.")
+    dataset_file = find_dataset_json(dataset, dataset_json, predictions)
+    content = read_checked(dataset_file, LabelMaps)
+    output = output or predictions
+    files = tuple(output / name for name in (SCORES, SUMMARY, FIGURE)[: 3 if figure else 2])
+    if not overwrite and (existing := [str(file) for file in files if file.exists()]):
+        raise FileExistsError(f"{shorten(existing)}: exists. Say --overwrite, or name another folder with -o.")
+    pairs, unpredicted = paired_files(references, predictions, content["file_ending"], chill)
+    table = annotated_labels(content, [pair.case for pair in pairs], annotated, complete)
+    scores = score_cases(pairs, table, content, tolerance, processes, slices=slices)
+    facts = {"reference": str(references), "prediction": str(predictions), "dataset_json": str(dataset_file)}
+    facts |= {"tolerance_mm": tolerance, "not_predicted": unpredicted}
+    summary = {**facts, **summary_json(scores, table.labels.names)}
+    output.mkdir(parents=True, exist_ok=True)
+    write_aside(files[0], lambda file: scores.to_csv(file, index=False))
+    write_json(files[1], summary)
+    if figure:
+        write_aside(files[2], lambda file: draw_dice(scores, table.labels.names, file))
+    return Evaluation(scores, summary, tuple(table.labels.names), tolerance, files, tuple(unpredicted))
+
+
+def find_dataset_json(dataset: str | Path | None, dataset_json: Path | None, predictions: Path) -> Path:
+    """Find the dataset.json that names labels and sources; raises FileNotFoundError that says where it was expected."""
     if dataset is None:
-        file = djfile or pred_folder / "dataset.json"
+        file = dataset_json or predictions / "dataset.json"
         if not file.is_file():
-            raise FileNotFoundError(f"{file}: no such file. nnUNetv2_predict leaves one; else name it with -djfile.")
+            raise FileNotFoundError(f"{file}: no such file. nnUNetv2_predict writes one; else name it with -djfile.")
         return file
-    if djfile is not None:
-        raise ValueError(f"-djfile {djfile}: only with --annotated or --complete; -d {dataset} names one already.")
+    if dataset_json is not None:
+        raise ValueError(f"-djfile {dataset_json}: only with --annotated or --complete; -d {dataset} has its own.")
     named = [file for file in (Path(dataset), Path(dataset) / "dataset.json") if file.is_file()]
-    return named[0] if named else known_dataset(dataset)[1] / "dataset.json"
+    return named[0] if named else known_dataset(str(dataset))[1] / "dataset.json"
 
 
 def known_dataset(name_or_id: str) -> tuple[str, Path]:
-    """Full name and folder (raw, else preprocessed) of a dataset; raises FileNotFoundError where nnU-Net has none."""
+    """Return full name and folder (raw, else preprocessed) of a dataset; raises FileNotFoundError if there is none."""
     name = dataset_name(name_or_id)
     require_same_tables(name)
     folder = raw_folder(name) or preprocessed_folder(name)
@@ -73,30 +124,32 @@ def known_dataset(name_or_id: str) -> tuple[str, Path]:
     return name, folder
 
 
-def who_annotated_what(args: argparse.Namespace, dataset_json: Mapping[str, Any], cases: list[str]) -> SourceTable:
-    """The table that -d, --annotated or --complete asks for."""
-    if args.complete:
+def annotated_labels(
+    dataset_json: Mapping[str, Any], cases: Sequence[str], annotated: Annotated | None, complete: bool
+) -> SourceTable:
+    """Return the table of which labels count in which case; raises SourceError for cases that it does not cover."""
+    if complete:
         return table_of_sources({key: value for key, value in dataset_json.items() if key not in OWN_KEYS}, cases)
-    if args.annotated:
-        annotated = read_table(args.annotated).annotated
-        unnamed = sorted(set(cases) - set(annotated))
-        if unnamed:
+    if annotated is not None:
+        labels_of = read_table(annotated).annotated if isinstance(annotated, Path) else annotated
+        if unnamed := sorted(set(cases) - set(labels_of)):
+            given = annotated if isinstance(annotated, Path) else "(case -> labels)"
             raise SourceError(
-                f"--annotated {args.annotated}: expected every case to evaluate, found no entry of "
-                f"{shorten(unnamed)}. Add them, without labels if they have none."
+                f"--annotated {given}: expected every case to evaluate, found no entry for {shorten(unnamed)}. "
+                "Add them, without labels if they have none."
             )
         labels = LabelSpace.from_dataset_json(dataset_json)
-        sources = group_sources({case: annotated[case] for case in cases}, labels)
+        sources = group_sources({case: list(labels_of[case]) for case in cases}, labels)
         return table_of_sources({**dataset_json, "sources": sources}, cases)
     try:
         return table_of_sources(dataset_json, cases)
     except SourceError as error:
-        hint = "Or say what counts by --annotated FILE (case -> labels) or --complete (every label in every case)."
+        hint = "Or say which labels count with --annotated FILE (case -> labels) or --complete (all, in every case)."
         raise SourceError(f"{error} {hint}") from None
 
 
 def table_of_sources(dataset_json: Mapping[str, Any], cases: Collection[str]) -> SourceTable:
-    """SourceTable of some of a dataset's cases: unlike in the whole dataset, a glob may match none of them."""
+    """Build the SourceTable of some of a dataset's cases: other than for all of them, a glob may match none."""
     if "sources" not in dataset_json:
         return SourceTable.from_dataset_json(dataset_json, cases)
     sources = parse_sources(dataset_json["sources"])
@@ -108,131 +161,28 @@ def table_of_sources(dataset_json: Mapping[str, Any], cases: Collection[str]) ->
     return SourceTable(LabelSpace.from_dataset_json(dataset_json), sources, match_cases(present, cases))
 
 
-def paired_files(gt_folder: Path, pred_folder: Path, ending: str, chill: bool) -> tuple[list[CaseFiles], list[str]]:
-    """Cases with both maps, and those without a prediction; `ending` is the dataset's `file_ending`.
+def paired_files(references: Path, predictions: Path, ending: str, chill: bool) -> tuple[list[CaseFiles], list[str]]:
+    """Return the cases with both maps, and those without a prediction; `ending` is the dataset's `file_ending`.
 
     Raises FileNotFoundError that names the cases without a partner; `chill` allows cases without a prediction.
     """
-    references, predictions = case_files(gt_folder, ending), case_files(pred_folder, ending)
-    unpredicted, unknown = sorted(references.keys() - predictions), sorted(predictions.keys() - references)
+    true, predicted = case_files(references, ending), case_files(predictions, ending)
+    unpredicted, unknown = sorted(true.keys() - predicted), sorted(predicted.keys() - true)
     if unpredicted and not chill:
         raise FileNotFoundError(
-            f"{pred_folder}: expected {len(references)} cases as in {gt_folder}, found no prediction of "
+            f"{predictions}: expected {len(true)} cases as in {references}, found no prediction of "
             f"{shorten(unpredicted)}. Predict them, or leave them out with --chill."
         )
     if unknown:
         raise FileNotFoundError(
-            f"{gt_folder}: found no ground truth of the predicted {shorten(unknown)}. Add it or move them away."
+            f"{references}: found no reference map of the predicted {shorten(unknown)}. Add it or move them away."
         )
-    return [CaseFiles(case, references[case], file) for case, file in sorted(predictions.items())], unpredicted
+    return [CaseFiles(case, true[case], file) for case, file in sorted(predicted.items())], unpredicted
 
 
 def case_files(folder: Path, ending: str) -> dict[str, Path]:
-    """Case -> label map of a folder; raises FileNotFoundError where it holds none."""
+    """Return case -> label map of a folder; raises FileNotFoundError where there is none."""
     files = [file for file in sorted(folder.glob(f"*{ending}")) if file.name != FIGURE]
     if not files:
         raise FileNotFoundError(f"{folder}: expected label maps *{ending} (`file_ending` of dataset.json), found none.")
     return {file.name.removesuffix(ending): file for file in files}
-
-
-def evaluate(
-    files: Sequence[CaseFiles],
-    table: SourceTable,
-    dataset_json: Mapping[str, Any],
-    tolerance: float | None = 2.0,
-    processes: int = 1,
-    title: str = "Evaluating",
-    slices: Axis | None = None,
-) -> pd.DataFrame:
-    """Long table case, source, label, dice, nsd, hd95_mm, status: one row per annotated pair.
-
-    `tolerance` in mm belongs to the NSD; None measures Dice alone, which is many times faster. `slices` along this axis
-    add two columns, see `slice_scores`.
-    """
-    reader = reader_of(dataset_json, files[0].reference)
-    jobs = [(entry, reader, table.labels, table.known(entry.case), tolerance, slices) for entry in files]
-    if not any(known.any() for _, _, _, known, *_ in jobs):
-        raise SourceError(f"none of the {len(files)} cases is annotated for any label: nothing to evaluate.")
-    rows = [row for rows in in_processes(evaluate_case, jobs, processes, title) for row in rows]
-    scores = pd.DataFrame(rows)
-    scores.insert(1, "source", scores["case"].map(table.source_of))
-    return scores
-
-
-def evaluate_case(
-    files: CaseFiles,
-    reader: BaseReaderWriter,
-    labels: LabelSpace,
-    known: Bool[np.ndarray, " K"],
-    tolerance: float | None,
-    slices: Axis | None = None,
-) -> list[dict[str, Any]]:
-    """Scores of every annotated label of a case; see `evaluate`."""
-    reference, prediction, spacing = read_pair(files, reader)
-    if slices and reference.ndim != len(ARRAY_AXIS):
-        raise ValueError(f"case '{files.case}': --slices {slices} wants volumes, found a single slice.")
-    boxes = [occupied(files.reference, reference, labels), occupied(files.prediction, prediction, labels)]
-    if labels.ignore is not None:
-        ignored = reference == labels.ignore
-        reference[ignored] = prediction[ignored] = 0
-    rows = []
-    for name, values in [(labels.names[k], labels.values[k]) for k in np.flatnonzero(known)]:
-        box = union([found[value] for found in boxes for value in values if value in found])
-        masks = np.isin(reference[box], values), np.isin(prediction[box], values)
-        scores = pair_scores(*masks, spacing, tolerance)
-        if slices:
-            scores |= slice_scores(*masks, ARRAY_AXIS[slices])
-        rows.append({"case": files.case, "label": name, **scores})
-    return rows
-
-
-def read_pair(files: CaseFiles, reader: BaseReaderWriter) -> tuple[LabelMap, LabelMap, tuple[float, ...]]:
-    """Both label maps [*S] and their spacing in mm, 2D where they hold a single slice.
-
-    Raises ValueError that names the case where size, spacing or direction differ.
-    """
-    (reference, grid), (prediction, other) = read_map(files.reference, reader), read_map(files.prediction, reader)
-    for name, expected in grid.items():
-        found = other[name]
-        if not (expected == found if name == "size" else np.allclose(expected, found, rtol=1e-3, atol=1e-4)):
-            raise ValueError(
-                f"case '{files.case}': {name} differs, in array order: expected {expected} as in {files.reference}, "
-                f"found {found} in {files.prediction}. Predict the image that was annotated, or resample to its grid."
-            )
-    spacing = grid["spacing"]
-    if 1 in reference.shape:  # in 3D, every voxel of a single slice would be surface
-        axis = reference.shape.index(1)
-        return reference.squeeze(axis), prediction.squeeze(axis), spacing[:axis] + spacing[axis + 1 :]
-    return reference, prediction, spacing
-
-
-def read_map(file: Path, reader: BaseReaderWriter) -> tuple[LabelMap, dict[str, tuple[float, ...]]]:
-    """A label map [*S], and its size, spacing and direction (empty where the file format holds none)."""
-    try:
-        data, properties = reader.read_seg(str(file))
-    except RuntimeError as error:  # of SimpleITK
-        raise OSError(f"{file}: cannot be read as a label map. {error}") from None
-    with np.errstate(invalid="ignore"):
-        voxels = data[0].astype(np.uint16)
-    if len(data) != 1 or (voxels != data[0]).any():
-        found = f"{len(data)} channel(s) with values from {data.min():g} to {data.max():g}"
-        raise ValueError(f"{file}: expected one channel of whole numbers, 0 to 65535, found {found}.")
-    direction = properties.get("sitk_stuff", {}).get("direction", ())
-    return voxels, {"size": voxels.shape, "spacing": tuple(map(float, properties["spacing"])), "direction": direction}
-
-
-def occupied(file: Path, voxels: LabelMap, labels: LabelSpace) -> dict[int, tuple[slice, ...]]:
-    """Bounding box of every value in a label map; raises SourceError for a value that no label has."""
-    boxes = {value: box for value, box in enumerate(find_objects(voxels), 1) if box is not None}
-    foreign = sorted(boxes.keys() - {labels.ignore, *(value for values in labels.values for value in values)})
-    if foreign:
-        raise SourceError(
-            f"{file}: expected the label values of {', '.join(labels.names)}, found {shorten(map(str, foreign))}. "
-            "Does this dataset.json belong to the map?"
-        )
-    return boxes
-
-
-def union(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...]:
-    """Smallest box around all boxes; of none, the whole array."""
-    return tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes, strict=True))

@@ -1,7 +1,7 @@
 """Scores of one label in one case, and their means.
 
 A table of scores is long, with one row per annotated (case, label): case, source, label, the METRICS and a status, and
-the Dice of slices where that was asked.
+the Dice of slices where it was measured.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Mask = Bool[np.ndarray, "*S"]
 
 
 def pair_scores(reference: Mask, prediction: Mask, spacing: Sequence[float], tolerance: float | None) -> dict[str, Any]:
-    """Dice, NSD and HD95 (mm) of one label, NaN where undefined, and the status that says why."""
+    """Measure Dice, NSD and HD95 (mm) of one label, NaN where undefined, with the status that says why."""
     status = STATUS[bool(reference.any()), bool(prediction.any())]
     if status == BOTH_EMPTY:
         return {"dice": np.nan, "nsd": np.nan, "hd95_mm": np.nan, "status": status}
@@ -44,7 +44,7 @@ def pair_scores(reference: Mask, prediction: Mask, spacing: Sequence[float], tol
 
 
 def slice_scores(reference: Mask, prediction: Mask, axis: int) -> dict[str, Any]:
-    """Mean Dice of the slices along `axis` in which the reference holds the label, and how many these are.
+    """Measure the mean Dice of the slices along `axis` that show the label in the reference, and count them.
 
     Slices without it are left out: a prediction of nothing would be right in each of them.
     """
@@ -56,24 +56,24 @@ def slice_scores(reference: Mask, prediction: Mask, axis: int) -> dict[str, Any]
 
 
 def read_named(file: Path, names: Sequence[str]) -> pd.DataFrame:
-    """A CSV whose columns of `names` are text, also where they look like numbers or like nothing at all."""
+    """Read a CSV whose columns `names` are text, even where they look like numbers or missing values."""
     return pd.read_csv(file, dtype=dict.fromkeys(names, str), keep_default_na=False, na_values=[""])
 
 
 def of_present(scores: pd.DataFrame) -> pd.DataFrame:
-    """The pairs whose reference holds the label: in a comparison, what is not there to be found counts for nobody."""
+    """Keep the pairs whose reference shows the label: in a comparison, a label that is not there counts for nobody."""
     return scores.loc[~scores["status"].isin([REFERENCE_EMPTY, BOTH_EMPTY])]
 
 
 def metrics_of(scores: pd.DataFrame) -> list[str]:
-    """The metrics that a table of scores holds."""
+    """Return the metrics that a table of scores holds."""
     return [*METRICS, *([SLICE_DICE] if SLICE_DICE in scores else [])]
 
 
 def surface_scores(
     reference: Mask, prediction: Mask, spacing: Sequence[float], tolerance: float
 ) -> tuple[float, float]:
-    """NSD at a tolerance in mm, and HD95 in mm, of two masks [*S] that are not empty.
+    """Measure the NSD at a tolerance in mm, and the HD95 in mm, of two masks [*S] that are not empty.
 
     NSD weighs surface elements by their area (on the subvoxel grid): with anisotropic voxels, counting them would
     favour the sides with small faces. HD95 is the larger of the two directed 95th percentiles.
@@ -89,7 +89,7 @@ def surface_scores(
 
 
 def summarise(scores: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
-    """One row per label, in the order of `labels`: means over cases (NaN without a value), and pairs per status."""
+    """Average over cases: a row per label, in the order of `labels`, NaN without a value; with the pairs per status."""
     means = pd.DataFrame(scores.groupby("label")[metrics_of(scores)].mean(), index=list(labels))
     counts = pd.DataFrame(pd.crosstab(scores["label"], scores["status"]), index=list(labels), columns=STATUSES)
     counts = counts.fillna(0).astype(int)
@@ -98,7 +98,7 @@ def summarise(scores: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
 
 
 def summary_json(scores: pd.DataFrame, labels: Sequence[str]) -> dict[str, Any]:
-    """Means over labels, per label, and the same per source; what has no value is None."""
+    """Return the means over labels, per label, and the same per source, as JSON; None where there is no value."""
     sources = {str(name): _plain(rows, labels) for name, rows in scores.groupby("source", sort=False)}
     return {**_plain(scores, labels), "per_source": sources}
 

@@ -1,7 +1,7 @@
 """Means, intervals and paired tests over test cases.
 
-Seeds and folds of an arm are averaged for each case and label first, so the intervals speak of test cases: what other
-patients would change. What another training would change is shown by the seeds beside each other.
+Seeds and folds of an arm are averaged for each case and label first. The intervals are therefore over test cases: they
+show what other patients would change. Comparing seeds shows what another training would change.
 Axis letters: **N** test cases, **K** labels.
 """
 
@@ -16,8 +16,8 @@ import pandas as pd
 from scipy.stats import DegenerateDataWarning, bootstrap, wilcoxon
 
 RESAMPLES = 2000
-MAX_LOST = 0.1  # share of the draws
-MIN_CASES = 5  # cases below which an interval or a test says nothing
+MAX_LOST = 0.1  # share of the bootstrap draws that may lose a label
+MIN_CASES = 5  # with fewer, an interval or a test says nothing
 
 
 class Interval(NamedTuple):
@@ -28,15 +28,15 @@ class Interval(NamedTuple):
     high: float
 
 
-class Comparison(NamedTuple):
-    """Mean paired difference, its 95 % interval, and the p-value of Wilcoxon's signed-rank test."""
+class PairedDifference(NamedTuple):
+    """A mean paired difference with its 95 % interval, and the p-value of Wilcoxon's signed-rank test."""
 
     difference: Interval
     p: float
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's correction of p-values that are read together; NaN stays."""
+    """Correct p-values that are read together by Holm's method; NaN stays."""
     values = np.array(ps, dtype=float)
     known = np.flatnonzero(~np.isnan(values))
     order = known[np.argsort(values[known])]
@@ -46,7 +46,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def case_scores(cases: pd.DataFrame, metric: str) -> dict[str, pd.DataFrame]:
-    """Arm -> scores [N, K], a row per case and a column per label; seeds and folds averaged."""
+    """Return arm -> scores [N, K], a row per case and a column per label, averaged over seeds and folds."""
     labels = list(dict.fromkeys(cases["label"]))
     return {
         str(arm): rows.pivot_table(metric, "case", "label", aggfunc="mean", dropna=False).reindex(columns=labels)
@@ -55,16 +55,16 @@ def case_scores(cases: pd.DataFrame, metric: str) -> dict[str, pd.DataFrame]:
 
 
 def mean_of(scores: np.ndarray) -> float:
-    """Mean over cases, then over the labels that have a value, of scores [N, K]; NaN of none."""
+    """Average scores [N, K] over cases, then over the labels that have a value; NaN without any."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # mean of empty slice
         return float(np.nanmean(np.nanmean(scores, axis=0)))
 
 
 def interval(scores: np.ndarray) -> Interval:
-    """Mean of scores [N, K] (see `mean_of`) and its bootstrap percentile interval over the cases that have a value.
+    """Return the mean of scores [N, K] (see `mean_of`) and its bootstrap percentile interval over cases with a value.
 
-    Draws in which a label keeps none of its values are left out: their mean is that of other labels. Where these are
+    Draws in which a label keeps none of its values are left out, for their mean is that of other labels. If these are
     more than a tenth, there is no interval.
     """
     known = ~np.isnan(scores)
@@ -89,19 +89,19 @@ def interval(scores: np.ndarray) -> Interval:
     return Interval(mean, float(low), float(high))
 
 
-def compare(ours: pd.DataFrame, theirs: pd.DataFrame) -> Comparison:
-    """Paired over the cases that both arms [N, K] have."""
+def paired_difference(ours: pd.DataFrame, theirs: pd.DataFrame) -> PairedDifference:
+    """Compare two arms [N, K] over the cases that both have."""
     both = ours.index.intersection(theirs.index)
     difference = (ours.loc[both] - theirs.loc[both]).to_numpy(dtype=float)
     per_case = pd.DataFrame(difference).mean(axis=1).dropna()
     if len(per_case) < MIN_CASES:
-        return Comparison(interval(difference), np.nan)
+        return PairedDifference(interval(difference), np.nan)
     p = 1.0 if (per_case == 0).all() else float(wilcoxon(per_case)[1])  # pyright: ignore
-    return Comparison(interval(difference), p)
+    return PairedDifference(interval(difference), p)
 
 
 def shown(value: Interval | float, digits: int = 3, signed: bool = False) -> str:
-    """`0.812 (0.790 to 0.831)`, or a dash."""
+    """Write a value as `0.812 (0.790 to 0.831)`, or a dash."""
     sign = "+" if signed else ""
     if not isinstance(value, Interval):
         return "-" if np.isnan(value) else f"{value:{sign}.{digits}f}"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from phantoms import PHANTOM
 
-from nnunetv2_conemos import doorway as env
+from nnunetv2_conemos.doorway import VARIABLE, doorway_folder
 from nnunetv2_conemos.inference.model_folder import read_checkpoint, read_model
 
 FEW_STEPS = """
@@ -27,12 +27,12 @@ def arguments(preprocessed_phantom: Path, monkeypatch: pytest.MonkeyPatch) -> li
     folder = preprocessed_phantom / "more_trainers"
     folder.mkdir()
     (folder / "few_steps.py").write_text(FEW_STEPS)
-    monkeypatch.setenv(env.VARIABLE, os.pathsep.join([str(env.doorway_folder()), str(folder)]))
+    monkeypatch.setenv(VARIABLE, os.pathsep.join([str(doorway_folder()), str(folder)]))
     file = preprocessed_phantom / f"nnUNet_preprocessed/{PHANTOM}/nnUNetPlans.json"
     plans = json.loads(file.read_text())
     plans["configurations"]["2d"]["batch_size"] = 2
     file.write_text(json.dumps(plans))
-    return ["train", PHANTOM, "2d", "0", "-tr", "FewStepsTrainer", "-p", "nnUNetPlans", "-device", "cpu"]
+    return ["train", PHANTOM, "2d", "0", "FewStepsTrainer", "nnUNetPlans", "cpu"]
 
 
 def measure(report: Path, arguments: list[str]) -> dict[str, float]:

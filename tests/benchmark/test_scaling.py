@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_conemos import doorway as env
-from nnunetv2_conemos.benchmark import scaling as against_k
+from nnunetv2_conemos.benchmark import scaling
 from nnunetv2_conemos.datasets.plans import small_configuration
+from nnunetv2_conemos.doorway import VARIABLE, doorway_folder
 
 
 def test_methods_cost_what_their_design_says(preprocessed_phantom: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv(env.VARIABLE, str(env.doorway_folder()))
-    monkeypatch.setattr(against_k, "NUMBERS", (2, 40))
-    monkeypatch.setattr(against_k, "SECONDS", 0.3)
+    monkeypatch.setenv(VARIABLE, str(doorway_folder()))
+    monkeypatch.setattr(scaling, "NUMBERS", (2, 40))
+    monkeypatch.setattr(scaling, "SECONDS", 0.3)
     file = preprocessed_phantom / "nnUNet_preprocessed/Dataset901_Phantom/nnUNetPlans.json"
     trainers = [
         "nnUNetTrainer",
@@ -27,7 +27,7 @@ def test_methods_cost_what_their_design_says(preprocessed_phantom: Path, monkeyp
     ]
     plans = json.loads(file.read_text())
     plans["configurations"]["small"] = small_configuration(plans, "2d", features=8, batch=2)
-    costs = against_k.costs_against_k(plans, "small", 1, "cpu", trainers)
+    costs = scaling.costs_against_k(plans, "small", 1, "cpu", trainers)
     table = costs.set_index(["trainer", "labels"])
     assert len(table) == 2 * len(trainers)
     assert table.loc[("MultiDecoderTrainer", 40)].isna().all(), "it refuses so many labels"

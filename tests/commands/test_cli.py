@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from nnunetv2_conemos import cli
-from nnunetv2_conemos import doorway as env
+from nnunetv2_conemos.commands import env
+from nnunetv2_conemos.doorway import PACKAGE, VARIABLE
 
 
 @pytest.mark.parametrize("command", sorted(cli.COMMANDS))
@@ -17,14 +18,23 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
     assert stop.value.code == 0
-    assert cli.COMMANDS[command][1].split()[0] in capsys.readouterr().out
+    assert cli.sentence(cli.COMMANDS[command]).split()[0] in capsys.readouterr().out
 
 
-def test_all_commands_are_listed(capsys: pytest.CaptureFixture[str]):
+def test_help_says_what_it_is_for_and_lists_all_commands_by_step(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     printed = capsys.readouterr().out
-    assert all(command in printed for command in cli.COMMANDS)
+    assert "Train one nnU-Net v2 network" in printed
+    lines = printed.splitlines()
+    for step, commands in cli.STEPS.items():
+        below = lines[lines.index(f"{step}:") + 1 :][: len(commands)]
+        assert [line.split(maxsplit=1) for line in below] == [list(entry) for entry in commands.items()]
+
+
+def test_every_module_of_commands_is_a_command():
+    modules = {file.stem for file in (PACKAGE / "commands").glob("*.py")} - {"__init__", "arguments"}
+    assert modules == cli.COMMANDS.keys()
 
 
 @pytest.mark.parametrize("argv", [[], ["no_such_command"], ["declare"], ["env", "surplus"]])
@@ -53,14 +63,14 @@ def test_env_imports_neither_torch_nor_nnunet():
         "sys.exit(bool({'torch', 'nnunetv2', 'matplotlib'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(f"export {env.VARIABLE}=")
+    assert done.stdout.startswith(f"export {VARIABLE}=")
     assert done.stdout.count("\n") == 1
 
 
 FORKS = """
 import os, signal, time
-from nnunetv2_conemos.cli import clean_end
-with clean_end():
+from nnunetv2_conemos.subprocesses import exit_on_sigterm
+with exit_on_sigterm():
     for _ in range(300):
         child = os.fork()
         if child == 0:

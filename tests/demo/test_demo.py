@@ -1,4 +1,4 @@
-"""The demo in pieces: its configuration, its chain of commands, its table and picture. The whole is run by hand."""
+"""The demo in pieces: its configuration, its chain of commands, its table and picture; `make demo` runs the whole."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ import pandas as pd
 import pytest
 import SimpleITK
 import torch
+from matplotlib.figure import Figure
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from rich.console import Console
 
 from nnunetv2_conemos import cli, files, methods
-from nnunetv2_conemos import doorway as env
 from nnunetv2_conemos.annotations.table_file import read_table
 from nnunetv2_conemos.datasets.dataset_json import read_dataset_json
 from nnunetv2_conemos.datasets.declare import declare
 from nnunetv2_conemos.datasets.phantom import ORGANS, write_phantom
 from nnunetv2_conemos.demo import chain as demo
-from nnunetv2_conemos.demo.report import dice_table, draw_bars, picture, telling_slice
+from nnunetv2_conemos.demo.report import dice_table, draw_bars, fullest_slice, picture
+from nnunetv2_conemos.doorway import VARIABLE, doorway_folder, trainer_path
 from nnunetv2_conemos.subprocesses import FOLDERS, CommandError
 from nnunetv2_conemos.training import stock
 from nnunetv2_conemos.training.variants import EPOCHS, variant
@@ -64,9 +65,9 @@ def test_both_arms_have_every_number_of_epochs():
 
 
 def test_commands_see_the_folders_the_trainers_and_our_interpreter_first(tmp_path: Path):
-    environment = demo.demo_environment(tmp_path, {"PATH": "/theirs", "nnUNet_raw": "/theirs", env.VARIABLE: "/theirs"})
+    environment = demo.demo_environment(tmp_path, {"PATH": "/theirs", "nnUNet_raw": "/theirs", VARIABLE: "/theirs"})
     assert environment["nnUNet_raw"] == str(tmp_path / "nnUNet_raw")
-    assert environment[env.VARIABLE] == env.trainer_path("/theirs", env.doorway_folder())
+    assert environment[VARIABLE] == trainer_path("/theirs", doorway_folder())
     assert environment["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/theirs"]
 
 
@@ -135,7 +136,11 @@ def test_every_step_is_announced_and_both_arms_share_the_split(
     steps = []
     monkeypatch.setattr(demo.Chain, "command", leave_behind)
     monkeypatch.setattr(demo.Chain, "announce", lambda chain, title: steps.append(title))
-    dice = demo.demo(folder, epochs=1, seed=0, device="cpu", console=quiet())
+    monkeypatch.setattr(demo, "picture", lambda *_: Figure())
+    result = demo.run_demo(folder, epochs=1)
+    assert (result.folder, result.picture) == (folder, folder / "demo.png")
+    assert result.picture.is_file()
+    dice = result.dice
     assert len(steps) == demo.STEPS
     trainings = [command for command in commands if command[0] == "nnUNetv2_train"]
     names = ["nnUNetTrainerAdam1en3_1epoch", "ConditionalFiLMTrainer_Adam1en3_1epoch"]
@@ -179,8 +184,6 @@ def test_the_picture_shows_sites_truth_predictions_and_bars(tmp_path: Path):
 
 
 def test_the_bars_have_the_heights_of_the_table():
-    from matplotlib.figure import Figure
-
     axes = Figure().subplots()
     draw_bars(axes, DICE.fillna(0))
     heights = [patch.get_height() for patch in axes.patches]  # type: ignore[attr-defined]
@@ -192,7 +195,7 @@ def test_the_slice_shows_the_smallest_organ_too():
     truth[0, :, :] = 1
     truth[3, 0, :4] = (1, 2, 3, 4)
     truth[4, 0, :3] = (2, 3, 4)
-    assert telling_slice(truth) == 3
+    assert fullest_slice(truth) == 3
 
 
 def test_of_an_earlier_demo_only_our_files_are_replaced_and_only_if_asked(tmp_path: Path):

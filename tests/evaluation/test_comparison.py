@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import wilcoxon
 
 from nnunetv2_conemos.cli import main
+from nnunetv2_conemos.evaluation import significance
 
 
 def write(folder: Path, dice: dict[str, np.ndarray], cases: list[str] | None = None) -> Path:
@@ -23,6 +24,12 @@ def write(folder: Path, dice: dict[str, np.ndarray], cases: list[str] | None = N
     folder.mkdir()
     pd.DataFrame(rows).to_csv(folder / "evaluation.csv", index=False)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bootstrap itself is tested in test_significance."""
+    monkeypatch.setattr(significance, "RESAMPLES", 200)
 
 
 @pytest.fixture
@@ -124,7 +131,7 @@ def write_other(folder: Path) -> None:
     [
         (lambda folder: (folder / "evaluation.csv").unlink(), "`conemos evaluate LABELS"),
         (lambda folder: (folder / "evaluation.csv").write_text("case,label\n1,liver\n"), "lacks status, dice"),
-        (write_other, "no (case, label) pair has a dice of all of them"),
+        (write_other, "no (case, label) pair has a dice of all models"),
     ],
 )
 def test_bad_input_names_the_file(three: list[Path], capsys, spoil, message):

@@ -23,9 +23,11 @@ from skimage import io
 
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.cli import main
-from nnunetv2_conemos.evaluation.evaluate import CaseFiles, evaluate, evaluate_case, table_of_sources
+from nnunetv2_conemos.errors import SourceError
+from nnunetv2_conemos.evaluation.evaluate import evaluate, table_of_sources
 from nnunetv2_conemos.evaluation.metrics import summarise, surface_scores
 from nnunetv2_conemos.evaluation.plots import draw_dice
+from nnunetv2_conemos.evaluation.scoring import CaseFiles, score_case, score_cases
 from nnunetv2_conemos.parallel import in_processes
 from nnunetv2_conemos.training.validation import ALL_LABELS, annotated_summary
 
@@ -53,11 +55,11 @@ class InMemory(BaseReaderWriter):
 
 
 def scores_of(reference, prediction, labels=ORGANS, annotated=None, tolerance=None, spacing=(1.0, 1.0, 1.0)):
-    """`evaluate_case` as a table indexed by label."""
+    """`score_case` as a table indexed by label."""
     space = LabelSpace.from_dataset_json({"labels": labels})
     known = np.array([annotated is None or name in annotated for name in space.names])
     reader = InMemory({"gt": reference, "pred": prediction}, spacing)
-    rows = evaluate_case(CaseFiles("case", Path("gt"), Path("pred")), reader, space, known, tolerance)
+    rows = score_case(CaseFiles("case", Path("gt"), Path("pred")), reader, space, known, tolerance)
     return pd.DataFrame(rows).set_index("label")
 
 
@@ -420,12 +422,14 @@ def test_processes_give_what_one_gives(folders):
     dataset_json = json.loads((folders[1] / "dataset.json").read_text())
     table = table_of_sources(dataset_json, ["btcv_0", "btcv_1", "liver_0"])
     files = [CaseFiles(case, *(folder / f"{case}.nii.gz" for folder in folders)) for case in table.cases]
-    alone, together = (evaluate(files, table, dataset_json, None, processes) for processes in (1, 2))
+    alone, together = (score_cases(files, table, dataset_json, None, processes) for processes in (1, 2))
     pd.testing.assert_frame_equal(alone, together)
     assert summarise(alone, table.labels.names)["dice"].tolist() == [1.0, 0.5]
 
 
-def test_a_killed_process_is_explained():
+def test_a_killed_process_is_explained(monkeypatch):
+    forked = multiprocessing.get_context("fork")  # a spawned process imports torch for seconds
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: forked)
     with pytest.raises(OSError, match="-np"):
         in_processes(os._exit, [(1,), (1,)], 2, "")
 
@@ -444,6 +448,22 @@ def test_exactly_one_way_to_say_what_counts(folders):
     for options in ([], ["--complete", "-d", "7"]):
         with pytest.raises(SystemExit):
             evaluate_command(folders, *options)
+    for more in ({}, {"complete": True, "dataset": "7"}):
+        with pytest.raises(ValueError, match="exactly one of `dataset`, `annotated` and `complete`"):
+            evaluate(*folders, **more)
+
+
+def test_in_python_the_table_may_be_a_mapping_and_the_result_is_what_is_written(folders, tmp_path, capsys):
+    annotated = {"liver_0": ["spleen"], "btcv_0": ["liver"], "btcv_1": [], "btcv_2": []}
+    found = evaluate(*folders, annotated=annotated, output=tmp_path / "out", tolerance=1.0)
+    assert found.scores["label"].tolist() == ["liver", "spleen"]
+    assert found.summary == read_summary(tmp_path / "out")
+    assert found.files == (tmp_path / "out/evaluation.csv", tmp_path / "out/evaluation.json")
+    assert (found.labels, found.tolerance, found.not_predicted) == (("liver", "spleen"), 1.0, ())
+    with pytest.raises(
+        SourceError, match=r"\(case -> labels\): expected every case to evaluate, found no entry for btcv_1"
+    ):
+        evaluate(*folders, annotated={"liver_0": [], "btcv_0": [], "btcv_2": []}, output=tmp_path / "other")
 
 
 def test_a_case_in_no_source_names_the_other_options(folders, capsys):
@@ -528,14 +548,14 @@ def test_the_dice_of_slices_counts_those_that_show_the_label(folders):
     reference[1:4, 1:5, 1:5] = prediction[2:6, 1:5, 1:3] = 1  # a slice missed, two half found, two found in vain
     space = LabelSpace.from_dataset_json({"labels": ORGANS})
     files, reader = CaseFiles("case", Path("gt"), Path("pred")), InMemory({"gt": reference, "pred": prediction})
-    rows = evaluate_case(files, reader, space, np.array([True, True]), None, "z")
+    rows = score_case(files, reader, space, np.array([True, True]), None, "z")
     assert (rows[0]["slice_dice"], rows[0]["slices"]) == (pytest.approx((0 + 2 / 3 + 2 / 3) / 3), 3)
     assert np.isnan(rows[1]["slice_dice"])
     assert rows[1]["slices"] == 0
-    along_x = evaluate_case(files, reader, space, np.array([True, False]), None, "x")[0]
+    along_x = score_case(files, reader, space, np.array([True, False]), None, "x")[0]
     assert (along_x["slice_dice"], along_x["slices"]) == (pytest.approx(2 * (2 * 8 / (12 + 16)) / 4), 4)
     empty = InMemory({"gt": reference, "pred": 0 * prediction})
-    assert evaluate_case(files, empty, space, np.array([True, False]), None, "z")[0]["slice_dice"] == 0
+    assert score_case(files, empty, space, np.array([True, False]), None, "z")[0]["slice_dice"] == 0
     assert evaluate_command(folders, "--complete", "--slices", "z") == 0
     scores, summary = read_scores(folders[1]), json.loads((folders[1] / "evaluation.json").read_text())
     assert scores["slice_dice"]["btcv_0", "liver"] == 1

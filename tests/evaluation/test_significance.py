@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import wilcoxon
 
-from nnunetv2_conemos.evaluation.significance import case_scores, compare, holm, interval, mean_of
+from nnunetv2_conemos.evaluation.significance import case_scores, holm, interval, mean_of, paired_difference
 
 
 def table(scores: np.ndarray) -> pd.DataFrame:
@@ -59,12 +59,12 @@ def test_comparisons_are_paired_by_case():
     rng = np.random.default_rng(0)
     base = rng.uniform(0, 1, (20, 2))  # cases differ far more than arms
     ours, theirs = table(base + 0.02 + rng.normal(0, 0.005, base.shape)), table(base).sample(frac=1, random_state=0)
-    found = compare(ours, theirs)
+    found = paired_difference(ours, theirs)
     assert found.difference.mean == pytest.approx(0.02, abs=0.005)
     assert found.difference.low > 0.01
     assert found.p == pytest.approx(wilcoxon((ours - table(base)).mean(axis=1))[1])
     assert found.p < 1e-4
-    assert compare(table(base), table(base)).p == 1.0
+    assert paired_difference(table(base), table(base)).p == 1.0
 
 
 def test_seeds_are_averaged_for_each_case_and_label():

@@ -7,14 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nnunetv2_conemos import doorway
+from nnunetv2_conemos.doorway import VARIABLE, doorway_folder, trainer_path
 
 
 def environment() -> dict[str, str]:
     bin_folder = str(Path(sys.executable).parent)
     return os.environ | {
         "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
-        doorway.VARIABLE: doorway.trainer_path(os.environ.get(doorway.VARIABLE), doorway.doorway_folder()),
+        VARIABLE: trainer_path(os.environ.get(VARIABLE), doorway_folder()),
         "nnUNet_n_proc_DA": "1",
         "nnUNet_def_n_proc": "2",
         "nnUNet_compile": "f",

@@ -13,7 +13,7 @@ from paths import ROOT
 from phantoms import PHANTOM
 from raw_worlds import read_nifti
 
-from nnunetv2_conemos.benchmark.plots.confident import accepted_shares, draw_accepted
+from nnunetv2_conemos.benchmark.plots.confident import confident_shares, draw_confident
 from nnunetv2_conemos.inference.model_folder import read_checkpoint
 from nnunetv2_conemos.methods import GenericSSLTrainer, UniMOSTrainer
 
@@ -61,12 +61,12 @@ def test_the_commands_of_nnunet_train_resume_and_predict(partly_unlabelled, tmp_
         assert len(logged[name]) == 2, name
         assert logged[name][:1] == before[name]
     assert (model / "fold_0" / "streams.png").stat().st_size > 5_000
-    believed = accepted_shares(read_checkpoint(checkpoint))
+    believed = confident_shares(read_checkpoint(checkpoint))
     assert (believed is not None) == (trainer_class is UniMOSTrainer)
     if believed:
         assert [done for done, _ in believed] == [1, 2], "points of both trainings"
         assert all(0 <= share <= 1 for _, share in believed)
-        draw_accepted({"UniMOSTrainer": believed}, tmp_path / "accepted.png")
+        draw_confident({"UniMOSTrainer": believed}, tmp_path / "accepted.png")
         assert (tmp_path / "accepted.png").stat().st_size > 5_000
 
     images = partly_unlabelled / "nnUNet_raw" / PHANTOM / "imagesTs"

@@ -1,4 +1,4 @@
-"""The figures of a report."""
+"""The charts of a report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PANELS = {
 
 
 def colours(arms: Sequence[str]) -> Mapping[str, tuple[float, float, float]]:
-    """The same colour for an arm in every figure."""
+    """Give each arm the same colour in every figure."""
     return dict(zip(arms, sns.color_palette("colorblind" if len(arms) <= 10 else "husl", len(arms)), strict=True))
 
 
@@ -35,7 +35,7 @@ def save(figure: Figure, file: Path) -> None:
 
 
 def draw_dice(results: Results, file: Path) -> None:
-    """Mean Dice of each label and arm, with 95 % intervals over cases."""
+    """Draw the mean Dice of each label and arm, with 95 % intervals over cases."""
     table = results.per_label.copy()
     table["mean"] = results.means["dice"]
     figure = Figure(figsize=(min(24.0, 3 + 0.16 * len(table) * len(table.columns) + 0.5 * len(table.columns)), 4.8))
@@ -55,7 +55,7 @@ def draw_dice(results: Results, file: Path) -> None:
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
-    """One legend for all panels, in as many columns as its names leave room for; `axes`: a panel that has them all."""
+    """Draw one legend for all panels, in as many columns as fit; `axes`: a panel that shows all arms."""
     for panel in figure.axes:
         panel.grid(axis="y", alpha=0.3)
         sns.despine(ax=panel)
@@ -67,7 +67,7 @@ def legend_below(figure: Figure, axes: Axes) -> None:
 
 
 def draw_annotated(results: Results, annotated: Mapping[str, int], file: Path) -> None:
-    """Dice of each label against the number of training cases that are annotated for it."""
+    """Draw the Dice of each label against the number of training cases that are annotated for it."""
     figure = Figure(figsize=(9, 5.4))
     axes, palette = figure.subplots(), colours(names(results))
     labels = sorted(results.labels, key=lambda label: annotated[label])
@@ -83,7 +83,7 @@ def draw_annotated(results: Results, annotated: Mapping[str, int], file: Path) -
 
 
 def draw_costs(results: Results, file: Path) -> None:
-    """Costs of each arm, one panel per cost."""
+    """Draw the costs of each arm, one panel per cost."""
     costs, palette = results.costs(), colours(names(results))
     panels = [name for name in PANELS if costs[name].notna().to_numpy().any()]
     figure = Figure(figsize=(3.6 * len(panels) + 2, 1.2 + 0.32 * len(costs)), layout="constrained")
@@ -101,13 +101,13 @@ def draw_costs(results: Results, file: Path) -> None:
 
 
 def with_several_budgets(per_budget: Sequence[Results]) -> list[str]:
-    """Arms that were trained for more than one number of steps."""
+    """Return the arms that were trained for more than one number of steps."""
     trained = [name for results in per_budget for name in names(results)]
     return [name for name in dict.fromkeys(trained) if trained.count(name) > 1]
 
 
 def draw_steps(per_budget: Sequence[Results], arms: Sequence[str], file: Path) -> None:
-    """Mean Dice of some arms against the steps of a whole training, each with its own learning-rate schedule."""
+    """Draw the mean Dice of some arms against the steps of a whole training, each with its own schedule."""
     figure = Figure(figsize=(9, 5.4))
     axes, palette = figure.subplots(), colours(arms)
     for arm in arms:
@@ -125,7 +125,7 @@ def draw_steps(per_budget: Sequence[Results], arms: Sequence[str], file: Path) -
 
 
 def draw_against_k(costs: pd.DataFrame, file: Path) -> None:
-    """Seconds of a training step and of the prediction of a patch against the number of labels."""
+    """Draw the seconds of a training step, and of the prediction of a patch, against the number of labels."""
     costs = costs.dropna(how="all", subset=["step_s", "predict_s"])
     figure = Figure(figsize=(10, 4.8))
     palette = colours(list(costs["trainer"].unique()))

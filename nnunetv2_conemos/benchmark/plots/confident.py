@@ -1,4 +1,4 @@
-"""How many pseudo-labels counted while a network learnt from unlabelled cases."""
+"""How many pseudo-labels were confident enough to count while a network learnt from unlabelled cases."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from nnunetv2_conemos.training.semi_supervised import within_epochs
 Curve = list[tuple[float, float]]  # epochs done, share of voxels
 
 
-def accepted_shares(checkpoint: Mapping[str, Any]) -> Curve | None:
-    """Share of the voxels of unlabelled images whose pseudo-label counted; None for methods that do not log it."""
+def confident_shares(checkpoint: Mapping[str, Any]) -> Curve | None:
+    """Read the share of unlabelled voxels above the confidence threshold; None for methods that do not log it."""
     curve = checkpoint["logging"].get(within_epochs(ACCEPTED), [])
     return [point for point in curve if not np.isnan(point[1])] or None
 
 
-def draw_accepted(arms: Mapping[str, Curve], file: Path) -> None:
-    """The curve of each arm."""
+def draw_confident(arms: Mapping[str, Curve], file: Path) -> None:
+    """Draw the curve of each arm."""
     figure = Figure(figsize=(7, 4))
     axes, palette = figure.subplots(), colours(list(arms))
     for arm, curve in arms.items():

@@ -21,7 +21,7 @@ from nnunetv2_conemos.evaluation.significance import case_scores
 
 
 def draw_overlays(arms: Mapping[str, tuple[Path, pd.DataFrame]], test: TestSet, dataset_json: dict, file: Path) -> None:
-    """A row per arm: truth and prediction of its median case, then of its worst, if that is another.
+    """Draw a row per arm: truth and prediction of its median case, then of its worst, if that is another.
 
     `arms`: folder of label maps, and the scores of each case and label in them.
     """
@@ -50,7 +50,7 @@ def draw_overlays(arms: Mapping[str, tuple[Path, pd.DataFrame]], test: TestSet, 
 
 
 def median_and_worst(dice: pd.Series) -> dict[str, str]:
-    """Case -> title of its picture; one, where both are the same."""
+    """Return case -> title of its picture; one case, where both are the same."""
     dice = dice.dropna().sort_values()
     median, worst = str(dice.index[(len(dice) - 1) // 2]), str(dice.index[0])
     if median == worst:
@@ -59,7 +59,7 @@ def median_and_worst(dice: pd.Series) -> dict[str, str]:
 
 
 def shown_values(dataset_json: dict) -> dict[str, int]:
-    """Label -> the value that nnU-Net writes for it."""
+    """Return label -> the value that nnU-Net writes for it."""
     first = {name: int(np.atleast_1d(value)[0]) for name, value in dataset_json["labels"].items()}
     del first["background"]
     regions = [name for name in first if name != "ignore"]
@@ -67,7 +67,7 @@ def shown_values(dataset_json: dict) -> dict[str, int]:
 
 
 def read(reader: BaseReaderWriter, test: TestSet, case: str, ending: str) -> tuple[np.ndarray, np.ndarray, float]:
-    """First channel and label map of a test case, [*S] each, and how much taller than wide a pixel of a slice is."""
+    """Read the first channel and label map of a test case, [*S] each, and the aspect (height by width) of a pixel."""
     files = sorted(str(file) for file in test.images.glob(f"{escape(case)}_[0-9][0-9][0-9][0-9]{ending}"))
     image, grid = reader.read_images(files)
     _, height, width = grid["spacing"]
@@ -75,13 +75,13 @@ def read(reader: BaseReaderWriter, test: TestSet, case: str, ending: str) -> tup
 
 
 def fullest_slice(truth: np.ndarray) -> int:
-    """The slice with the most labels, and of those the one with the most labelled voxels."""
+    """Return the slice with the most labels; of several, the one with the most labelled voxels."""
     present = [(len(np.unique(level)), int((level > 0).sum())) for level in truth]
     return max(range(len(truth)), key=lambda level: present[level])
 
 
 def show(axes: Axes, image: np.ndarray, labels: np.ndarray, number: int, aspect: float, title: str) -> None:
-    """One slice [y, x], its labels in colour."""
+    """Show one slice [y, x], its labels in colour."""
     low, high = np.percentile(image, (1, 99))
     axes.imshow(image, cmap="gray", vmin=low, vmax=high, aspect=aspect)
     palette = np.array([(0, 0, 0, 0), *((*colour, 0.55) for colour in sns.color_palette("bright", number))])

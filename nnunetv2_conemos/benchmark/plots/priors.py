@@ -1,4 +1,4 @@
-"""What networks with a prior for each label have learnt: which labels look alike to them."""
+"""Which labels look alike to networks that learn a prior for each label."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nnunetv2_conemos.inference.model_folder import ModelFolder
 
 
 def prior_similarity(model: ModelFolder, checkpoint: dict[str, Any]) -> pd.DataFrame | None:
-    """Cosine of the angle between the priors of any two labels that were taught; None for networks without priors."""
+    """Return the cosine between the priors of any two supervised labels; None for networks without priors."""
     network: Any = model.network(checkpoint)
     if not hasattr(network, "label_priors"):
         return None
@@ -28,7 +28,7 @@ def prior_similarity(model: ModelFolder, checkpoint: dict[str, Any]) -> pd.DataF
 
 
 def draw_priors(arms: Mapping[str, pd.DataFrame], file: Path) -> None:
-    """A map of similarities for each arm; a label is like itself, so the diagonal is left blank."""
+    """Draw a map of similarities for each arm; the diagonal, where a label meets itself, is left blank."""
     size = 1.8 + 0.45 * max(len(similarity) for similarity in arms.values())
     figure = Figure(figsize=(size * len(arms) + 1, size), layout="constrained")
     for axes, (arm, similarity) in zip(figure.subplots(1, len(arms), squeeze=False)[0], arms.items(), strict=True):

@@ -157,6 +157,27 @@ def test_lines_are_short(page: Path):
     assert not long, "only code and the rows of tables may be longer"
 
 
+def quoted_messages() -> list[str]:
+    """The longest fixed piece of each message in the tables of the troubleshooting page."""
+    page = (DOCS / "how_to" / "troubleshooting.md").read_text()
+    tables = re.findall(r"(?ms)^\| message \| remedy \|\n(.*?)\n\n", page)
+    quoted = [message for table in tables for message in re.findall(r"(?m)``? ?(.+?) ?``?(?=,| \|| \()", first(table))]
+    return [max(re.split(r"\.\.\.|['\"`:]|\d+|\(spleen\)", message), key=len).strip() for message in quoted]
+
+
+def first(table: str) -> str:
+    """The first column of a table."""
+    return "\n".join(re.findall(r"(?m)^(\| .*? \|)", table))
+
+
+def test_quoted_messages_are_those_of_the_code():
+    code = "\n".join(file.read_text() for file in sorted((ROOT / "nnunetv2_conemos").rglob("*.py")))
+    code = re.sub(r'"\s*\n\s*f?"', "", code)  # messages that go on in the next line
+    quoted = quoted_messages()
+    assert len(quoted) >= 15
+    assert [message for message in quoted if message not in code] == []
+
+
 def test_the_site_shows_every_page():
     shown = re.findall(r'"([\w/]+\.md)"', (ROOT / "zensical.toml").read_text())
     assert sorted(shown) == sorted(str(page.relative_to(DOCS)) for page in SITE_PAGES)

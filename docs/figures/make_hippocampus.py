@@ -62,9 +62,18 @@ def draw(folder: Path, file: Path, epochs: int = 5, seed: int = 0) -> str:
         case, number = content["cases"][0], len(content["cases"])
         labels = read(raw / dataset["dataset"][case]["label"])
         image = read(Path(dataset["dataset"][case]["images"][0]))
-        show(axes, image, labels, fullest(read(raw / "labelsTr_complete" / f"{case}.nii.gz")), f"{number} training cases\nannotate {source} only")
+        show(
+            axes,
+            image,
+            labels,
+            fullest(read(raw / "labelsTr_complete" / f"{case}.nii.gz")),
+            f"{number} training cases\nannotate {source} only",
+        )
     case = median_case(scores, "vanilla")
-    image, truth = read(folder / "test" / "imagesTr" / f"{case}_0000.nii.gz"), read(folder / "test" / "labelsTr" / f"{case}.nii.gz")
+    image, truth = (
+        read(folder / "test" / "imagesTr" / f"{case}_0000.nii.gz"),
+        read(folder / "test" / "labelsTr" / f"{case}.nii.gz"),
+    )
     x = fullest(truth)
     show(row[2], image, truth, x, "test case\ntruth")
     for axes, (arm, title) in zip(row[3:], ARMS.items(), strict=True):

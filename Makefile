@@ -11,7 +11,7 @@ CODE := pyproject.toml nnunetv2_conemos/__init__.py
 WORKERS ?= 2
 SMALL := PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE nnUNet_def_n_proc=2 nnUNet_n_proc_DA=1
 
-.PHONY: help demo test slow gpu lint wheel clean
+.PHONY: help demo test slow gpu lint docs wheel clean
 .DELETE_ON_ERROR:
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make slow    whole chains and more seeds"
 	@echo "make gpu     the tests that need a CUDA device"
 	@echo "make lint    format, lint and types only"
+	@echo "make docs    the site in site/; a broken link is an error"
 	@echo "make wheel   dist/*.whl"
 	@echo "make clean   remove what was built; keeps $(VENV)/ and $(DEMO)/"
 	@echo "Python is $(PYTHON) (PYTHON=...), the environment $(VENV) (VENV=...), tests run in $(WORKERS) processes (WORKERS=...)."
@@ -41,11 +42,15 @@ lint: $(TESTS)
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+docs: $(TESTS)
+	@if [ -x $(BIN)/zensical ]; then $(BIN)/zensical build --strict --clean; \
+	  else echo "make docs: no site, its generator needs Python 3.11 or newer"; fi
+
 wheel: $(TESTS)
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist
 
 clean:
-	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site .cache .pytest_cache .ruff_cache .hypothesis
 	find nnunetv2_conemos trainers tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

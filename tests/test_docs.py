@@ -1,4 +1,4 @@
-"""The documentation is true: its commands parse, its files exist, its examples load."""
+"""The documentation is true: its commands parse, its links lead somewhere, its examples load, its options exist."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import LABELS, heads, plans
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from paths import ROOT
+from pydantic import BaseModel
 
 from nnunetv2_conemos import cli, methods
 from nnunetv2_conemos.annotations.entries import parse_sources
@@ -29,10 +31,14 @@ from nnunetv2_conemos.files import write_json
 from nnunetv2_conemos.networks.film_unet import FiLMOptions
 from nnunetv2_conemos.training.plans_facts import method_options
 
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+DOCS = ROOT / "docs"
+SITE_PAGES = sorted(DOCS.rglob("*.md"))
+PAGES = [*sorted(ROOT.glob("*.md")), *SITE_PAGES]
+EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 NNUNET_COMMANDS = {entry.name: entry for entry in distribution("nnunetv2").entry_points}
-FOLDERS_OF_FILES = ("docs/", "tests/", "trainers/", "nnunetv2_conemos/", ".ci/")
+KNOWN_PROGRAMS = {"pip", "export", "make", "pytest", "python", "pre-commit", "git", "conemos"} | NNUNET_COMMANDS.keys()
+FOLDERS_OF_FILES = ("docs/", "tests/", "trainers/", "nnunetv2_conemos/", ".ci/", ".github/")
+TRAINER_PAGES = DOCS / "reference" / "trainers"
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -57,18 +63,16 @@ def command_lines(page: Path) -> Iterator[list[str]]:
                 yield words
 
 
-COMMANDS = [(page, words) for page in PAGES for words in command_lines(page)]
+COMMANDS = [words for page in PAGES for words in command_lines(page)]
 
 
 def of(*programs: str) -> Any:
-    chosen = {" ".join(words): words for _, words in COMMANDS if words[0] in programs}
+    chosen = {" ".join(words): words for words in COMMANDS if words[0] in programs}
     return pytest.mark.parametrize("words", chosen.values(), ids=chosen.keys())
 
 
 def test_only_known_programs_are_shown():
-    known = {"pip", "export", "make", "pytest", "conemos"} | NNUNET_COMMANDS.keys()
-    strange = [words for page, words in COMMANDS if words[0] not in known and page.name != "benchmark.md"]
-    assert not strange
+    assert not [words for words in COMMANDS if words[0] not in KNOWN_PROGRAMS]
 
 
 @of("conemos")
@@ -107,6 +111,12 @@ def test_make_targets_exist(words: list[str]):
     assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
+@of("python", "pytest")
+def test_scripts_and_tests_exist(words: list[str]):
+    files = [word for word in words[1:] if word.endswith(".py") or word.startswith(FOLDERS_OF_FILES)]
+    assert [file for file in files if not (ROOT / file).exists()] == []
+
+
 @EVERY_PAGE
 def test_commands_named_in_the_text_exist(page: Path):
     named = set(re.findall(r"`conemos (\w+)", prose(page)))
@@ -114,11 +124,23 @@ def test_commands_named_in_the_text_exist(page: Path):
     assert set(re.findall(r"`(nnUNetv2_\w+)", prose(page))) <= NNUNET_COMMANDS.keys()
 
 
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as the site and GitHub make them."""
+    titles = re.findall(r"(?m)^#+ (.*)$", prose(page))
+    return {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in titles}
+
+
 @EVERY_PAGE
 def test_links_lead_somewhere(page: Path):
     targets = re.findall(r"\]\(([^)\s]+)\)", prose(page))
-    local = [target.split("#")[0] for target in targets if not re.match(r"https?:|#", target)]
-    missing = [target for target in local if not (page.parent / target).exists()]
+    missing = []
+    for target in targets:
+        file, _, anchor = target.partition("#")
+        found = page.parent / file if file else page
+        if re.match(r"https?:", target):
+            continue
+        if not found.exists() or (anchor and anchor not in anchors(found)):
+            missing.append(target)
     assert not missing
 
 
@@ -135,12 +157,89 @@ def test_lines_are_short(page: Path):
     assert not long, "only code and the rows of tables may be longer"
 
 
-SOURCES_PAGE = ROOT / "docs" / "partial_labels.md"
-SPLIT_PAGE = ROOT / "docs" / "semi_supervised.md"
+def quoted_messages() -> list[str]:
+    """The longest fixed piece of each message in the tables of the troubleshooting page."""
+    page = (DOCS / "how_to" / "troubleshooting.md").read_text()
+    tables = re.findall(r"(?ms)^\| message \| remedy \|\n(.*?)\n\n", page)
+    quoted = [message for table in tables for message in re.findall(r"(?m)``? ?(.+?) ?``?(?=,| \|| \()", first(table))]
+    return [max(re.split(r"\.\.\.|['\"`:]|\d+|\(spleen\)", message), key=len).strip() for message in quoted]
+
+
+def first(table: str) -> str:
+    """The first column of a table."""
+    return "\n".join(re.findall(r"(?m)^(\| .*? \|)", table))
+
+
+def test_quoted_messages_are_those_of_the_code():
+    code = "\n".join(file.read_text() for file in sorted((ROOT / "nnunetv2_conemos").rglob("*.py")))
+    code = re.sub(r'"\s*\n\s*f?"', "", code)  # messages that go on in the next line
+    quoted = quoted_messages()
+    assert len(quoted) >= 15
+    assert [message for message in quoted if message not in code] == []
+
+
+def test_the_site_shows_every_page():
+    shown = re.findall(r'"([\w/]+\.md)"', (ROOT / "zensical.toml").read_text())
+    assert sorted(shown) == sorted(str(page.relative_to(DOCS)) for page in SITE_PAGES)
+
+
+def test_the_reference_lists_every_command():
+    listed = re.findall(r"(?m)^\| `conemos (\w+)`", (DOCS / "reference" / "commands.md").read_text())
+    assert sorted(listed) == sorted(cli.COMMANDS)
+
+
+def trainer_page(trainer: str) -> Path:
+    """The page whose title is the trainer."""
+    (page,) = [page for page in TRAINER_PAGES.glob("*.md") if page.read_text().startswith(f"# {trainer}\n")]
+    return page
+
+
+def test_every_trainer_has_a_page():
+    trainers = {name.partition("_")[0] for name in methods.__all__ if not name.startswith("nnUNetTrainer")}
+    assert len(trainers) >= 10
+    listed = re.findall(r"(?m)^\| \[`(\w+)`\]\((\w+\.md)\)", (TRAINER_PAGES / "index.md").read_text())
+    assert dict(listed) == {trainer: trainer_page(trainer).name for trainer in trainers}
+
+
+def options_models(model: type[BaseModel] = BaseModel) -> dict[str, type[BaseModel]]:
+    """The models of all methods' options, by name."""
+    return {m.__name__: m for m in model.__subclasses__() if "Options" in m.__name__} | {
+        name: found for m in model.__subclasses__() for name, found in options_models(m).items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("trainer", "model"),
+    [
+        ("ConditionalFiLMTrainer", "FiLMOptions"),
+        ("LabelSetFiLMTrainer", "LabelSetOptions"),
+        ("HermesTrainer", "HermesOptions"),
+        ("UniMOSTrainer", "UniMOSOptions"),
+        ("GenericSSLTrainer", "GenericSSLOptions"),
+        ("CMERTrainer", "CMEROptions"),
+    ],
+)
+def test_every_option_is_documented_with_its_default(trainer: str, model: str):
+    page = trainer_page(trainer).read_text()
+    fields = options_models()[model].model_fields
+    (section,) = re.findall(r"(?ms)^## Options\n(.*?)(?=^## |\Z)", page)
+    assert fields.keys() <= set(re.findall(r"`(\w+)`", section))
+    for name, default in re.findall(r"(?m)^\| `(\w+)` \| `([^`]+)` \|", section):
+        plain = fields[name].default if isinstance(fields[name].default, str) else json.loads(default)
+        assert plain == (default if isinstance(plain, str) else fields[name].default)
+    overview = (DOCS / "reference" / "options.md").read_text()
+    (row,) = re.findall(rf"(?m)^\| \[`{trainer}`\].*$", overview)
+    own = fields.keys() - options_models()["FiLMOptions"].model_fields.keys() or fields.keys()
+    assert own <= set(re.findall(r"`(\w+)`", row))
+
+
+SOURCES_PAGE = DOCS / "reference" / "sources.md"
+PARTIAL_PAGE = DOCS / "how_to" / "partial_labels.md"
+SPLIT_PAGE = DOCS / "how_to" / "few_annotated_cases.md"
 EXAMPLES = [json.loads(block) for page in (SOURCES_PAGE, SPLIT_PAGE) for block in blocks(page, "json")]
 
 
-@pytest.mark.parametrize("example", [e for e in EXAMPLES if "labels" in e], ids=lambda e: next(iter(e["sources"])))
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: next(iter(example["sources"])))
 def test_sources_examples_are_valid(example: dict):
     assert example.keys() >= {"channel_names", "labels", "file_ending", "numTraining", "sources"}
     globs = [glob for source in parse_sources(example["sources"]).values() for glob in source.cases]
@@ -153,8 +252,8 @@ def test_sources_examples_are_valid(example: dict):
 
 
 def test_both_tables_for_declare_say_the_same(tmp_path: Path):
-    (as_json,) = (example for example in EXAMPLES if "labels" not in example)
-    (as_csv,) = blocks(SOURCES_PAGE, "csv")
+    (as_json,) = (json.loads(block) for block in blocks(PARTIAL_PAGE, "json"))
+    (as_csv,) = blocks(PARTIAL_PAGE, "csv")
     write_json(tmp_path / "annotated.json", as_json)
     (tmp_path / "annotated.csv").write_text(as_csv)
     annotated = read_table(tmp_path / "annotated.json").annotated
@@ -164,24 +263,24 @@ def test_both_tables_for_declare_say_the_same(tmp_path: Path):
 
 
 def documented_configurations() -> list[tuple[str, dict]]:
-    pages = (ROOT / "docs" / "troubleshooting.md", ROOT / "docs" / "method.md")
+    pages = (DOCS / "how_to" / "troubleshooting.md", DOCS / "reference" / "options.md")
     return [item for page in pages for block in blocks(page, "json") for item in json.loads(block).items()]
 
 
 @pytest.mark.parametrize(("name", "configuration"), documented_configurations(), ids=lambda value: str(value)[:20])
-def test_plans_examples_load_and_give_a_network(name: str, configuration: dict, preprocessed_phantom: Path):
-    plans = json.loads((preprocessed_phantom / "nnUNet_preprocessed/Dataset901_Phantom/nnUNetPlans.json").read_text())
-    plans["configurations"][name] = configuration
-    manager = PlansManager(plans)
+def test_plans_examples_load_and_give_a_network(name: str, configuration: dict):
+    content = plans(3).plans
+    manager = PlansManager({**content, "configurations": {"3d_fullres": content["configurations"]["tiny"]}})
+    manager.plans["configurations"][name] = configuration
     chosen = manager.get_configuration(name)
     assert method_options(chosen, FiLMOptions).model_dump().items() >= configuration.get("conemos", {}).items()
-    network = methods.ConditionalFiLMTrainer.build_network_architecture(manager, chosen, 1, 5, False)
+    network = methods.ConditionalFiLMTrainer.build_network_architecture(manager, chosen, 1, heads(LABELS), False)
     with torch.no_grad():
-        assert network(torch.zeros(1, 1, *chosen.patch_size)).shape == (1, 5, *chosen.patch_size)
+        assert network(torch.zeros(1, 1, *chosen.patch_size)).shape == (1, heads(LABELS), *chosen.patch_size)
 
 
 def test_the_recipe_is_valid(tmp_path: Path):
-    (tmp_path / "recipe.yaml").write_text(blocks(SOURCES_PAGE, "yaml")[0])
+    (tmp_path / "recipe.yaml").write_text(blocks(PARTIAL_PAGE, "yaml")[0])
     recipe = read_recipe(tmp_path / "recipe.yaml")
     assert recipe.datasets[0].regions == {"liver": ("liver", "tumour")}
     assert recipe.datasets[1].annotated == tmp_path / "who_annotated_what.csv"
@@ -190,13 +289,13 @@ def test_the_recipe_is_valid(tmp_path: Path):
 
 
 def test_the_recipe_of_a_benchmark_is_valid(tmp_path: Path):
-    (tmp_path / "recipe.yaml").write_text(blocks(ROOT / "docs" / "comparing.md", "yaml")[0])
+    (tmp_path / "recipe.yaml").write_text(blocks(DOCS / "how_to" / "comparing.md", "yaml")[0])
     recipe = read_benchmark(tmp_path / "recipe.yaml", {})
     assert recipe.arms[2].configuration == "after"
     FiLMOptions.model_validate(recipe.configurations["after"].conemos)
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "docs" / "benchmarks").glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted((DOCS / "benchmarks").glob("*.yaml")), ids=lambda file: file.stem)
 def test_recipes_of_published_figures_are_valid(file: Path):
     recipe = read_benchmark(file, {})
     learns_from_tags = recipe.hide is not None and recipe.hide.tags is not None
@@ -206,18 +305,18 @@ def test_recipes_of_published_figures_are_valid(file: Path):
 
 @pytest.mark.parametrize(("file", "key"), [("heart.yaml", "modality"), ("heart_uda.yaml", "domain")])
 def test_the_merges_of_published_figures_are_valid(file: str, key: str):
-    recipe = read_recipe(ROOT / "docs" / "benchmarks" / "merges" / file)
+    recipe = read_recipe(DOCS / "benchmarks" / "merges" / file)
     assert [getattr(part, key) for part in recipe.datasets] == ["cine MR", "bSSFP MR"]
 
 
 def test_the_regions_of_a_published_merge_are_valid():
-    (part,) = read_recipe(ROOT / "docs" / "benchmarks" / "merges" / "brats.yaml").datasets
+    (part,) = read_recipe(DOCS / "benchmarks" / "merges" / "brats.yaml").datasets
     assert set(part.regions) == {"whole tumour", "core"}
     assert set(part.regions["core"]) < set(part.regions["whole tumour"]) == set(part.drop)
 
 
 def test_the_walk_through_quotes_the_example():
-    example = (ROOT / "docs" / "example_method.py").read_text()
-    quoted = blocks(ROOT / "docs" / "new_method.md", "python")
+    example = (DOCS / "example_method.py").read_text()
+    quoted = blocks(DOCS / "how_to" / "new_method.md", "python")
     assert quoted
     assert [block for block in quoted if block not in example] == []

@@ -20,7 +20,7 @@ SHORT, TINY = "ShortConditionalFiLMTrainer", "tiny"
 
 
 def add_tiny(base: Path, name: str, inherits: str, plans_name: str = "nnUNetPlans") -> None:
-    """A CPU-sized configuration beside the planned one, as docs/troubleshooting.md shows it."""
+    """A CPU-sized configuration beside the planned one, as docs/how_to/troubleshooting.md shows it."""
     file = base / "nnUNet_preprocessed" / PHANTOM / f"{plans_name}.json"
     plans = json.loads(file.read_text())
     architecture = plans["configurations"][inherits]["architecture"]

@@ -283,7 +283,7 @@ def test_a_training_step_keeps_at_most_a_tenth_more_memory_than_stock(dim, kind)
 def test_a_training_step_takes_at_most_a_tenth_longer_than_stock():
     """In turn, in one process, in processor time; the median of the ratios, because machines are noisy.
 
-    Of networks nearly as small as those of docs/benchmark.md: on tinier ones, the small dense layers weigh more.
+    Of networks nearly as small as those of docs/results/: on tinier ones, the small dense layers weigh more.
     """
     pairs = side_by_side(3, "plain", size=48, features=(8, 16, 32))
 

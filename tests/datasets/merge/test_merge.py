@@ -414,6 +414,7 @@ def test_a_full_disk_or_an_interrupt_leaves_nothing_and_a_second_try_works(raw, 
     assert (raw / "Dataset100_Abdomen" / "imagesTr" / "Liver_b_0000.nii.gz").is_file()
 
 
+@pytest.mark.slow
 def test_several_processes_write_the_same(raw):
     assert run("3", "9", "-o", "Dataset100_Abdomen") == 0
     assert cli.main(["merge", "3", "9", "-o", "Dataset101_Abdomen", "-np", "2"]) == 0
@@ -601,7 +602,7 @@ def test_a_failed_replacement_is_put_back(raw, monkeypatch):
 
 
 def test_a_terminated_merge_leaves_no_folder_and_no_process(raw):
-    write_raw(raw / "Dataset010_Many", SPLEEN, {f"c{i}": stripes(1) for i in range(300)})
+    write_raw(raw / "Dataset010_Many", SPLEEN, {f"c{i}": stripes(1) for i in range(120)})
     words = ["merge", "10", "-o", "Dataset100_Abdomen", "--images", "copy", "-np", "2"]
     process = subprocess.Popen([sys.executable, "-m", "nnunetv2_conemos.cli", *words], stdout=subprocess.DEVNULL)
     aside = raw / ".Dataset100_Abdomen.unfinished"

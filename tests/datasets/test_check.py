@@ -332,6 +332,7 @@ def test_trainer_path_that_does_not_exist():
     assert finding.severity == "warning"
 
 
+@pytest.mark.slow
 def test_nnunet_finds_the_trainer(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(VARIABLE, str(doorway_folder()))
     assert environment.check_lookup() == []

@@ -22,13 +22,13 @@ def default_processes() -> int:
     return int(told) if told.isdecimal() and int(told) > 0 else may_use
 
 
-def in_processes(function: Callable[..., Any], jobs: Sequence[tuple], processes: int | None, title: str) -> list[Any]:
-    """Return `function(*job)` of every job, in order, computed in so many processes (None: `default_processes`).
+def in_processes(function: Callable[..., Any], jobs: Sequence[tuple], processes: int, title: str) -> list[Any]:
+    """Return `function(*job)` of every job, in order, computed in so many processes; a single one is this one.
 
-    One process is this one. The first job that raises ends it: jobs that have not begun are not begun any more. Raises
-    OSError where a process was killed.
+    Processes are spawned, so the main module must be importable. The first job that raises ends it: jobs that have not
+    begun are not begun any more. Raises OSError where a process was killed.
     """
-    processes = min(default_processes() if processes is None else processes, len(jobs))
+    processes = min(processes, len(jobs))
     if processes <= 1:
         return [function(*job) for job in track(jobs, title)]
     context = multiprocessing.get_context("spawn")

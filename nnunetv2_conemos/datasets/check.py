@@ -39,11 +39,15 @@ class CheckReport:
         return [finding for finding in self.findings if finding.severity == "error"]
 
 
-def check(dataset: str | int, *, processes: int | None = None) -> CheckReport:
-    """Check a raw dataset, given by name or id, with so many processes (None: `default_processes`).
+def check(dataset: str | int, *, processes: int = 1) -> CheckReport:
+    """Check a raw dataset; whatever is wrong with its sources, cases and label maps becomes a finding.
 
-    Whatever is wrong with the dataset is a finding. Raises FileNotFoundError where there is no such dataset, ValueError
-    where dataset.json is not a JSON object, or nnU-Net has no reader for the images.
+    Args:
+        dataset: name or id of a raw dataset.
+        processes: how many read label maps; more than one need a script with `if __name__ == "__main__":`.
+
+    Raises FileNotFoundError where there is no such dataset, and ValueError where its dataset.json is not a JSON object
+    or nnU-Net has no reader for its images.
     """
     name, raw = find_raw(dataset)
     file = raw / "dataset.json"

@@ -44,7 +44,7 @@ def hide(
     tags: Axis | None = None,
     seed: int = 0,
     images: Images = "reference",
-    processes: int | None = None,
+    processes: int = 1,
     overwrite: bool = False,
 ) -> HideReport:
     """Write a copy of a completely labelled raw dataset in which labels are hidden; it appears whole or not at all.
@@ -59,7 +59,7 @@ def hide(
         tags: hidden labels stay known as image tags: the slices along this axis that show them.
         seed: of the random choice.
         images: how images are kept.
-        processes: that read and write cases; None: `default_processes`.
+        processes: how many read and write cases; more than one need a script with `if __name__ == "__main__":`.
         overwrite: replace an existing dataset of that name.
 
     Raises ValueError for options that do not fit the dataset, SourceError for a dataset that is partially labelled

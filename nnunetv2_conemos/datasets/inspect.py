@@ -40,7 +40,7 @@ def count_occurrences(table: SourceTable, contents: Iterable[CaseContent]) -> np
 
 
 def read_contents(
-    cases: Mapping[str, Mapping[str, Any]], dataset_json: Mapping[str, Any], processes: int | None
+    cases: Mapping[str, Mapping[str, Any]], dataset_json: Mapping[str, Any], processes: int
 ) -> list[CaseContent]:
     """Read every label map with nnU-Net's own reader, in `processes` processes, and the header of every image.
 

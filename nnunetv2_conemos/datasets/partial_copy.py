@@ -53,9 +53,7 @@ def read_original(raw: Path) -> Original:
     return Original(raw, dataset_json, files, SourceTable.from_dataset_json(dataset_json, files))
 
 
-def plan_copy(
-    original: Original, annotated: Annotated, tags: Axis | None = None, processes: int | None = None
-) -> CopyPlan:
+def plan_copy(original: Original, annotated: Annotated, tags: Axis | None = None, processes: int = 1) -> CopyPlan:
     """Plan a copy that keeps, of each case in `annotated`, only these labels; other cases are left out.
 
     `tags`: the axis along which the slices that show a hidden label stay known.
@@ -91,7 +89,7 @@ def hidden_sources(original: Original, annotated: Annotated, tagged: bool = Fals
 
 
 def hidden_tags(
-    original: Original, jobs: list[CaseJob], annotated: Annotated, axis: Axis, processes: int | None
+    original: Original, jobs: list[CaseJob], annotated: Annotated, axis: Axis, processes: int
 ) -> dict[str, dict[str, tuple[int, ...]]]:
     """Return case -> hidden label -> the slices along `axis` that show it."""
     table = original.table
@@ -114,7 +112,7 @@ def kept_values(labels: LabelSpace, annotated: list[str]) -> dict[int, int]:
 
 
 @contextmanager
-def write_copy(copy: CopyPlan, target: Path, images: Images, processes: int | None, overwrite: bool) -> Iterator[Path]:
+def write_copy(copy: CopyPlan, target: Path, images: Images, processes: int, overwrite: bool) -> Iterator[Path]:
     """Write a copy whole or not at all; within the block, its folder lies aside and further files can be added."""
     original, ending = copy.original, copy.dataset_json["file_ending"]
     files = [Path(file) for entry in original.files.values() for file in (*entry["images"], entry["label"])]

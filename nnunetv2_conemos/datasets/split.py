@@ -63,7 +63,7 @@ def split(
     folds: int | None = None,
     seed: int = 0,
     images: Images = "reference",
-    processes: int | None = None,
+    processes: int = 1,
     overwrite: bool = False,
 ) -> SplitReport:
     """Write a copy of a raw dataset with the folds of a semi-supervised setting; it appears whole or not at all.
@@ -82,7 +82,7 @@ def split(
         folds: labelled cases are dealt to so many folds; default: 5, or as many as there are cases.
         seed: of the random choice.
         images: how images are kept.
-        processes: that read and write cases; None: `default_processes`.
+        processes: how many read and write cases; more than one need a script with `if __name__ == "__main__":`.
         overwrite: replace an existing dataset of that name.
 
     Raises ValueError for options that do not fit the dataset or each other, SourceError for unknown domains and labels
@@ -163,9 +163,7 @@ def preprocessed_split(name: str, dataset_json: dict[str, Any], folds: list[Fold
     return file
 
 
-def write_unseen(
-    original: Original, domain: str, folder: Path, fold: int, images: Images, processes: int | None
-) -> None:
+def write_unseen(original: Original, domain: str, folder: Path, fold: int, images: Images, processes: int) -> None:
     """Write the annotated cases of a domain that a fold does not see, as images and label maps to test on."""
     table, aside = original.table, folder / ".unseen"
     cases = {c: list(table.annotated(c)) for c in table.cases if table.domain_of(c) == domain and table.known(c).any()}

@@ -83,7 +83,7 @@ def input_files(jobs: Iterable[CaseJob]) -> list[Path]:
 
 
 def write_cases(
-    jobs: Sequence[CaseJob], folder: Path, ending: str, images: Images, processes: int | None, title: str
+    jobs: Sequence[CaseJob], folder: Path, ending: str, images: Images, processes: int, title: str
 ) -> dict[str, CaseDigest]:
     """Write `labelsTr` and, unless images are only referenced, `imagesTr`; returns what each case held before.
 

@@ -59,6 +59,7 @@ def test_a_sound_dataset_has_no_findings(phantom: Path):
     assert report.occurs.tolist() == [[3, 0, 0, 0], [0, 3, 0, 3], [0, 0, 3, 0]]
 
 
+@pytest.mark.slow
 def test_processes_find_the_same(phantom: Path):
     repaint(phantom, "site_a_01", corner(2))
     assert check(NAME, processes=2).findings == check(NAME, processes=1).findings != []
@@ -331,9 +332,33 @@ def test_trainer_path_that_does_not_exist():
     assert finding.severity == "warning"
 
 
-def test_nnunet_finds_the_trainer_and_says_why_if_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+@pytest.mark.slow
+def test_nnunet_finds_the_trainer(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(VARIABLE, str(doorway_folder()))
     assert environment.check_lookup() == []
+
+
+@pytest.mark.parametrize(
+    ("status", "output", "words"),
+    [
+        (0, "a warning\ntheirs\n", "finds another class of this name, in theirs"),
+        (
+            1,
+            "Traceback\nModuleNotFoundError: No module named 'timm'\n",
+            "does not find it: ModuleNotFoundError: No mod",
+        ),
+        (1, "", "does not find it: no output"),
+    ],
+)
+def test_what_nnunet_finds_instead_is_said(monkeypatch: pytest.MonkeyPatch, status: int, output: str, words: str):
+    monkeypatch.setattr(environment, "_python", lambda _: (status, output))
+    (finding,) = environment.check_lookup()
+    assert (finding.severity, finding.where) == ("error", environment.TRAINER)
+    assert words in finding.what
+
+
+@pytest.mark.slow
+def test_nnunet_finds_the_first_trainer_of_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     (tmp_path / "theirs.py").write_text(
         "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n"
         "class ConditionalFiLMTrainer(nnUNetTrainer): pass\n"

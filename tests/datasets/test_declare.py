@@ -132,6 +132,13 @@ def test_modality_and_domain_of_a_table_reach_both_copies(phantom: Path, nnunet_
     assert {source.modality for source in written.sources.values()} == {"MR"}
 
 
+def test_python_reads_the_table_from_a_file_too(phantom: Path, table_of: Path):
+    table, files, without_map = declare(901, table_of)
+    assert files == [phantom / "dataset.json"]
+    assert without_map == []
+    assert read_dataset_json(phantom)["sources"].keys() == table.sources.keys()
+
+
 def test_missing_cases_can_be_unlabelled_or_complete(phantom: Path):
     table, *_ = declare(NAME, {"site_a_00": ["liver"]}, missing="unlabelled", overwrite=True)
     assert table.annotated("site_b_01") == ()

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from nnunetv2.utilities.utils import (
-    create_lists_from_splitted_dataset_folder,
-    get_filenames_of_train_images_and_targets,
-)
+import pytest
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from raw_worlds import stripes, write_raw
 
 from nnunetv2_conemos.datasets.folders import image_lists, raw_cases
@@ -18,14 +16,22 @@ def test_cases_are_those_that_nnunet_finds(tmp_path: Path):
     folder = write_raw(tmp_path / "Dataset001_Odd", LABELS, cases, channels=("T1", "T2"))
     (folder / "imagesTr" / "a_0000.nii").touch()
     (folder / "imagesTr" / "folder_0000.nii.gz").mkdir()
-    assert image_lists(folder / "imagesTr", ".nii.gz") == create_lists_from_splitted_dataset_folder(
-        str(folder / "imagesTr"), ".nii.gz"
-    )
     (folder / "imagesTr" / "without_channel.nii.gz").touch()
     found, theirs = raw_cases(folder), get_filenames_of_train_images_and_targets(str(folder))
     assert list(found) == list(theirs)
     assert found == theirs
     assert found["a"]["images"] == [str(folder / "imagesTr" / f"a_000{channel}.nii.gz") for channel in (0, 1)]
+
+
+def test_images_without_a_channel_are_refused(tmp_path: Path):
+    folder = write_raw(tmp_path / "Dataset001_Odd", LABELS, {"b": stripes(1), "a": stripes(1)})
+    assert [Path(file).name for (file,) in image_lists(folder / "imagesTr", ".nii.gz")] == [
+        "a_0000.nii.gz",
+        "b_0000.nii.gz",
+    ]
+    (folder / "imagesTr" / "stray.nii.gz").touch()
+    with pytest.raises(ValueError, match=r"expected images CASE_0000\.nii\.gz, found stray\.nii\.gz"):
+        image_lists(folder / "imagesTr", ".nii.gz")
 
 
 def test_a_dataset_json_that_lists_its_cases_is_followed(tmp_path: Path):

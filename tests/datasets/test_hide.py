@@ -12,6 +12,7 @@ from raw_worlds import read_nifti, stripes, write_raw
 from nnunetv2_conemos import cli
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.datasets.folders import raw_cases
+from nnunetv2_conemos.datasets.hide import hide
 
 LABELS = {"background": 0, "liver": 1, "spleen": 2, "kidney": 3}
 TARGET = "Dataset100_Hidden"
@@ -58,6 +59,21 @@ def test_groups_are_dealt_evenly(raw, tmp_path):
     assert table(raw).counts().sum(0).tolist() == [3, 3, 3]
     assert sum(not table(raw).known(case).any() for case in table(raw).cases) == 3
     assert len(list((raw / TARGET / "imagesTr").iterdir())) == 9
+
+
+def test_python_hides_as_the_command_does(raw, tmp_path):
+    (tmp_path / "groups.json").write_text(json.dumps({"a": ["liver"], "b": ["spleen"]}))
+    assert run("3", "--groups", str(tmp_path / "groups.json"), "--unlabelled", "0.34", "--seed", "2") == 0
+    report = hide(
+        3, raw / "Dataset101_Hidden", groups={"a": ["liver"], "b": ["spleen"]}, unlabelled=0.34, seed=2, processes=1
+    )
+    assert report.folder == raw / "Dataset101_Hidden"
+    assert {case: report.table.annotated(case) for case in report.table.cases} == {
+        case: table(raw).annotated(case) for case in table(raw).cases
+    }
+    assert report.notes[-1] == "annotated in no case: kidney."
+    with pytest.raises(ValueError, match="expected one of --per-case, --groups and --fraction, found several"):
+        hide(3, "Dataset102_Hidden", per_case=1, fraction=0.5)
 
 
 def test_a_fraction_of_each_label_and_unlabelled_cases(raw):

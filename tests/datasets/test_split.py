@@ -26,7 +26,7 @@ from nnunetv2_conemos.datasets.dataset_json import read_dataset_json
 from nnunetv2_conemos.datasets.folders import raw_cases
 from nnunetv2_conemos.datasets.phantom import ORGANS, write_phantom
 from nnunetv2_conemos.datasets.plans import small_configuration
-from nnunetv2_conemos.datasets.split import share
+from nnunetv2_conemos.datasets.split import share, split
 from nnunetv2_conemos.datasets.splits import stratified_draw
 from nnunetv2_conemos.datasets.ssl_settings import amount
 from nnunetv2_conemos.files import write_json
@@ -120,6 +120,19 @@ def test_validation_cases_are_further_ones(raw):
     assert len(fold["val"]) == 3
     assert len(labelled(raw)) == 7
     assert set(fold["train"]) == of(*SIZES) - set(fold["val"])
+
+
+def test_python_splits_as_the_command_does(raw):
+    assert run("--setting", "uda", "--target-domain", "MR", "--validation", "2", "--labelled", "0.5") == 0
+    report = split(
+        "Dataset003_Sites", "Dataset101_Split", setting="uda", target_domains=["MR"], validation=2, labelled=0.5
+    )
+    assert report.folder == raw / "Dataset101_Split"
+    assert report.folds == folds(raw)
+    assert report.roles.labelled | report.roles.validation == labelled(raw)
+    assert report.notes == ["Validation, and with it the best checkpoint, uses annotations of the target domain."]
+    with pytest.raises(ValueError, match="--source-domain belongs to --setting uda, not to ssl"):
+        split(3, "Dataset102_Split", setting="ssl", labelled=4, source_domains=["CT"])
 
 
 def test_the_seed_decides(raw):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -11,11 +14,7 @@ from nnunetv2_conemos.datasets.phantom import write_phantom
 from nnunetv2_conemos.files import write_json
 
 PHANTOM = "Dataset901_Phantom"
-
-
 SOURCES = {"site_a": ["liver"], "site_b": ["spleen", "gallbladder"], "site_c": ["stomach"]}
-
-
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
@@ -29,11 +28,18 @@ def set_folders(base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return base
 
 
-def write_declared_phantom(base: Path) -> Path:
-    """Raw phantom dataset below `base`, its three sources written into dataset.json; returns its folder."""
-    folder = base / "nnUNet_raw" / PHANTOM
+@cache
+def _template() -> TemporaryDirectory:
+    """Write the raw phantom dataset once, its three sources in dataset.json; it is deleted when the tests end."""
+    template = TemporaryDirectory()
+    folder = Path(template.name) / PHANTOM
     write_phantom(folder, cases_per_source=3, test_cases=2, shape=(16, 32, 32), sources=SOURCES, seed=1)
     dataset_json = json.loads((folder / "dataset.json").read_text())
     sources = {name: {"cases": [f"{name}_*"], "annotated": organs} for name, organs in SOURCES.items()}
     write_json(folder / "dataset.json", dataset_json | {"sources": sources})
-    return folder
+    return template
+
+
+def write_declared_phantom(base: Path) -> Path:
+    """Copy the raw phantom dataset below `base`; returns its folder."""
+    return Path(shutil.copytree(Path(_template().name) / PHANTOM, base / "nnUNet_raw" / PHANTOM))

@@ -32,7 +32,7 @@ def merge(
     channels: Mapping[str, str] | None = None,
     images: Images | None = None,
     file_ending: str | None = None,
-    processes: int | None = None,
+    processes: int = 1,
     overwrite: bool = False,
 ) -> MergeReport:
     """Merge raw datasets into one that says which labels each case is annotated for; it appears whole or not at all.
@@ -47,7 +47,7 @@ def merge(
         channels: channel name -> merged name.
         images: how images are kept: `reference` (the default), `link` or `copy`.
         file_ending: of the result; default: the most frequent one.
-        processes: that read and write cases; None: `default_processes`.
+        processes: how many read and write cases; more than one need a script with `if __name__ == "__main__":`.
         overwrite: replace an existing dataset of that name.
 
     Raises SourceError or ValueError where the datasets do not fit together, OSError for files that are missing, cannot
@@ -75,7 +75,7 @@ def recipe_of(
     return absolute(checked_recipe({"datasets": specs, **given}, "merge"))
 
 
-def write_merge(plan: Plan, recipe: Recipe, target: Path, processes: int | None, overwrite: bool) -> MergeReport:
+def write_merge(plan: Plan, recipe: Recipe, target: Path, processes: int, overwrite: bool) -> MergeReport:
     """Write the merged dataset with its folds, report and recipe."""
     require_no_inputs_within(target, input_files(plan.jobs))
     require_new_dataset(target, overwrite)

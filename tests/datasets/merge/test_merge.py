@@ -13,24 +13,31 @@ import numpy as np
 import pytest
 import SimpleITK
 import tifffile
+from matplotlib.figure import Figure
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from raw_worlds import SHAPE, read_nifti, stripes, write_nifti, write_raw
 from skimage import io
 
 from nnunetv2_conemos import cli
+from nnunetv2_conemos.annotations.overview import draw
 from nnunetv2_conemos.annotations.sources import SourceTable
-from nnunetv2_conemos.datasets import writer as raw_writer
+from nnunetv2_conemos.datasets import writer
 from nnunetv2_conemos.datasets.check import check
 from nnunetv2_conemos.datasets.folders import raw_cases
+from nnunetv2_conemos.datasets.merge import report
+from nnunetv2_conemos.datasets.merge.load import read_datasets
+from nnunetv2_conemos.datasets.merge.merge import merge
+from nnunetv2_conemos.datasets.merge.spec import DatasetSpec, Recipe
 
 LIVER = {"background": 0, "liver": 1, "tumour": 2}
 SPLEEN = {"background": 0, "spleen": 1}
 
 
 @pytest.fixture
-def raw(nnunet_folders) -> Path:
-    """Dataset003_Liver (a, b) and Dataset009_Spleen (a) in nnUNet_raw."""
+def raw(nnunet_folders, monkeypatch) -> Path:
+    """Dataset003_Liver (a, b) and Dataset009_Spleen (a) in nnUNet_raw; pictures are blank, to save time."""
+    monkeypatch.setattr(report, "draw", lambda *_: Figure((1, 1)))
     folder = nnunet_folders / "nnUNet_raw"
     write_raw(folder / "Dataset003_Liver", LIVER, {"a": stripes(1, 2), "b": stripes(1)})
     write_raw(folder / "Dataset009_Spleen", SPLEEN, {"a": stripes(0, 1)})
@@ -76,6 +83,37 @@ def test_labels_are_joined_by_name_and_every_case_tells_its_source(raw, capsys):
     assert "conemos check Dataset100_Abdomen" in printed
 
 
+def test_python_merges_as_the_command_does(raw):
+    """The same by name, id and path; a record has options of one dataset, `rename` those of all."""
+    assert run("3", "9", "-o", "Dataset100_Abdomen", "--rename", "spleen=Milz", "--drop", "3:tumour") == 0
+    liver = DatasetSpec(dataset=str(raw / "Dataset003_Liver"), drop=("tumour",))
+    done = merge([liver, 9], "Dataset101_Abdomen", rename={"spleen": "Milz"}, processes=1)
+    assert done.folder == raw / "Dataset101_Abdomen"
+    assert done.table.labels.names == ("liver", "Milz")
+    assert done.occurs.tolist() == [[2, 0], [0, 1]]
+    assert "Spleen: 'spleen' became 'Milz'" in done.changes
+    first, again = (contents(raw / name) for name in ("Dataset100_Abdomen", "Dataset101_Abdomen"))
+    assert first["dataset.json"] == again["dataset.json"]
+    recipe = Recipe(datasets=(liver, DatasetSpec(dataset="9")), rename={"spleen": "lien"})
+    merge(recipe, "Dataset102_Abdomen", images="copy", processes=1)
+    assert list(result(raw, "Dataset102_Abdomen")["labels"]) == ["background", "liver", "lien"]
+    assert (raw / "Dataset102_Abdomen" / "imagesTr").is_dir()
+    with pytest.raises(ValueError, match=r"merge: drop: Input should be a valid tuple \(found 'tumour'\)"):
+        merge([3, 9], "Dataset103_Abdomen", drop="tumour")
+
+
+def test_a_dataset_is_one_record_per_case(raw, tmp_path):
+    (tmp_path / "who.csv").write_text("case,labels,modality,domain\na,liver,MR,Lyon\nb,,CT,Lyon\n")
+    liver = DatasetSpec(dataset="3", annotated=tmp_path / "who.csv", weight=2, rename={"liver": "Leber"})
+    dataset, _ = read_datasets(Recipe(datasets=(liver, DatasetSpec(dataset="9"))))
+    assert (dataset.name, dataset.channels, dataset.tag_axis) == ("Liver", ("CT",), None)
+    assert dataset.labels.renamed == {"liver": "Leber", "tumour": "tumour"}
+    a, b = dataset.cases["a"], dataset.cases["b"]
+    assert (a.id, a.annotated, a.label) == ("Liver_a", {"Leber"}, raw / "Dataset003_Liver/labelsTr/a.nii.gz")
+    assert (b.id, b.annotated, b.label) == ("Liver_b", frozenset(), None)
+    assert a.facts.entry() == {"modality": "MR", "domain": "Lyon", "weight": 2}
+
+
 def test_images_are_referenced_linked_or_copied_and_the_datasets_stay_as_they_are(raw):
     before = contents(raw)
     for kind in ("reference", "link", "copy"):
@@ -89,7 +127,8 @@ def test_images_are_referenced_linked_or_copied_and_the_datasets_stay_as_they_ar
     assert contents(raw) == before
 
 
-def test_rename_drop_and_keep_apart(raw):
+def test_rename_drop_and_keep_apart(raw, monkeypatch):
+    monkeypatch.setattr(report, "draw", draw)
     write_raw(raw / "Dataset010_Other", {"background": 0, "Leber": 1, "spleen": 2}, {"c": stripes(1, 2)})
     options = ["--rename", "Dataset010_Other:Leber=liver", "--drop", "3:tumour", "--keep-apart", "spleen"]
     assert run("3", "9", "Dataset010_Other", "-o", "Dataset100_Abdomen", *options) == 0
@@ -97,10 +136,10 @@ def test_rename_drop_and_keep_apart(raw):
     assert (label_of(raw, "Liver_a") == stripes(1, 0)).all(), "the dropped tumour is background"
     assert (label_of(raw, "Other_c") == stripes(1, 3)).all()
     assert table(raw).annotated("Other_c") == ("liver", "spleen_Other")
-    report = json.loads((raw / "Dataset100_Abdomen" / "merge_report.json").read_text())
-    assert "Other: 'Leber' became 'liver'" in report["changes"]
-    assert "Liver: 'tumour' was dropped" in report["changes"]
-    assert any("--keep-apart 'liver'" in text for text in report["look_at"])
+    written = json.loads((raw / "Dataset100_Abdomen" / "merge_report.json").read_text())
+    assert "Other: 'Leber' became 'liver'" in written["changes"]
+    assert "Liver: 'tumour' was dropped" in written["changes"]
+    assert any("--keep-apart 'liver'" in text for text in written["look_at"])
     assert (raw / "Dataset100_Abdomen" / "merge_report.png").stat().st_size > 1000
 
 
@@ -398,15 +437,15 @@ def test_a_full_disk_or_an_interrupt_leaves_nothing_and_a_second_try_works(raw, 
     """The second case fails; an existing target is as it was."""
     assert run("3", "9", "-o", "Dataset100_Abdomen") == 0
     before = contents(raw)
-    written = raw_writer.write_images
+    write_images = writer.write_images
 
     def fail(job, *arguments):
         if job.case == "Liver_b":
             raise end
-        written(job, *arguments)
+        write_images(job, *arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(raw_writer, "write_images", fail)
+        patched.setattr(writer, "write_images", fail)
         status = 2 if isinstance(end, OSError) else 130
         assert run("3", "9", "-o", "Dataset100_Abdomen", "--overwrite") == status
     assert contents(raw) == before
@@ -414,6 +453,7 @@ def test_a_full_disk_or_an_interrupt_leaves_nothing_and_a_second_try_works(raw, 
     assert (raw / "Dataset100_Abdomen" / "imagesTr" / "Liver_b_0000.nii.gz").is_file()
 
 
+@pytest.mark.slow
 def test_several_processes_write_the_same(raw):
     assert run("3", "9", "-o", "Dataset100_Abdomen") == 0
     assert cli.main(["merge", "3", "9", "-o", "Dataset101_Abdomen", "-np", "2"]) == 0
@@ -424,8 +464,8 @@ def test_several_processes_write_the_same(raw):
 def test_names_that_differ_only_in_writing_are_pointed_out(raw):
     write_raw(raw / "Dataset010_B", {"background": 0, "Spleens": 1}, {"c": stripes(1)})
     assert run("9", "10", "-o", "Dataset100_Abdomen") == 0
-    report = json.loads((raw / "Dataset100_Abdomen" / "merge_report.json").read_text())
-    assert any("'spleen' and 'Spleens'" in text for text in report["look_at"])
+    written = json.loads((raw / "Dataset100_Abdomen" / "merge_report.json").read_text())
+    assert any("'spleen' and 'Spleens'" in text for text in written["look_at"])
 
 
 def test_inputs_are_never_overwritten_by_the_result(raw):
@@ -601,7 +641,7 @@ def test_a_failed_replacement_is_put_back(raw, monkeypatch):
 
 
 def test_a_terminated_merge_leaves_no_folder_and_no_process(raw):
-    write_raw(raw / "Dataset010_Many", SPLEEN, {f"c{i}": stripes(1) for i in range(300)})
+    write_raw(raw / "Dataset010_Many", SPLEEN, {f"c{i}": stripes(1) for i in range(120)})
     words = ["merge", "10", "-o", "Dataset100_Abdomen", "--images", "copy", "-np", "2"]
     process = subprocess.Popen([sys.executable, "-m", "nnunetv2_conemos.cli", *words], stdout=subprocess.DEVNULL)
     aside = raw / ".Dataset100_Abdomen.unfinished"

@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import settings
 from phantoms import set_folders, write_declared_phantom
+from pools import list_files_serially, pools_of_threads
 
 settings.register_profile("conemos", deadline=None)  # a busy machine is no failure
 settings.load_profile("conemos")
@@ -28,6 +29,11 @@ def _same_numbers_in_every_run() -> None:
     np.random.seed(0)
     torch.manual_seed(0)
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _file_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    list_files_serially(monkeypatch)
 
 
 @pytest.fixture
@@ -50,6 +56,8 @@ def _preprocessed_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as monkeypatch:
         set_folders(base, monkeypatch)
         monkeypatch.setenv("nnUNet_n_proc_DA", "1")  # the planner wants at least one
+        list_files_serially(monkeypatch)
+        pools_of_threads(monkeypatch)
         write_declared_phantom(base)
         extract_fingerprints([901], num_processes=1, show_progress_bar=False)
         plans_identifier = plan_experiments([901])

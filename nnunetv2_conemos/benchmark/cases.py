@@ -158,7 +158,8 @@ def write_datasets(workspace: Workspace, runner: Runner, cases: BenchmarkCases) 
     if not (raw / name).is_dir():
         write_referenced(raw / name, remaining(cases, train), train, own_split(cases.source, train))
     if hide and not (raw / PARTIAL).is_dir():
-        runner.run("hide", "conemos", "hide", raw / name, "-o", PARTIAL, *hide.words())
+        options = (*hide.words(), "-np", str(runner.processes))
+        runner.run("hide", "conemos", "hide", raw / name, "-o", PARTIAL, *options)
     return cases.test or write_test_set(workspace.folder / "test", cases, runner.processes)
 
 

@@ -1,16 +1,17 @@
-"""What a training costs, measured in a process of its own, with a trainer of four steps."""
+"""What a training costs, measured with a trainer of four steps."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import torch
 from phantoms import PHANTOM
 
+from nnunetv2_conemos.benchmark import measure as measure_module
+from nnunetv2_conemos.datasets.plans import small_configuration
 from nnunetv2_conemos.doorway import VARIABLE, doorway_folder
 from nnunetv2_conemos.inference.model_folder import read_checkpoint, read_model
 
@@ -28,24 +29,24 @@ def arguments(preprocessed_phantom: Path, monkeypatch: pytest.MonkeyPatch) -> li
     folder.mkdir()
     (folder / "few_steps.py").write_text(FEW_STEPS)
     monkeypatch.setenv(VARIABLE, os.pathsep.join([str(doorway_folder()), str(folder)]))
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     file = preprocessed_phantom / f"nnUNet_preprocessed/{PHANTOM}/nnUNetPlans.json"
     plans = json.loads(file.read_text())
-    plans["configurations"]["2d"]["batch_size"] = 2
+    plans["configurations"]["small"] = small_configuration(plans, "2d", features=4, batch=2)
     file.write_text(json.dumps(plans))
-    return ["train", PHANTOM, "2d", "0", "FewStepsTrainer", "nnUNetPlans", "cpu"]
+    return ["train", PHANTOM, "small", "0", "FewStepsTrainer", "nnUNetPlans", "cpu"]
 
 
 def measure(report: Path, arguments: list[str]) -> dict[str, float]:
-    words = [sys.executable, "-m", "nnunetv2_conemos.benchmark.measure", str(report), "3", *arguments]
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    """In this process; test_chain starts one as a benchmark does."""
+    measure_module.main(str(report), "3", *arguments)
     return json.loads(report.read_text())
 
 
 def test_a_training_is_measured_and_ends_before_the_final_validation(arguments: list[str], preprocessed_phantom: Path):
     report = preprocessed_phantom / "costs.json"
     costs = measure(report, arguments)
-    fold = preprocessed_phantom / f"nnUNet_results/{PHANTOM}/FewStepsTrainer__nnUNetPlans__2d/fold_0"
+    fold = preprocessed_phantom / f"nnUNet_results/{PHANTOM}/FewStepsTrainer__nnUNetPlans__small/fold_0"
     network = read_model(fold.parent).network(read_checkpoint(fold / "checkpoint_final.pth"))
     assert costs["parameters"] == sum(parameter.numel() for parameter in network.parameters())
     assert 0.001 < costs["step_s"] < 60

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import multiprocessing.dummy
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 from batchgenerators.utilities.file_and_folder_operations import save_pickle
 from nnunetv2.evaluation.find_best_configuration import find_best_configuration
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from pools import pools_of_threads
 
 from nnunetv2_conemos.cli import main
 
@@ -104,9 +103,7 @@ def train(results: Path, name: str, predict: Predict, folds=(0, 1), certainty: f
 
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads for nnU-Net's pools: each of its spawned processes imports torch for seconds."""
-    real, threads = multiprocessing.get_context, multiprocessing.dummy
-    monkeypatch.setattr(multiprocessing, "get_context", lambda method=None: threads if method else real())
+    pools_of_threads(monkeypatch)
 
 
 def best(*options: str) -> int:

@@ -91,7 +91,7 @@ def draw(folder: Path, file: Path) -> str:
     case, panels = test_panels(folder, scores)
     panels = training_panels(folder / "nnUNet_raw" / "Dataset900_Partial") + panels
     height, width = (max(sizes) for sizes in zip(*(panel.image.shape for panel in panels), strict=True))
-    figure = Figure(figsize=(11.5, 2.35), layout="constrained")
+    figure = Figure(figsize=(11.5, 2.65), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
         show(axes, panel, (height, width))
     handles = [Patch(color=colour, alpha=0.6, label=label) for label, colour in COLOURS.items()]

@@ -1,16 +1,20 @@
-"""Plans configurations for smaller machines: nnU-Net's own, with fewer features, smaller patches, fewer stages."""
+"""Further configurations of the plans: smaller ones, and 2D ones for whole slices."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_conemos.datasets.folders import preprocessed_data
+from nnunetv2_conemos.datasets.folders import dataset_name, preprocessed_data, preprocessed_folder
+from nnunetv2_conemos.files import write_json
 
 
 def small_configuration(
@@ -20,7 +24,7 @@ def small_configuration(
     patch: Sequence[int] | None = None,
     batch: int | None = None,
 ) -> dict[str, Any]:
-    """An entry for `configurations` of the plans that inherits from `base`; what is None stays as planned.
+    """Return an entry for `configurations` of the plans that inherits from `base`; what is None stays as planned.
 
     `features` are those of the first stage, doubled from stage to stage up to nnU-Net's limit (320 in 3D, 512 in 2D).
     Stages whose feature map would get smaller than 3 voxels along an axis of `patch` are dropped; the strides of the
@@ -52,7 +56,7 @@ def small_configuration(
 
 
 def check_patch_size(size: Sequence[int], planned: Sequence[int], shrunk: np.ndarray, base: str) -> None:
-    """Raises ValueError where a patch has the wrong number of axes, or the strides do not divide it."""
+    """Raise ValueError where a patch has the wrong number of axes, or the strides do not divide it."""
     if len(size) != len(planned):
         raise ValueError(f"patch_size {list(size)}: expected {len(planned)} numbers as in {base}, {list(planned)}.")
     if not len(shrunk) or (shrunk != shrunk.astype(int)).any():
@@ -66,8 +70,51 @@ def check_patch_size(size: Sequence[int], planned: Sequence[int], shrunk: np.nda
 MULTIPLE = 8  # of both sides: three poolings
 
 
+@dataclass(frozen=True)
+class SlicesConfiguration:
+    """A configuration for whole slices that was added to the plans `file`; `patch_size` is (height, width)."""
+
+    file: Path
+    dataset: str
+    name: str
+    patch_size: list[int]
+
+
+def add_slices_configuration(
+    dataset: str,
+    *,
+    base: str = "2d",
+    plans: str = "nnUNetPlans",
+    batch: int = 16,
+    name: str | None = None,
+    overwrite: bool = False,
+) -> SlicesConfiguration:
+    """Add a 2D configuration whose patch holds every slice to the plans of a preprocessed dataset (name or id).
+
+    `base`: the 2D configuration whose preprocessed data it uses; `batch`: slices in a batch; `name` (None: that of
+    `base` and _slices). Raises FileNotFoundError where plans or data are not there, ValueError for a `base` that is not
+    2D, and for another configuration of that name without `overwrite`.
+    """
+    full_name = dataset_name(dataset)
+    folder = preprocessed_folder(full_name)
+    file = folder and folder / f"{plans}.json"
+    if file is None or not file.is_file():
+        raise FileNotFoundError(
+            f"{full_name} has no {plans}.json. Run nnUNetv2_plan_and_preprocess -d {full_name} -c 2d."
+        )
+    content, new = json.loads(file.read_text()), name or f"{base}_slices"
+    if base not in content["configurations"]:
+        raise ValueError(f"-c {base}: {file} has {', '.join(content['configurations'])}.")
+    entry = whole_slices(content, base, batch)
+    if content["configurations"].get(new, entry) != entry and not overwrite:
+        raise ValueError(f"{file} has another configuration {new}. Choose a --name, or say --overwrite.")
+    content["configurations"][new] = entry
+    write_json(file, content)
+    return SlicesConfiguration(file, full_name, new, entry["patch_size"])
+
+
 def whole_slices(plans: dict, base: str, batch: int) -> dict:
-    """An entry for `configurations` of the plans, on the data preprocessed for `base`.
+    """Return an entry for `configurations` of the plans, on the data preprocessed for `base`.
 
     Raises ValueError where `base` is no 2D configuration, FileNotFoundError where it was not preprocessed.
     """

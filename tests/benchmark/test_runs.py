@@ -8,7 +8,7 @@ import pytest
 
 from nnunetv2_conemos.benchmark import runs as networks
 from nnunetv2_conemos.benchmark.config import Arm, Recipe, Run
-from nnunetv2_conemos.training.plans_facts import PLANS_KEY
+from nnunetv2_conemos.networks.spec import PLANS_KEY
 
 
 @pytest.fixture

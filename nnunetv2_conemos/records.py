@@ -1,8 +1,8 @@
 """What travels through nnU-Net's training step in place of plain tensors.
 
-Axis letters: **B** sample, **M** input channel, **R** regions, **Q** labels asked, ***S** space.
-Labels asked are numbered 1..K as in the label map (label mode) or by position in `foreground_regions` plus one
-(region mode); 0 pads a row and asks nothing. Modalities are numbered 1.. in the order of their names; 0 is unknown.
+Axis letters: **B** sample, **M** input channel, **R** regions, **Q** labels queried, ***S** space.
+Labels are numbered 1..K as in the label map (label mode) or by position in `foreground_regions` plus one (region mode);
+0 is the padding of a row. Modalities are numbered 1.. in the order of their names; 0 is unknown.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Query(NamedTuple):
-    """An image and the labels asked of it.
+    """An image and the labels that are queried in it.
 
     `image` [B,M,*S] float, `labels` [B,Q] integer, `modality` [B] integer (None = as at prediction).
     """
@@ -25,22 +25,15 @@ class Query(NamedTuple):
     modality: Tensor | None = None
 
     def to(self, *args: Any, **kwargs: Any) -> Query:
-        return Query._make(moved(self, *args, **kwargs))
-
-
-class Answer(NamedTuple):
-    """The answer of a network that also says which modality it sees: `logits` [B,Q,*S], `modality` logits [B,N]."""
-
-    logits: Tensor
-    modality: Tensor
+        return Query._make(fields_to(self, *args, **kwargs))
 
 
 class Truth(NamedTuple):
-    """What is known about the answers at one resolution.
+    """What is known about the queried labels at one resolution.
 
-    `target`: label map [B,1,*S] of integers, or region channels [B,R,*S] of booleans; `labels` [B,Q] asked; `known`
-    [B,Q] boolean, annotated in that case; `valid` [B,1,*S] boolean, voxels outside nnU-Net's ignore label (None = all);
-    `modality` [B] integer.
+    `target`: label map [B,1,*S] of integers, or region channels [B,R,*S] of booleans; `labels` [B,Q], those queried;
+    `known` [B,Q] boolean, annotated in that case; `valid` [B,1,*S] boolean, voxels outside nnU-Net's ignore label
+    (None = all); `modality` [B] integer.
     """
 
     target: Tensor
@@ -50,10 +43,10 @@ class Truth(NamedTuple):
     modality: Tensor | None = None
 
     def to(self, *args: Any, **kwargs: Any) -> Truth:
-        return Truth._make(moved(self, *args, **kwargs))
+        return Truth._make(fields_to(self, *args, **kwargs))
 
     def onehot(self) -> Tensor:
-        """Boolean [B,Q,*S]: the map of each label asked (False where nothing is asked)."""
+        """Return the map of each queried label, boolean [B,Q,*S]; False in the channels of padding."""
         space = (1,) * (self.target.ndim - 2)
         if self.target.dtype != torch.bool:
             return (self.target == self.labels.view(*self.labels.shape, *space)) & self._queried(space)
@@ -65,20 +58,20 @@ class Truth(NamedTuple):
 
 
 class QueriedLabels(NamedTuple):
-    """What a batch asks: `labels` [B,Q] integer (0 = nothing), `known` [B,Q] boolean, `modality` [B] integer."""
+    """What a batch queries: `labels` [B,Q] integer (0 = padding), `known` [B,Q] boolean, `modality` [B] integer."""
 
     labels: Tensor
     known: Tensor
     modality: Tensor
 
 
-def moved(record: Iterable[Any], *args: Any, **kwargs: Any) -> Iterator[Any]:
-    """`Tensor.to` of every field that is there."""
+def fields_to(record: Iterable[Any], *args: Any, **kwargs: Any) -> Iterator[Any]:
+    """Apply `Tensor.to` to every field that is not None."""
     return (None if field is None else field.to(*args, **kwargs) for field in record)
 
 
 def to_truth(target: Tensor, queried: QueriedLabels, ignore: int | None) -> Truth:
-    """Truth from nnU-Net's target of one resolution; the ignore label is a value (label mode) or the last channel."""
+    """Read nnU-Net's target of one resolution; the ignore label is a value (label mode) or the last channel."""
     valid = None
     if ignore is not None and target.dtype == torch.bool:
         target, valid = target[:, :-1], ~target[:, -1:]
@@ -88,6 +81,7 @@ def to_truth(target: Tensor, queried: QueriedLabels, ignore: int | None) -> Trut
 
 
 def move(truth: list[Truth] | Truth, device: torch.device) -> list[Truth] | Truth:
+    """Copy what is known, at one resolution or at several, to a device."""
     if isinstance(truth, Truth):
         return truth.to(device, non_blocking=True)
     return [t.to(device, non_blocking=True) for t in truth]

@@ -29,7 +29,7 @@ from nnunetv2_conemos.benchmark.config_file import read_recipe as read_benchmark
 from nnunetv2_conemos.datasets.merge.spec import read_recipe
 from nnunetv2_conemos.files import write_json
 from nnunetv2_conemos.networks.film_unet import FiLMOptions
-from nnunetv2_conemos.training.plans_facts import method_options
+from nnunetv2_conemos.networks.spec import method_options
 
 DOCS = ROOT / "docs"
 SITE_PAGES = sorted(DOCS.rglob("*.md"))

@@ -13,7 +13,7 @@ from nnunetv2_conemos.benchmark.config import Recipe, Run, slug
 from nnunetv2_conemos.benchmark.runner import Runner
 from nnunetv2_conemos.benchmark.workspace import MODALITIES
 from nnunetv2_conemos.files import new_folder, remove, write_json
-from nnunetv2_conemos.training.plans_facts import MODALITY_VARIABLE, PLANS_KEY, UNKNOWN
+from nnunetv2_conemos.networks.spec import MODALITY_VARIABLE, PLANS_KEY, UNKNOWN
 from nnunetv2_conemos.training.variants import variant
 
 STEPS_PER_EPOCH = 250  # nnU-Net's

@@ -20,13 +20,13 @@ from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.files import write_aside
+from nnunetv2_conemos.networks.spec import PLANS_KEY
 from nnunetv2_conemos.records import QueriedLabels, Query, to_truth
-from nnunetv2_conemos.training.plans_facts import PLANS_KEY
 from nnunetv2_conemos.training.sampling import queried_labels
 from nnunetv2_conemos.training.trainer import PartialLabelTrainer
 
@@ -37,11 +37,12 @@ Work = Callable[[], None]
 
 
 class Batch(NamedTuple):
-    """Random images [B,M,*S] and label maps [B,1,*S] with K labels."""
+    """Random images [B,M,*S] and label maps [B,1,*S] with K labels, of a configuration of the plans."""
 
     image: Tensor
     target: Tensor
     labels: int
+    configuration: ConfigurationManager
 
 
 def costs_against_k(
@@ -59,7 +60,7 @@ def costs_against_k(
     measured: dict[tuple[str, int], dict[str, float]] = {}
     for labels in NUMBERS:
         print(f"costs with {labels} labels", flush=True)
-        batch = Batch(image, torch.randint_like(image[:, :1], labels + 1).long(), labels)
+        batch = Batch(image, torch.randint_like(image[:, :1], labels + 1).long(), labels, chosen)
         work: dict[tuple[str, str], Work] = {}
         for name in trainers:
             trainer = recursive_find_trainer_class_by_name(name)
@@ -97,7 +98,7 @@ def works(trainer: type[nnUNetTrainer], network: nn.Module, batch: Batch) -> dic
 
 def input_and_loss(trainer: type[nnUNetTrainer], batch: Batch) -> tuple[Query | Tensor, Callable[[Tensor], Tensor]]:
     """Return the network's input in a training step, and the loss of its output; all labels are annotated."""
-    image, target, labels = batch
+    image, target, labels, configuration = batch
     if not issubclass(trainer, PartialLabelTrainer):
         dice: dict[str, Any] = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False}
         dice_class: Any = MemoryEfficientSoftDiceLoss
@@ -108,7 +109,7 @@ def input_and_loss(trainer: type[nnUNetTrainer], batch: Batch) -> tuple[Query | 
     table, sampler = SourceTable.from_dataset_json({"labels": names}, cases), trainer.method.sampler
     drawn = np.random.default_rng(0).choice(sampler.identifiers(table, cases), len(image))
     queried = QueriedLabels(*(tensor.to(image.device) for tensor in queried_labels(sampler, drawn, table)))
-    ours, truth = trainer.method.loss(False), to_truth(target, queried, None)
+    ours, truth = trainer.method.loss(configuration, False), to_truth(target, queried, None)
     return Query(image, queried.labels, queried.modality), lambda logits: ours(logits, truth)
 
 

@@ -5,13 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-
-from nnunetv2_conemos.datasets.folders import dataset_name, preprocessed_folder
-from nnunetv2_conemos.doorway import register_trainers
-from nnunetv2_conemos.files import write_aside
-from nnunetv2_conemos.inference.adapt import adapt_weights, fresh_network, names_in
-from nnunetv2_conemos.inference.model_folder import read_checkpoint
+from nnunetv2_conemos.errors import shorten
+from nnunetv2_conemos.inference.adapt import adapt
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,19 +20,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Raises SourceError, FileNotFoundError or FileExistsError before anything is written."""
-    if args.output.exists() and not args.overwrite:
-        raise FileExistsError(f"{args.output} exists. Choose another file or pass --overwrite.")
-    register_trainers()
-    checkpoint = read_checkpoint(args.checkpoint)
-    folder = preprocessed_folder(dataset_name(args.dataset))
-    if folder is None:
-        raise FileNotFoundError(f"{args.dataset} is not preprocessed. Run nnUNetv2_plan_and_preprocess first.")
-    network, ours = fresh_network(folder, args.tr, args.p, args.c)
-    weights, report = adapt_weights(checkpoint["network_weights"], names_in(checkpoint), network, ours)
-    content = {"network_weights": weights, "adapted_from": str(args.checkpoint)}
-    write_aside(args.output, lambda file: torch.save(content, file))
+    adapted = adapt(
+        args.checkpoint,
+        args.dataset,
+        args.output,
+        trainer=args.tr,
+        plans=args.p,
+        configuration=args.c,
+        overwrite=args.overwrite,
+    )
     print(
-        f"{report}\nWritten: {args.output}\nUse: nnUNetv2_train {args.dataset} {args.c} FOLD -tr {args.tr} -p {args.p} "
-        f"-pretrained_weights {args.output}"
+        f"{adapted.taken} of {adapted.tensors} tensors taken, {adapted.tensors - adapted.taken} fresh; "
+        f"labels taken by name: {shorten(adapted.labels) or 'none'}\nWritten: {adapted.file}\n"
+        f"Use: nnUNetv2_train {args.dataset} {args.c} FOLD -tr {args.tr} -p {args.p} -pretrained_weights {adapted.file}"
     )

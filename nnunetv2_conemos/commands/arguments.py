@@ -5,10 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import get_args
 
-import torch
-
 from nnunetv2_conemos.datasets.writer import Images
-from nnunetv2_conemos.inference.model_folder import ModelFolder
 from nnunetv2_conemos.inference.predictor import Inference
 from nnunetv2_conemos.parallel import default_processes
 
@@ -25,15 +22,18 @@ def add_copy_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
+    """How to predict: nnU-Net's own choices."""
+    default = Inference()
     parser.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", help="[all that were trained]")
-    parser.add_argument("-chk", default="checkpoint_final.pth", help="[%(default)s]")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("-device", default=device, choices=("cuda", "cpu", "mps"), help="[%(default)s]")
+    parser.add_argument("-chk", default=default.checkpoint, help="[%(default)s]")
+    parser.add_argument("-device", default=default.device, choices=("cuda", "cpu", "mps"), help="[%(default)s]")
     parser.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, less accurate")
-    parser.add_argument("-npp", type=int, default=3, help="processes for preprocessing [%(default)s]")
-    parser.add_argument("-nps", type=int, default=3, help="processes for export; both 0: all in one [%(default)s]")
+    npp_help = "processes for preprocessing [%(default)s]"
+    parser.add_argument("-npp", type=int, default=default.preprocessing, help=npp_help)
+    nps_help = "processes for export; both 0: all in one [%(default)s]"
+    parser.add_argument("-nps", type=int, default=default.export, help=nps_help)
 
 
-def inference_of(args: argparse.Namespace, model: ModelFolder) -> Inference:
-    folds = model.folds(args.chk, args.folds)
-    return Inference(folds, args.chk, args.device, not args.disable_tta, args.npp, args.nps)
+def inference_of(args: argparse.Namespace) -> Inference:
+    """Read the choices of `add_inference_arguments`."""
+    return Inference(args.folds, args.chk, args.device, not args.disable_tta, args.npp, args.nps)

@@ -6,10 +6,7 @@ import argparse
 from pathlib import Path
 
 from nnunetv2_conemos.commands.arguments import add_inference_arguments, inference_of
-from nnunetv2_conemos.datasets.folders import named_or_path, new_dataset_folder, require_new_dataset
-from nnunetv2_conemos.doorway import register_trainers
-from nnunetv2_conemos.inference.model_folder import read_model
-from nnunetv2_conemos.methods.cmer.pseudo_labels import annotate, plan_annotation
+from nnunetv2_conemos.methods.cmer.annotate import annotate_from_tags
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,19 +22,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    if not 0 <= args.margin < 0.5:
-        raise ValueError(f"--margin {args.margin:g}: expected a number from 0 to below 0.5.")
-    if not 0 <= args.background <= 1:
-        raise ValueError(f"--background {args.background:g}: expected a number from 0 to 1.")
-    register_trainers()
-    model, target = read_model(args.model), new_dataset_folder(args.output)
-    require_new_dataset(target, args.overwrite)
-    raw = named_or_path(args.dataset)
-    annotation = plan_annotation(model, inference_of(args, model), raw, args.margin, args.background)
-    slices = annotate(annotation, target, args.overwrite)
-    for name, (tagged, found) in zip(annotation.table.labels.names, slices.tolist(), strict=True):
-        if tagged:
-            doubt = ": look at the maps before you train on them" if found < tagged / 2 else ""
-            print(f"'{name}' was annotated in {found} of {tagged} slices that are tagged with it{doubt}.")
-    print(f"Written: {target}, with {len(annotation.tagged)} cases annotated by the model")
-    print(f"Next: nnUNetv2_plan_and_preprocess -d {target.name}")
+    made = annotate_from_tags(
+        args.model,
+        args.dataset,
+        args.output,
+        margin=args.margin,
+        background=args.background,
+        inference=inference_of(args),
+        overwrite=args.overwrite,
+    )
+    if not made.has_folds:
+        print("no splits_final.json: fewer than two cases have label maps to validate on. Write it by hand.")
+    for name, (tagged, found) in made.slices.items():
+        doubt = ": look at the maps before you train on them" if found < tagged / 2 else ""
+        print(f"'{name}' was annotated in {found} of {tagged} slices that are tagged with it{doubt}.")
+    print(f"Written: {made.folder}, with {made.cases} cases annotated by the model")
+    print(f"Next: nnUNetv2_plan_and_preprocess -d {made.folder.name}")

@@ -10,10 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from nnunetv2_conemos.commands.arguments import add_inference_arguments, inference_of
-from nnunetv2_conemos.datasets.folders import named_or_path, new_dataset_folder
-from nnunetv2_conemos.doorway import register_trainers
-from nnunetv2_conemos.inference.completion import complete, plan_completion
-from nnunetv2_conemos.inference.model_folder import read_model
+from nnunetv2_conemos.inference.completion import Completed, complete
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,17 +24,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.uncertain is not None and not 0 < args.uncertain < 0.5:
-        raise ValueError(f"--uncertain {args.uncertain:g}: expected a number between 0 and 0.5.")
-    register_trainers()
-    model = read_model(args.model)
-    completion = plan_completion(model, inference_of(args, model), named_or_path(args.dataset), args.uncertain)
-    target = new_dataset_folder(args.output)
-    filled_in = complete(completion, target, args.overwrite)
-    table = Table(title=f"{target.name}: {len(completion.jobs)} cases", caption="cases per label")
+    completed = complete(
+        args.model,
+        args.dataset,
+        args.output,
+        uncertain=args.uncertain,
+        inference=inference_of(args),
+        overwrite=args.overwrite,
+    )
+    Console(soft_wrap=True).print(table_of(completed))
+    print(f"Written: {completed.folder}\nNext: nnUNetv2_plan_and_preprocess -d {completed.folder.name}")
+
+
+def table_of(completed: Completed) -> Table:
+    """Lay out in how many cases each label was annotated, and in how many it was filled in."""
+    table = Table(title=f"{completed.folder.name}: {completed.cases} cases", caption="cases per label")
     for column in ("label", "annotated", "filled in"):
         table.add_column(column, justify="left" if column == "label" else "right")
-    for label, missing in filled_in.items():
-        table.add_row(escape(label), str(len(completion.jobs) - missing), str(missing))
-    Console(soft_wrap=True).print(table)
-    print(f"Written: {target}\nNext: nnUNetv2_plan_and_preprocess -d {target.name}")
+    for label, missing in completed.filled_in.items():
+        table.add_row(escape(label), str(completed.cases - missing), str(missing))
+    return table

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 
-from nnunetv2_conemos.datasets.folders import dataset_name, preprocessed_folder
-from nnunetv2_conemos.datasets.plans import whole_slices
-from nnunetv2_conemos.files import write_json
+from nnunetv2_conemos.datasets.plans import add_slices_configuration
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,18 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    name = dataset_name(args.dataset)
-    folder = preprocessed_folder(name)
-    file = folder and folder / f"{args.plans}.json"
-    if file is None or not file.is_file():
-        raise FileNotFoundError(f"{name} has no {args.plans}.json. Run nnUNetv2_plan_and_preprocess -d {name} -c 2d.")
-    plans, new = json.loads(file.read_text()), args.name or f"{args.base}_slices"
-    if args.base not in plans["configurations"]:
-        raise ValueError(f"-c {args.base}: {file} has {', '.join(plans['configurations'])}.")
-    entry = whole_slices(plans, args.base, args.batch)
-    if plans["configurations"].get(new, entry) != entry and not args.overwrite:
-        raise ValueError(f"{file} has another configuration {new}. Choose a --name, or say --overwrite.")
-    plans["configurations"][new] = entry
-    write_json(file, plans)
-    height, width = entry["patch_size"]
-    print(f"{file}: {new}, slices of {height} x {width}\nNext: nnUNetv2_train {name} {new} 0 -tr CMERTrainer")
+    made = add_slices_configuration(
+        args.dataset,
+        base=args.base,
+        plans=args.plans,
+        batch=args.batch,
+        name=args.name,
+        overwrite=args.overwrite,
+    )
+    height, width = made.patch_size
+    print(f"{made.file}: {made.name}, slices of {height} x {width}")
+    print(f"Next: nnUNetv2_train {made.dataset} {made.name} 0 -tr CMERTrainer")

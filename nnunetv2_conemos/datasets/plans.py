@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_conemos.datasets.folders import preprocessed_data
+from nnunetv2_conemos.datasets.folders import dataset_name, preprocessed_data, preprocessed_folder
+from nnunetv2_conemos.files import write_json
 
 MULTIPLE = 8  # of both sides of a slice: CMER's networks halve them three times
 
@@ -65,8 +69,51 @@ def check_patch_size(size: Sequence[int], planned: Sequence[int], shrunk: np.nda
         )
 
 
+@dataclass(frozen=True)
+class SlicesConfiguration:
+    """A configuration for whole slices that was added to the plans `file`; `patch_size` is (height, width)."""
+
+    file: Path
+    dataset: str
+    name: str
+    patch_size: list[int]
+
+
+def add_slices_configuration(
+    dataset: str,
+    *,
+    base: str = "2d",
+    plans: str = "nnUNetPlans",
+    batch: int = 16,
+    name: str | None = None,
+    overwrite: bool = False,
+) -> SlicesConfiguration:
+    """Add a 2D configuration whose patch holds every slice to the plans of a preprocessed dataset (name or id).
+
+    `base`: the 2D configuration whose preprocessed data it uses; `batch`: slices in a batch; `name` (None: that of
+    `base` and _slices). Raises FileNotFoundError where plans or data are not there, ValueError for a `base` that is not
+    2D, and for another configuration of that name without `overwrite`.
+    """
+    full_name = dataset_name(dataset)
+    folder = preprocessed_folder(full_name)
+    file = folder and folder / f"{plans}.json"
+    if file is None or not file.is_file():
+        raise FileNotFoundError(
+            f"{full_name} has no {plans}.json. Run nnUNetv2_plan_and_preprocess -d {full_name} -c 2d."
+        )
+    content, new = json.loads(file.read_text()), name or f"{base}_slices"
+    if base not in content["configurations"]:
+        raise ValueError(f"-c {base}: {file} has {', '.join(content['configurations'])}.")
+    entry = whole_slices(content, base, batch)
+    if content["configurations"].get(new, entry) != entry and not overwrite:
+        raise ValueError(f"{file} has another configuration {new}. Choose a --name, or say --overwrite.")
+    content["configurations"][new] = entry
+    write_json(file, content)
+    return SlicesConfiguration(file, full_name, new, entry["patch_size"])
+
+
 def whole_slices(plans: dict, base: str, batch: int) -> dict:
-    """Build an entry for `configurations` of the plans whose patch holds every slice preprocessed for `base`.
+    """Return an entry for `configurations` of the plans, on the data preprocessed for `base`.
 
     Raises ValueError where `base` is no 2D configuration, FileNotFoundError where it was not preprocessed.
     """

@@ -1,22 +1,27 @@
-"""`conemos adapt`: from the checkpoint of another task to a start for nnU-Net's `-pretrained_weights`."""
+"""From the checkpoint of another task to a start for nnU-Net's `-pretrained_weights`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.datasets.dataset_json import read_dataset_json
-from nnunetv2_conemos.datasets.folders import preprocessed_table
-from nnunetv2_conemos.errors import SourceError, shorten
-from nnunetv2_conemos.inference.model_folder import planned_network
-from nnunetv2_conemos.training.plans_facts import PLANS_KEY, facts_for_inference, known_modalities
+from nnunetv2_conemos.datasets.folders import dataset_name, preprocessed_folder, preprocessed_table
+from nnunetv2_conemos.doorway import register_trainers
+from nnunetv2_conemos.errors import SourceError
+from nnunetv2_conemos.files import require_absent, write_aside
+from nnunetv2_conemos.inference.model_folder import planned_network, read_checkpoint
+from nnunetv2_conemos.networks.spec import PLANS_KEY, known_modalities
+from nnunetv2_conemos.training.plans_facts import facts_for_inference
 
 
 class Named(NamedTuple):
@@ -26,14 +31,57 @@ class Named(NamedTuple):
     modalities: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Adapted:
+    """What became of a checkpoint: how many tensors were taken, of how many, and the labels taken by their names."""
+
+    file: Path
+    taken: int
+    tensors: int
+    labels: list[str]
+
+
+def adapt(
+    checkpoint: Path | str,
+    dataset: str,
+    output: Path | str,
+    *,
+    trainer: str = "ConditionalFiLMTrainer",
+    plans: str = "nnUNetPlans",
+    configuration: str = "3d_fullres",
+    overwrite: bool = False,
+) -> Adapted:
+    """Write a file for `-pretrained_weights` from the checkpoint of stock nnU-Net or of a trainer of this package.
+
+    `dataset` (name or id) is the preprocessed one that `trainer` is to learn next. Raises SourceError where no backbone
+    weight fits, FileNotFoundError or FileExistsError for files that are not, or are already, there; nothing is then
+    written.
+    """
+    file = Path(output)
+    require_absent(file, overwrite)
+    register_trainers()
+    content = read_checkpoint(Path(checkpoint))
+    folder = preprocessed_folder(dataset_name(dataset))
+    if folder is None:
+        raise FileNotFoundError(f"{dataset} is not preprocessed. Run nnUNetv2_plan_and_preprocess first.")
+    network, ours = fresh_network(folder, trainer, plans, configuration)
+    weights, taken = adapt_weights(content["network_weights"], names_in(content), network, ours)
+    start = {"network_weights": weights, "adapted_from": str(checkpoint)}
+    write_aside(file, lambda aside: torch.save(start, aside))
+    by_name = set(taken) & set(getattr(network, "label_dims", {}))
+    labels = [name for name in ours.labels if name in names_in(content).labels] if by_name else []
+    return Adapted(file, len(taken), len(weights), labels)
+
+
 def names_in(checkpoint: dict[str, Any]) -> Named:
+    """Read the names of the labels and modalities of a checkpoint."""
     arguments = checkpoint["init_args"]
     labels = LabelSpace.from_dataset_json(arguments["dataset_json"]).names
-    return Named(labels, tuple(known_modalities(PlansManager(arguments["plans"]))))
+    return Named(labels, known_modalities(PlansManager(arguments["plans"])))
 
 
 def fresh_network(folder: Path, trainer: str, plans_name: str, configuration: str) -> tuple[nn.Module, Named]:
-    """The untrained network that this trainer would build for a preprocessed dataset."""
+    """Build the untrained network of a trainer for a preprocessed dataset, and return its names too."""
     file = folder / f"{plans_name}.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist. Plan the dataset, or name its plans with -p.")
@@ -49,19 +97,21 @@ def fresh_network(folder: Path, trainer: str, plans_name: str, configuration: st
     plans[PLANS_KEY] = facts_for_inference(table, method)
     network = planned_network(trainer, manager, configuration, dataset_json)
     if not hasattr(network, "encoder"):
-        raise NotImplementedError(f"{trainer} has no planned encoder that weights could be taken for. Train it anew.")
-    return network, Named(table.labels.names, tuple(known_modalities(manager)))
+        raise NotImplementedError(
+            f"{trainer} has no planned encoder that weights could be taken for. Train it from scratch."
+        )
+    return network, Named(table.labels.names, known_modalities(manager))
 
 
 def adapt_weights(
     trained: dict[str, Tensor], theirs: Named, network: nn.Module, ours: Named
-) -> tuple[dict[str, Tensor], str]:
-    """Weights for `network`: taken by name where shapes agree, per label and modality by its name, fresh elsewhere.
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return weights for `network`, and the keys of those taken: by name where shapes agree, else they stay fresh.
 
-    `network.label_dims` (`modality_dims`) maps a parameter to its dimension over labels (modalities); those that start
-    with one of `network.of_classes` are taken only where the labels are the same, in the same order. Fresh FiLM layers
-    are zero, so that a stock network starts as itself. Returns the weights and a report; raises SourceError where no
-    backbone weight fits.
+    `network.label_dims` (`modality_dims`) maps a parameter to its dimension over labels (modalities), whose entries are
+    taken by the name of the label. Parameters that start with one of `network.of_classes` are taken only where the
+    labels are the same, in the same order. Fresh FiLM layers are zero, so that a stock network starts as itself. Raises
+    SourceError where no backbone weight fits.
     """
     label_dims = getattr(network, "label_dims", {})
     dims = {key: (dim, ours.labels, theirs.labels) for key, dim in label_dims.items()}
@@ -69,26 +119,24 @@ def adapt_weights(
         dims[key] = (dim, ours.modalities, theirs.modalities)
     if ours.labels != theirs.labels:
         trained = {key: w for key, w in trained.items() if not key.startswith(getattr(network, "of_classes", ()))}
-    weights, taken, fresh = network.state_dict(), [], []
+    weights, taken = network.state_dict(), []
     for key, mine in weights.items():
         other = trained.get(key)
         if other is not None and key in dims:
             copy_named(mine, other, *dims[key])
         elif other is not None and other.shape == mine.shape:
             mine.copy_(other)
-        (taken if other is not None and (key in dims or other.shape == mine.shape) else fresh).append(key)
+        else:
+            continue
+        taken.append(key)
     backbone = [key for key in taken if key.startswith("encoder.") and ".film." not in key]
     if not backbone:
         raise SourceError("no backbone weight of the checkpoint fits this network: other architecture or plans.")
-    names = [name for name in ours.labels if name in theirs.labels] if set(taken) & set(label_dims) else []
-    report = f"{len(taken)} of {len(weights)} tensors taken, {len(fresh)} fresh; labels taken by name: " + (
-        shorten(names) or "none"
-    )
-    return weights, report
+    return weights, taken
 
 
 def copy_named(mine: Tensor, other: Tensor, dim: int, ours: Sequence[str], theirs: Sequence[str]) -> None:
-    """Entries of a dimension by their names, and those after the named ones (of nothing, of an unknown modality)."""
+    """Copy entries of a dimension by their names, and those behind them (of no label, of an unknown modality)."""
     for place, name in enumerate(ours):
         if name in theirs:
             mine.select(dim, place).copy_(other.select(dim, theirs.index(name)))

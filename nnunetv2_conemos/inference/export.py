@@ -1,7 +1,7 @@
-"""`conemos export`: a stock nnU-Net model, of one label or of all, for places without this package.
+"""A stock nnU-Net model, of one label or of all, for places without this package.
 
-For a fixed question FiLM folds into the affine weights of norms and logits, so the result is nnU-Net's own network with
-a background head of zeros: its segmentation is that of `conemos predict --labels LABEL`.
+For a fixed query FiLM folds into the affine weights of norms and logits, so the result is nnU-Net's own network with a
+background head of zeros: its segmentation is that of `conemos predict --labels LABEL`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import re
 import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +18,71 @@ import torch
 from torch import Tensor
 
 from nnunetv2_conemos.datasets.dataset_json import OWN_KEYS
-from nnunetv2_conemos.files import require_no_inputs_within, write_aside, write_json
-from nnunetv2_conemos.inference.model_folder import ModelFolder, read_checkpoint
+from nnunetv2_conemos.doorway import register_trainers
+from nnunetv2_conemos.errors import SourceError, shorten
+from nnunetv2_conemos.files import new_folder, require_absent, require_no_inputs_within, write_aside, write_json
+from nnunetv2_conemos.inference.model_folder import ModelFolder, read_checkpoint, read_model
 from nnunetv2_conemos.networks.heads import is_head
-from nnunetv2_conemos.training.plans_facts import PLANS_KEY
+from nnunetv2_conemos.networks.spec import PLANS_KEY
 
 TRAINER = "nnUNetTrainer"
 
 
+@dataclass(frozen=True)
+class Exported:
+    """A stock model: its folder and, if an archive was written, where nnU-Net installs that in nnUNet_results."""
+
+    folder: Path
+    archive: Path | None
+    dataset: str
+    plans: str
+    configuration: str
+
+    @property
+    def installed(self) -> str:
+        """The model folder of the installed archive: by its plans' name beside stock models of that dataset."""
+        return f"{self.dataset}/{TRAINER}__{self.plans}__{self.configuration}"
+
+
+def export(
+    model: Path | str,
+    output: Path | str,
+    *,
+    label: str | None = None,
+    archive: Path | str | None = None,
+    folds: Sequence[str] | None = None,
+    checkpoint: str = "checkpoint_final.pth",
+    overwrite: bool = False,
+) -> Exported:
+    """Write a trained model as a stock nnU-Net model folder and, with `archive`, as a zip file to install.
+
+    `label`: the one to export (None: all, for methods that predict all in one pass). `folds`: None is all that were
+    trained. Raises SourceError for an unknown label or one that was never annotated, NotImplementedError for a model
+    that does not fold into a stock network, and FileExistsError or ValueError for an output that is not to be replaced.
+    """
+    register_trainers()
+    trained, folder = read_model(Path(model)), Path(output)
+    file = None if archive is None else Path(archive)
+    if label is not None:
+        trained.labels.index(label, "label")
+    never_annotated = [name for name in trained.never_annotated if label in (None, name)]
+    if never_annotated:
+        raise SourceError(f"annotated in no training case: {shorten(never_annotated)}. There is nothing to export.")
+    found = trained.folds(checkpoint, folds)
+    if file:
+        require_absent(file, overwrite)
+    require_absent(folder, overwrite)
+    require_replaceable(folder, trained)
+    with new_folder(folder, overwrite) as unfinished:
+        configuration = write_stock_model(trained, found, checkpoint, label, unfinished)
+    exported = Exported(folder, file, trained.plans["dataset_name"], installed_plans(trained, label), configuration)
+    if file:
+        write_zip(folder, file, exported.installed)
+    return exported
+
+
 def stock_plans(plans: dict[str, Any]) -> dict[str, Any]:
-    """The plans without what only this package reads."""
+    """Copy the plans without what only this package reads."""
     stock = {key: value for key, value in copy.deepcopy(plans).items() if key != PLANS_KEY}
     for configuration in stock["configurations"].values():
         configuration.pop(PLANS_KEY, None)
@@ -33,14 +90,14 @@ def stock_plans(plans: dict[str, Any]) -> dict[str, Any]:
 
 
 def stock_dataset_json(dataset_json: dict[str, Any], label: str | None) -> dict[str, Any]:
-    """dataset.json of one label, or of all of them (None)."""
+    """Return the dataset.json of one label, or of all of them (None)."""
     dropped = {*OWN_KEYS, "dataset", *(() if label is None else ("regions_class_order",))}
     kept = {key: value for key, value in dataset_json.items() if key not in dropped}
     return kept if label is None else kept | {"labels": {"background": 0, label: 1}}
 
 
 def with_background(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Logits of labels get that of background before them, always 0: nnU-Net's argmax needs it, regions have none."""
+    """Put a background logit that is always 0 before those of the labels: nnU-Net's argmax needs one."""
     return {
         key: torch.cat((torch.zeros_like(value[:1]), value)) if is_head(key) else value
         for key, value in weights.items()
@@ -48,7 +105,7 @@ def with_background(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def stock_weights(model: ModelFolder, checkpoint: dict[str, Any], label: str | None) -> dict[str, Tensor]:
-    """Weights of a stock network; raises NotImplementedError where the trained one does not fold into one."""
+    """Return the weights of a stock network; NotImplementedError where the trained one does not fold into one."""
     network: Any = model.network(checkpoint)
     if not hasattr(network, "stock_weights"):
         raise NotImplementedError(f"models of {checkpoint['trainer_name']} do not fold into a stock network.")
@@ -58,7 +115,7 @@ def stock_weights(model: ModelFolder, checkpoint: dict[str, Any], label: str | N
 
 
 def stock_checkpoint(model: ModelFolder, file: Path, label: str | None) -> dict[str, Any]:
-    """A checkpoint that stock nnU-Net predicts with."""
+    """Make a checkpoint that stock nnU-Net predicts with."""
     checkpoint = read_checkpoint(file)
     arguments = {
         **checkpoint["init_args"],
@@ -73,7 +130,9 @@ def stock_checkpoint(model: ModelFolder, file: Path, label: str | None) -> dict[
     }
 
 
-def export(model: ModelFolder, folds: list[str], checkpoint: str, label: str | None, folder: Path) -> str:
+def write_stock_model(
+    model: ModelFolder, folds: Sequence[str], checkpoint: str, label: str | None, folder: Path
+) -> str:
     """Write the stock model into an empty folder; returns the name of its configuration."""
     write_json(folder / "plans.json", stock_plans(model.plans))
     write_json(folder / "dataset.json", stock_dataset_json(model.dataset_json, label))
@@ -86,7 +145,7 @@ def export(model: ModelFolder, folds: list[str], checkpoint: str, label: str | N
 
 
 def write_zip(folder: Path, file: Path, inside: str) -> None:
-    """An archive as nnUNetv2_install_pretrained_model_from_zip unpacks it into nnUNet_results."""
+    """Write an archive as nnUNetv2_install_pretrained_model_from_zip unpacks it into nnUNet_results."""
 
     def write(aside: Path) -> None:
         with zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -96,21 +155,16 @@ def write_zip(folder: Path, file: Path, inside: str) -> None:
     write_aside(file, write)
 
 
-def installed_name(model: ModelFolder, configuration: str, label: str | None) -> str:
-    """Where an installed archive lies in nnUNet_results: by its plans' name beside stock models of that dataset."""
-    return f"{model.plans['dataset_name']}/{TRAINER}__{installed_plans(model, label)}__{configuration}"
-
-
 def installed_plans(model: ModelFolder, label: str | None) -> str:
-    """nnU-Net parts names at double underscores."""
+    """Return a name for the plans without double underscores, at which nnU-Net parts the name of a model folder."""
     readable = re.sub(r"[^A-Za-z0-9]+", "_", label or "exported").strip("_")
     if not readable:
         readable = f"label_{model.labels.names.index(str(label)) + 1}"
     return f"{model.plans['plans_name']}_{readable}"
 
 
-def require_model_folder(folder: Path, model: ModelFolder) -> None:
-    """Raises ValueError where what is to be replaced is no exported model, or holds the model that is exported."""
+def require_replaceable(folder: Path, model: ModelFolder) -> None:
+    """Raise ValueError where what is to be replaced is no model folder, or holds the model that is exported."""
     require_no_inputs_within(folder, [model.folder / "plans.json"])
     if folder.exists() and not ((folder / "plans.json").is_file() and list(folder.glob("fold_*"))):
         raise ValueError(f"{folder} exists and is no model folder, so it is not replaced. Choose another name.")

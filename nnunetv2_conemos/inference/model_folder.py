@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import nn
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.datasets.dataset_json import read_dataset_json
 from nnunetv2_conemos.errors import SourceError, shorten
-from nnunetv2_conemos.training.plans_facts import PLANS_KEY
+from nnunetv2_conemos.networks.spec import PLANS_KEY
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,11 @@ class ModelFolder:
 
     @property
     def modalities(self) -> list[str]:
-        """Modalities that the network can be told; none for methods that look at no modality."""
+        """Modalities that the network can be conditioned on; none for methods that look at no modality."""
         return self.plans[PLANS_KEY].get("modalities", [])
 
-    def folds(self, checkpoint: str, wanted: list[str] | None = None) -> list[str]:
-        """The folds wanted, or all that have this checkpoint; raises FileNotFoundError for those that lack it."""
+    def folds(self, checkpoint: str, wanted: Sequence[str] | None = None) -> list[str]:
+        """Return the folds wanted, or all that have this checkpoint; FileNotFoundError for those that lack it."""
         found = sorted(file.parent.name[5:] for file in self.folder.glob(f"fold_*/{checkpoint}"))
         lacking = [fold for fold in wanted or () if fold not in found]
         if lacking or not found:
@@ -51,10 +52,10 @@ class ModelFolder:
                 f"{self.folder}: expected {checkpoint} in fold {shorten(lacking) or '0 or others'}, found it in "
                 f"{shorten(found) or 'none'}. Train the fold, or name another with -f or -chk."
             )
-        return wanted or [fold for fold in found if fold != "all"] or found
+        return list(wanted or ()) or [fold for fold in found if fold != "all"] or found
 
     def network(self, checkpoint: dict[str, Any]) -> nn.Module:
-        """The trained network, with all its deep-supervision heads."""
+        """Build the trained network, with all its deep-supervision heads."""
         configuration = checkpoint["init_args"]["configuration"]
         manager = PlansManager(self.plans)
         network = planned_network(checkpoint["trainer_name"], manager, configuration, self.dataset_json)
@@ -63,7 +64,7 @@ class ModelFolder:
 
 
 def planned_network(trainer: str, plans: PlansManager, configuration: str, dataset_json: dict[str, Any]) -> nn.Module:
-    """The untrained network that a trainer builds, with all its deep-supervision heads."""
+    """Build the untrained network of a trainer, with all its deep-supervision heads."""
     chosen = plans.get_configuration(configuration)
     return recursive_find_trainer_class_by_name(trainer).build_network_architecture(
         plans,
@@ -75,7 +76,7 @@ def planned_network(trainer: str, plans: PlansManager, configuration: str, datas
 
 
 def read_model(folder: Path) -> ModelFolder:
-    """A model folder of this package's trainers; raises FileNotFoundError or SourceError for any other."""
+    """Read a model folder of this package's trainers; raises FileNotFoundError or SourceError for any other."""
     lacking = [name for name in ("plans.json", "dataset.json") if not (folder / name).is_file()]
     if lacking:
         raise FileNotFoundError(
@@ -83,12 +84,12 @@ def read_model(folder: Path) -> ModelFolder:
         )
     plans = json.loads((folder / "plans.json").read_text())
     if PLANS_KEY not in plans:
-        raise SourceError(f"{folder} was not trained by a trainer of this package: it answers all its labels at once.")
+        raise SourceError(f"{folder} was not trained by a trainer of this package: it predicts all its labels at once.")
     return ModelFolder(folder, plans, read_dataset_json(folder))
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
-    """A checkpoint of nnU-Net's or of this package's trainers; raises SourceError for any other file."""
+    """Load a checkpoint of nnU-Net's or of this package's trainers; raises SourceError for any other file."""
     if not file.is_file():
         raise FileNotFoundError(f"checkpoint {file} does not exist.")
     try:

@@ -1,4 +1,4 @@
-"""Label the training cases of a dataset with a trained model, as `conemos complete` and `conemos cams` do."""
+"""Predict with a trained model: all labels or some, images of a folder or the training cases of a dataset."""
 
 from __future__ import annotations
 
@@ -6,93 +6,142 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+import torch
+from nnunetv2.inference.predict_from_raw_data import (
+    nnUNetPredictor,
+    predict_entry_point,
+    predict_entry_point_modelfolder,
+)
+from nnunetv2.utilities.file_path_utilities import get_output_folder
 
-from nnunetv2_conemos.annotations.sources import SourceTable
-from nnunetv2_conemos.datasets.dataset_json import read_raw_json
-from nnunetv2_conemos.datasets.folders import raw_cases
-from nnunetv2_conemos.datasets.writer import CaseJob, jobs_of
-from nnunetv2_conemos.errors import SourceError
-from nnunetv2_conemos.inference.model_folder import ModelFolder
-from nnunetv2_conemos.training.plans_facts import LABELS_VARIABLE, MODALITY_VARIABLE, UNKNOWN
+from nnunetv2_conemos.doorway import register_trainers
+from nnunetv2_conemos.inference.model_folder import ModelFolder, read_model
+from nnunetv2_conemos.networks.spec import LABELS_VARIABLE, MODALITY_VARIABLE, UNKNOWN
 
-AT_ONCE = 16  # cases between two moments at which everything predicted so far is safe
+
+def default_device() -> str:
+    """Return `cuda` if there is one, else `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)
 class Inference:
-    """How to predict: nnU-Net's own choices."""
+    """How to predict: nnU-Net's own choices.
 
-    folds: list[str]
-    checkpoint: str
-    device: str
-    mirroring: bool
-    preprocessing: int
-    export: int
+    `folds`: an ensemble of these (None: all that were trained). `mirroring`: average over mirrored images.
+    `preprocessing` and `export` are numbers of processes; with both 0, all is done in this one.
+    """
 
-
-@dataclass(frozen=True)
-class Labelling:
-    """A dataset whose cases a model is to label."""
-
-    model: ModelFolder
-    inference: Inference
-    raw: Path
-    table: SourceTable
-    dataset_json: dict[str, Any]
-    jobs: dict[str, CaseJob]
-
-    @property
-    def ignore_value(self) -> int:
-        """That of the dataset, or the next free value."""
-        labels = self.table.labels
-        return 1 + max(v for values in labels.values for v in values) if labels.ignore is None else labels.ignore
+    folds: Sequence[str] | None = None
+    checkpoint: str = "checkpoint_final.pth"
+    device: str = field(default_factory=default_device)
+    mirroring: bool = True
+    preprocessing: int = 3
+    export: int = 3
 
 
-def plan_labelling(model: ModelFolder, inference: Inference, raw: Path) -> Labelling:
-    """Raises SourceError where model and dataset have other labels."""
-    dataset_json, files = read_raw_json(raw), raw_cases(raw)
-    table = SourceTable.from_dataset_json(dataset_json, files)
-    if table.labels != model.labels:
-        theirs, ours = model.dataset_json["labels"], dataset_json["labels"]
-        raise SourceError(f"the model has other labels than {raw.name}.\n  model: {theirs}\n  dataset: {ours}")
-    jobs = {job.case: job for job in jobs_of(dataset_json, files)}
-    return Labelling(model, inference, raw, table, dataset_json, jobs)
+def predict(
+    model: Path | str,
+    images: Path | str,
+    output: Path | str,
+    *,
+    labels: Sequence[str] | None = None,
+    modality: str | None = None,
+    inference: Inference | None = None,
+    probabilities: bool = False,
+) -> list[Path]:
+    """Predict the images of a folder, named CASE_0000 and so on, and return the files that were written to `output`.
+
+    `model` is the folder of a trained model. `labels`: compute these only (None: all that were annotated in training).
+    `modality`: that of the images, for methods that are conditioned on it (None: the only one, or unknown).
+    `probabilities`: write these beside each map. Raises FileNotFoundError for a folder without a model, SourceError or
+    ValueError for labels and a modality that the model does not know.
+    """
+    register_trainers()
+    trained, how = read_model(Path(model)), inference or Inference()
+    predictor = make_predictor(trained, how, labels, modality)
+    Path(output).mkdir(parents=True, exist_ok=True)
+    predict_files(predictor, how, str(images), str(output), probabilities)
+    return sorted(Path(output).glob(f"*{trained.dataset_json['file_ending']}"))
+
+
+def predict_as_nnunet(
+    arguments: Sequence[str], *, labels: Sequence[str] | None = None, modality: str | None = None
+) -> None:
+    """Run nnUNetv2_predict, or with -m among its `arguments` nnUNetv2_predict_from_modelfolder, for some of the labels.
+
+    nnU-Net's programs build the network themselves, so the choice reaches it through the environment. Raises what
+    `predict` raises.
+    """
+    register_trainers()
+    if labels or modality:
+        check_choice(read_model(model_of(arguments)), labels, modality)
+    program = predict_entry_point_modelfolder if "-m" in arguments else predict_entry_point
+    with environment_choice(labels, modality), command_line(["conemos predict", *arguments]):
+        program()
+
+
+def make_predictor(
+    model: ModelFolder, how: Inference, labels: Sequence[str] | None = None, modality: str | None = None
+) -> nnUNetPredictor:
+    """Load nnU-Net's predictor, its network set to compute only some labels, in images of a modality."""
+    check_choice(model, labels, modality)
+    predictor = nnUNetPredictor(use_mirroring=how.mirroring, device=torch.device(how.device), allow_tqdm=False)
+    folds: Any = tuple(model.folds(how.checkpoint, how.folds))
+    predictor.initialize_from_trained_model_folder(str(model.folder), folds, how.checkpoint)
+    network: Any = getattr(predictor.network, "_orig_mod", predictor.network)
+    if labels is not None:
+        network.output_labels = tuple(model.labels.names.index(label) + 1 for label in labels)
+    if modality is not None:
+        network.modality = model.modalities.index(modality) + 1 if modality in model.modalities else 0
+    return predictor
 
 
 def predict_files(
-    predictor: nnUNetPredictor, how: Inference, images: list[list[str]], outputs: list[str], probabilities: bool
+    predictor: nnUNetPredictor,
+    how: Inference,
+    images: list[list[str]] | str,
+    outputs: list[str] | str,
+    probabilities: bool,
 ) -> None:
-    """Write the prediction of each list of channels to a file name without ending, with probabilities if wanted."""
+    """Write the prediction of each list of channels to a file name without ending, or of one folder to another."""
     if how.preprocessing == how.export == 0:
         predictor.predict_from_files_sequential(images, outputs, probabilities)
     else:
         predictor.predict_from_files(images, outputs, probabilities, True, how.preprocessing, how.export)
 
 
-def require_known_labels(model: ModelFolder, labels: Sequence[str]) -> None:
-    """Raises SourceError for a name that is no label of the model, ValueError for one that nobody annotated."""
-    for label in labels:
-        model.labels.index(label, "--labels")
+def check_choice(model: ModelFolder, labels: Sequence[str] | None, modality: str | None) -> None:
+    """Raise SourceError for a name that is no label of the model, ValueError for what it was not trained on."""
+    for label in labels or ():
+        model.labels.index(label, "labels")
         if label in model.never_annotated:
-            raise ValueError(f"--labels: '{label}' was annotated in no training case, so it is never predicted.")
-
-
-def require_known_modality(model: ModelFolder, modality: str) -> None:
-    """Raises ValueError for a name that the model does not know, and for models that look at no modality."""
+            raise ValueError(f"labels: '{label}' was annotated in no training case, so it is never predicted.")
     known = model.modalities
-    if modality not in (*known, UNKNOWN) or not known:
-        raise ValueError(f"--modality: this model knows {', '.join(known) or 'no modality'}, found '{modality}'.")
+    if modality is not None and (modality not in (*known, UNKNOWN) or not known):
+        raise ValueError(f"modality: this model knows {', '.join(known) or 'no modality'}, found '{modality}'.")
+
+
+def model_of(arguments: Sequence[str]) -> Path:
+    """Return the model folder that arguments of nnUNetv2_predict name; raises ValueError where they name none."""
+    given = dict(pairwise(arguments))
+    if "-m" in given:
+        return Path(given["-m"])
+    if not ("-d" in given and "-c" in given):
+        raise ValueError("say which model: -d DATASET -c CONFIGURATION -tr TRAINER, or -m MODEL_FOLDER.")
+    trainer, plans = given.get("-tr", "nnUNetTrainer"), given.get("-p", "nnUNetPlans")
+    return Path(get_output_folder(given["-d"], trainer, plans, given["-c"]))
 
 
 @contextmanager
-def queried(labels: Sequence[str] | None, modality: str | None = None) -> Iterator[None]:
-    """Networks that are built within compute only these labels, on images of this modality; None changes nothing."""
-    chosen = {LABELS_VARIABLE: None if labels is None else ",".join(labels), MODALITY_VARIABLE: modality}
+def environment_choice(labels: Sequence[str] | None, modality: str | None) -> Iterator[None]:
+    """Within, networks are built to compute only these labels, in images of this modality; None changes nothing."""
+    chosen = {LABELS_VARIABLE: ",".join(labels) if labels else None, MODALITY_VARIABLE: modality}
     before = {name: os.environ.get(name) for name in chosen}
     os.environ |= {name: value for name, value in chosen.items() if value is not None}
     try:
@@ -105,7 +154,7 @@ def queried(labels: Sequence[str] | None, modality: str | None = None) -> Iterat
 
 @contextmanager
 def command_line(words: list[str]) -> Iterator[None]:
-    """nnU-Net's entry functions read sys.argv."""
+    """Within, `sys.argv` is as given: nnU-Net's programs read it."""
     before, sys.argv = sys.argv, words
     try:
         yield

@@ -1,4 +1,4 @@
-"""Soft Dice pooled over the pairs of a batch that ask for the same label.
+"""Soft Dice pooled over the pairs of a batch that query the same label.
 
 Axis letters: **B** sample, **Q** labels queried, **N** = B x Q pairs (over all processes), ***S** space.
 """
@@ -22,10 +22,13 @@ def batch_dice(
     skip_empty: bool = True,
     weight_of: Float[Tensor, " labels"] | None = None,
 ) -> Float[Tensor, ""]:
-    """`pooled_dice` of the known pairs of a batch, with `ddp` of all processes; both maps are 0 where none counts."""
+    """Compute `pooled_dice` of the known pairs of a batch, with `ddp` of all processes.
+
+    Both maps are 0 where nothing counts.
+    """
     masses = (probability * target, probability, target)
     sums = torch.stack([mass.flatten(2).sum(2).flatten() for mass in masses], dim=-1)  # [N,3]
-    labels = (truth.labels * truth.known).flatten()  # 0: asks nothing
+    labels = (truth.labels * truth.known).flatten()  # 0: padding
     if ddp:
         sums, labels = of_all_processes(sums), of_all_processes(labels)
     return pooled_dice(sums, labels, smooth, skip_empty, weight_of)
@@ -38,7 +41,7 @@ def pooled_dice(
     skip_empty: bool = True,
     weight_of: Float[Tensor, " labels"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean soft Dice over the distinct labels > 0 whose pooled target is not empty; 0 where there is none.
+    """Average the soft Dice over the distinct labels > 0 whose pooled target is not empty; 0 where there is none.
 
     `sums` holds intersection, predicted and target mass of each pair. Without `skip_empty`, empty targets count too.
     `weight_of` (index: label, from 0) scales the Dice of each label; the mean still counts labels.
@@ -51,7 +54,7 @@ def pooled_dice(
     counts = labels > 0
     if skip_empty:
         counts &= target > 0
-    weight = counts / pairs_of_label  # every label weighs 1, however many pairs ask it
+    weight = counts / pairs_of_label  # every label weighs 1, however many pairs query it
     if weight_of is not None:
         dice = dice * weight_of[labels]
     return (dice * weight).sum() / weight.sum().clamp_min(1)

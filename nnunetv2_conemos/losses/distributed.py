@@ -10,8 +10,9 @@ from torch import distributed as dist
 
 
 def mean_of_processes(weight: Float[Tensor, ""], ddp: bool) -> Float[Tensor, ""]:
-    """The weight or, with `ddp`, its mean over the processes, whose gradients DDP averages: sums divided by it then add
-    up to a mean over the samples of all.
+    """Return a weight or, with `ddp`, its mean over the processes.
+
+    DDP averages the gradients of the processes, so sums divided by this mean add up to a mean over all samples.
     """
     if not ddp:
         return weight
@@ -21,7 +22,7 @@ def mean_of_processes(weight: Float[Tensor, ""], ddp: bool) -> Float[Tensor, ""]
 
 
 def of_all_processes(rows: Tensor) -> Tensor:
-    """The rows of every process, one after the other, with zeros where a process has fewer than another."""
+    """Gather the rows of every process, one after the other, with zeros where a process has fewer than another."""
     most = torch.tensor(len(rows), device=rows.device)
     dist.all_reduce(most, dist.ReduceOp.MAX)
     missing = rows.new_zeros(int(most) - len(rows), *rows.shape[1:])

@@ -1,6 +1,6 @@
 """Labels that exclude each other, where what is not annotated counts as background (Fang & Yan, IEEE TMI 2020).
 
-Axis letters: **B** sample, **K** labels, all asked in order, **C** = K + 1 classes with background first, ***S** space.
+Axis letters: **B** sample, **K** labels, all queried in order, **C** = K + 1 classes, background first, ***S** space.
 Logits are [B,K,*S] against background, whose logit is 0.
 """
 
@@ -16,33 +16,33 @@ from nnunetv2_conemos.records import Truth
 
 
 def class_log_probabilities(logits: Float[Tensor, "B K *S"]) -> Float[Tensor, "B C *S"]:
-    """log p of background and of every label, in single precision."""
+    """Return log p of background and of every label, in single precision."""
     return torch.log_softmax(torch.cat((torch.zeros_like(logits[:, :1]), logits), 1).float(), 1)
 
 
 def marginalised_log_probabilities(
     logits: Float[Tensor, "B K *S"], known: Bool[Tensor, "B K"]
 ) -> Float[Tensor, "B C *S"]:
-    """log p of background or anything unknown, then of each known label; unknown labels have a probability of 0."""
+    """Return log p of background or anything unknown, then of each known label; p of unknown labels is 0."""
     log_p = class_log_probabilities(logits)
     own = known.view(*known.shape, *(1,) * (logits.ndim - 2))
-    merged = torch.cat((torch.zeros_like(own[:, :1]), own), 1)
-    background = torch.logsumexp(log_p.masked_fill(merged, -math.inf), 1, keepdim=True)
+    apart = torch.cat((torch.zeros_like(own[:, :1]), own), 1)
+    background = torch.logsumexp(log_p.masked_fill(apart, -math.inf), 1, keepdim=True)
     return torch.cat((background, log_p[:, 1:].masked_fill(~own, -math.inf)), 1)
 
 
 def shown_labels(truth: Truth) -> Bool[Tensor, "B K *S"]:
-    """The map of each known label."""
+    """Return the map of each known label."""
     return truth.onehot() & truth.known.view(*truth.known.shape, *(1,) * (truth.target.ndim - 2))
 
 
 def known_classes(truth: Truth) -> Int[Tensor, " B *S"]:
-    """The class of each voxel among background and the known labels."""
+    """Return the class of each voxel among background and the known labels."""
     return torch.where(shown_labels(truth).any(1), truth.target[:, 0], 0).long()
 
 
 def counted_here(truth: Truth, logits: Float[Tensor, "B K *S"]) -> Bool[Tensor, "B 1 *S"]:
-    """Voxels of samples in which something is annotated, outside the ignore label."""
+    """Mark the voxels of samples in which something is annotated, outside the ignore label."""
     annotated = truth.known.any(1).view(-1, *(1,) * (logits.ndim - 1))
     counted = annotated if truth.valid is None else annotated & truth.valid
     return counted.expand_as(logits[:, :1])

@@ -1,4 +1,4 @@
-"""Every file of this folder is a method; its trainers, and their variants, are exported from here."""
+"""Every file and folder here is a method; its trainers, and their variants, are exported from here."""
 
 import importlib
 import pkgutil
@@ -12,7 +12,7 @@ from nnunetv2_conemos.training.variants import EPOCHS, variant
 
 
 def variants(trainer: type[PartialLabelTrainer]) -> dict[str, type[PartialLabelTrainer]]:
-    """`Trainer_1epoch`, ..., `Trainer_NoMirroring`, ..., `Trainer_Adam1en3_NoMirroring_1epoch`, ...
+    """Make `Trainer_1epoch`, ..., `Trainer_NoMirroring`, ..., `Trainer_Adam1en3_NoMirroring_1epoch`, ...
 
     They are set in the module of the trainer, where pickle looks for them.
     """

@@ -1,6 +1,6 @@
-"""A planned U-Net conditioned on the set of labels asked: one output channel per label, one pass for all of them.
+"""A planned U-Net conditioned on the set of queried labels: one output channel per label, one pass for all of them.
 
-Axis letters: **B** sample, **M** input channel, **K** labels, **Q** labels asked, **A** labels answered, ***S** space.
+Axis letters: **B** sample, **M** input channel, **K** labels, **Q** labels queried, **A** output labels, ***S** space.
 """
 
 from __future__ import annotations
@@ -9,78 +9,60 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 
 from nnunetv2_conemos.losses.masked import MaskedDiceBCE
 from nnunetv2_conemos.networks.film_unet import FiLMOptions, FiLMUNet, multi_hot
-from nnunetv2_conemos.networks.heads import chosen_channels, chosen_heads, nnunet_heads
-from nnunetv2_conemos.networks.planned import State, planned_unet, walk
+from nnunetv2_conemos.networks.heads import chosen_channels, chosen_heads
+from nnunetv2_conemos.networks.spec import NetworkSpec
 from nnunetv2_conemos.records import Query
-from nnunetv2_conemos.training.method import Method
-from nnunetv2_conemos.training.plans_facts import has_background_head, method_options, output_labels_of
+from nnunetv2_conemos.training.method import Method, without_options
 from nnunetv2_conemos.training.sampling import Pairs
 from nnunetv2_conemos.training.trainer import PartialLabelTrainer
 
 
 class LabelSetOptions(FiLMOptions):
-    """`one_by_one`: at prediction, ask each label alone, in a pass of its own, instead of all at once."""
+    """`one_by_one`: at prediction, query each label alone, in a pass of its own, instead of all at once."""
 
     one_by_one: bool = False
 
 
 class LabelSetUNet(FiLMUNet):
-    """A K-output U-Net modulated by the multi-hot vector of the labels asked.
+    """A K-output U-Net modulated by the multi-hot vector of the queried labels.
 
-    `forward(Query)` answers the labels asked [B,Q,*S], a list over scales (fine to coarse) under deep supervision; what
-    a label is answered depends on the set it is asked in. `forward(Tensor)` asks for all labels that are `answered` and
-    gives nnU-Net's heads.
+    The logits of a label depend on the set it is queried in; prediction queries all output labels together.
     """
 
     options_model = LabelSetOptions
 
-    def forward(self, query: Query | Tensor) -> Tensor | list[Tensor]:
-        try:
-            if isinstance(query, Query):
-                queried = self._ask(query.image, query.labels)
-                return queried if self.decoder.deep_supervision else queried[0]
-            answers = torch.cat([self._ask(query, labels)[0] for labels in self._questions(query)], dim=1)
-            return nnunet_heads(answers, self.output_labels, self.num_labels, self.background_head)
-        finally:
-            self.condition.clear()
+    def __init__(self, spec: NetworkSpec):
+        super().__init__(spec, num_outputs=spec.num_labels)
+
+    def queried_logits(self, query: Query) -> list[Tensor]:
+        return self._set_of_labels(query.image, query.labels)
+
+    def output_logits(self, image: Float[Tensor, "B M *S"]) -> Float[Tensor, "B A *S"]:
+        labels = self.output_queries(image)
+        sets = labels.split(1, dim=1) if self.options.one_by_one else [labels]
+        return torch.cat([self._set_of_labels(image, one)[0] for one in sets], dim=1)
 
     def stock_weights(self, labels: Sequence[int]) -> dict[str, Tensor]:
-        """Weights of the stock network with one output for each of these labels, asked together."""
+        """Return the weights of the stock network with one output for each of these labels, queried together."""
         if self.options.one_by_one and len(labels) > 1:
-            raise NotImplementedError("with `one_by_one`, labels are asked alone: export one (--label).")
+            raise NotImplementedError("with `one_by_one`, labels are queried alone: export one (--label).")
         return chosen_heads(self.folded(labels), labels)
 
-    def _questions(self, image: Float[Tensor, "B M *S"]) -> Sequence[Int[Tensor, "B A"]]:
-        labels = torch.tensor(self.output_labels, device=image.device).expand(image.shape[0], -1)
-        return labels.split(1, dim=1) if self.options.one_by_one else [labels]
-
-    def _ask(self, image: Float[Tensor, "B M *S"], labels: Int[Tensor, "B Q"]) -> list[Tensor]:
-        """Logits [B,Q,*S] at each scale, fine to coarse."""
-        self.condition.code = self.code(multi_hot(labels, self.num_labels))
-        shared, modulated = self.steps()
-        logits = walk([*shared, *modulated], State(image)).logits
-        return [chosen_channels(z, labels) for z in logits[::-1]]
-
-
-def label_set_unet(
-    plans: PlansManager, configuration: ConfigurationManager, channels: int, heads: int, deep_supervision: bool
-) -> LabelSetUNet:
-    background = has_background_head(plans)
-    num_labels = heads - background
-    unet = planned_unet(configuration, channels, num_labels, deep_supervision)
-    options, output_labels = method_options(configuration, LabelSetOptions), output_labels_of(plans, num_labels)
-    return LabelSetUNet(unet, num_labels, background, options, output_labels)
+    def _set_of_labels(self, image: Float[Tensor, "B M *S"], labels: Int[Tensor, "B Q"]) -> list[Tensor]:
+        logits = self.conditioned(self.shared(image), multi_hot(labels, self.num_labels))
+        return [chosen_channels(z, labels) for z in logits]
 
 
 class LabelSetFiLMTrainer(PartialLabelTrainer):
-    """FiLM conditioned on the set asked: one label, those annotated in the case, or all; each a third of the samples.
+    """FiLM conditioned on a set: one label, those annotated in the case, or all; each a third of the samples.
 
-    Every label is met equally often, as in ConditionalFiLMTrainer; the loss counts the labels asked and known.
+    Every label is drawn equally often, as in ConditionalFiLMTrainer; the loss counts the queried labels that are known.
     """
 
-    method = Method(network=label_set_unet, sampler=Pairs(("one", "annotated", "all")), loss=MaskedDiceBCE)
+    method = Method(
+        network=LabelSetUNet, sampler=Pairs(("one", "annotated", "all")), loss=without_options(MaskedDiceBCE)
+    )

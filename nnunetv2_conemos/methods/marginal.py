@@ -1,13 +1,12 @@
 """Marginal and exclusion loss for labels that exclude each other (Shi et al., Medical Image Analysis 70, 2021).
 
-Axis letters: **B** sample, **K** labels, all asked in order, **C** = K + 1 classes with background first, ***S** space.
+Axis letters: **B** sample, **K** labels, all queried in order, **C** = K + 1 classes, background first, ***S** space.
 """
 
 from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
 from nnunetv2_conemos.losses.dice import batch_dice
@@ -19,10 +18,9 @@ from nnunetv2_conemos.losses.marginalised import (
     marginalised_log_probabilities,
 )
 from nnunetv2_conemos.networks.multihead import MultiHeadUNet
-from nnunetv2_conemos.networks.planned import planned_unet
+from nnunetv2_conemos.networks.spec import NetworkSpec
 from nnunetv2_conemos.records import Truth
-from nnunetv2_conemos.training.method import Method
-from nnunetv2_conemos.training.plans_facts import output_labels_of
+from nnunetv2_conemos.training.method import Method, without_options
 from nnunetv2_conemos.training.sampling import Cases
 from nnunetv2_conemos.training.trainer import PartialLabelTrainer
 
@@ -61,7 +59,7 @@ class MarginalExclusionLoss(nn.Module):
         return -batch_dice(p, target * counted, truth, self.smooth, self.ddp, skip_empty=False)
 
     def _excluded(self, p: Tensor, unknown: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-        """Overlap of each label that is not annotated with the annotated foreground: Dice, and log(1 + p)."""
+        """Penalise the overlap of labels that are not annotated with the annotated foreground: Dice, and log(1 + p)."""
         others = p * unknown * counted
         foreground = target.sum(1, keepdim=True) * counted
         overlap, mass = (others * foreground).flatten(2).sum(2), (others + foreground * unknown).flatten(2).sum(2)
@@ -72,14 +70,14 @@ class MarginalExclusionLoss(nn.Module):
         return dice + entropy
 
 
-def softmax_unet(
-    plans: PlansManager, configuration: ConfigurationManager, channels: int, heads: int, deep_supervision: bool
-) -> MultiHeadUNet:
-    unet = planned_unet(configuration, channels, heads, deep_supervision)
-    return MultiHeadUNet(unet, heads - 1, True, output_labels_of(plans, heads - 1), softmax=True)
+def softmax_unet(spec: NetworkSpec) -> MultiHeadUNet:
+    """Build a planned U-Net with the background channel of a softmax."""
+    return MultiHeadUNet(spec, softmax=True)
 
 
 class MarginalLossTrainer(PartialLabelTrainer):
     """nnU-Net's softmax network with the marginal and exclusion loss; labels exclude each other, so no regions."""
 
-    method = Method(network=softmax_unet, sampler=Cases(every=True), loss=MarginalExclusionLoss, regions=False)
+    method = Method(
+        network=softmax_unet, sampler=Cases(every=True), loss=without_options(MarginalExclusionLoss), regions=False
+    )

@@ -1,7 +1,7 @@
 """Feature-wise linear modulation of a planned U-Net (Perez et al., AAAI 2018; as used by CoNeMOS, MIDL 2024).
 
-Axis letters: **B** images, **N** samples (image x label asked), **E** length of the code, **F** features,
-**O** outputs, ***S** space.
+Axis letters: **B** images, **N** rows of the condition (images x queried labels), **E** length of the code,
+**F** features, **O** outputs, ***S** space.
 Modulated layers keep the parameter names of the layers they replace, so that backbone weights load by name.
 """
 
@@ -21,30 +21,18 @@ from nnunetv2_conemos.networks.planned import repeat_samples
 class Condition:
     """The one place where the layers of a network read what they are conditioned on, filled by its `forward`."""
 
-    code: Tensor | None = None  # [N,E] one row per sample and label asked
-    image: Tensor | None = None  # [B,F] pooled bottleneck features, one row per sample
+    code: Tensor | None = None  # [N,E], one row for each image and query
+    image: Tensor | None = None  # [B,F], bottleneck features averaged over space, one row per image
 
     def clear(self) -> None:
         """Forget, so that no graph is kept alive between calls."""
         self.code = self.image = None
 
 
-class ReadBottleneck(nn.Module):
-    """Passes the bottleneck features on and leaves their average over space in the condition."""
-
-    def __init__(self, condition: Condition):
-        super().__init__()
-        self.condition = condition
-
-    def forward(self, x: Float[Tensor, "N F *S"]) -> Float[Tensor, "N F *S"]:
-        self.condition.image = x.flatten(2).mean(2)
-        return x
-
-
 class FiLM(nn.Module):
     """gamma, beta [N,F] = one dense layer of the condition; y = (1 + gamma) x + beta. Starts as the identity.
 
-    `image_length` > 0: the dense layer also reads the pooled bottleneck features of that length.
+    With `image_length` > 0 the dense layer also reads the pooled bottleneck features, which are that long.
     """
 
     def __init__(self, condition: Condition, code_length: int, features: int, image_length: int = 0):
@@ -57,7 +45,7 @@ class FiLM(nn.Module):
     def coefficients(self) -> tuple[Float[Tensor, "N F"], Float[Tensor, "N F"]]:
         code, image = self.condition.code, self.condition.image
         if code is None:
-            raise RuntimeError("a FiLM layer was called outside its network's forward(); call the network instead.")
+            raise RuntimeError("a FiLM layer was called outside the forward() of its network: call the network.")
         if self.reads_image and image is not None:
             code = torch.cat((code, repeat_samples(image, code.shape[0] // image.shape[0])), dim=1)
         gamma, beta = self.project(code).chunk(2, dim=1)
@@ -81,7 +69,7 @@ class FiLMInstanceNorm(nn.Module):
         return F.instance_norm(stacked, weight=weight.flatten(), bias=bias.flatten(), eps=self.eps).view_as(x)
 
     def folded(self) -> tuple[Float[Tensor, " F"], Float[Tensor, " F"]]:
-        """Affine weights of the plain norm that does the same for the one code in the condition."""
+        """Return weight and bias of the plain norm that does the same for the one code in the condition."""
         weight, bias = modulate(self.weight, self.bias, *self.film.coefficients())
         return weight[0], bias[0]
 
@@ -98,7 +86,7 @@ class FiLMConv(nn.Module):
         return self.film(self.convolve(x, self.weight, self.bias))
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the plain convolution that does the same for the one code in the condition."""
+        """Return weight and bias of the plain convolution that does the same for the one code in the condition."""
         (gamma,), (beta,) = self.film.coefficients()
         scale = (1 + gamma).view(-1, *(1,) * (self.weight.ndim - 1))
         return self.weight * scale, (0 if self.bias is None else self.bias * (1 + gamma)) + beta
@@ -121,13 +109,13 @@ def modulate(
     gamma: Float[Tensor, "N F"],
     beta: Float[Tensor, "N F"],
 ) -> tuple[Float[Tensor, "N F"], Float[Tensor, "N F"]]:
-    """Affine parameters of a norm followed by FiLM; this identity is also what folds a label into a stock network."""
+    """Return the affine parameters of a norm with FiLM after it; this also folds a label into a stock network."""
     scale = 1 + gamma
     return (scale if weight is None else weight * scale), (beta if bias is None else bias * scale + beta)
 
 
 def film_block(block: ConvDropoutNormReLU, film: FiLM, after_nonlinearity: bool) -> None:
-    """Modulate one conv block in place: at its norm, or after its nonlinearity where it has one."""
+    """Modulate one conv block in place: at its norm, or after its nonlinearity if it has one."""
     if after_nonlinearity and hasattr(block, "nonlin"):
         _replace(block, "nonlin", FiLMAfter(block.nonlin, film))
     elif isinstance(block.norm, _InstanceNorm) and not block.norm.track_running_stats:
@@ -137,7 +125,7 @@ def film_block(block: ConvDropoutNormReLU, film: FiLM, after_nonlinearity: bool)
 
 
 def _replace(block: ConvDropoutNormReLU, name: str, new: nn.Module) -> None:
-    """Both places where a block keeps the module: the attribute and the sequence that runs."""
+    """Replace a module in both places where a block keeps it: the attribute and the sequence that runs."""
     position = list(block.all_modules).index(getattr(block, name))
     setattr(block, name, new)
     block.all_modules[position] = new

@@ -1,7 +1,7 @@
-"""A planned U-Net conditioned on the label asked (Billot et al., CoNeMOS, MIDL 2024, PMLR 250:119-130).
+"""A planned U-Net conditioned on the queried label or labels (Billot et al., CoNeMOS, MIDL 2024, PMLR 250:119-130).
 
-Axis letters: **B** sample, **M** input channel, **K** labels, **Q** labels asked, **N** = B x Q, **E** length of the
-code, ***S** space.
+Axis letters: **B** sample, **K** labels, **Q** labels queried, **N** rows of the condition (images, or
+images x labels), **E** length of the code, ***S** space.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from nnunetv2_conemos.networks.film import Condition, FiLM, FiLMConv, FiLMInstanceNorm, ReadBottleneck, film_block
-from nnunetv2_conemos.networks.planned import Act, Step, UNet, conv_blocks, unet_steps
+from nnunetv2_conemos.networks.base import PartialLabelNetwork
+from nnunetv2_conemos.networks.film import Condition, FiLM, FiLMConv, FiLMInstanceNorm, film_block
+from nnunetv2_conemos.networks.planned import UNetState, conv_blocks, num_stages, run_stages
+from nnunetv2_conemos.networks.spec import NetworkSpec
 
 CODE_LENGTH = 64
 
@@ -36,41 +38,32 @@ class FiLMOptions(BaseModel):
     image_features: bool = False
 
 
-class FiLMUNet(nn.Module):
-    """A planned U-Net every norm of which, encoder included, and the logits are modulated by a code of what is asked.
+class FiLMUNet(PartialLabelNetwork):
+    """A planned U-Net whose every norm, encoder included, and whose logits are modulated by a code of the query.
 
-    `answered`: the labels (1..K) that prediction computes. `label_dims`: parameters with a dimension over labels.
+    `label_dims`: parameters with a dimension over labels.
     """
 
     label_dims: ClassVar[dict[str, int]] = {"embed.0.weight": 1}
     options_model: ClassVar[type[FiLMOptions]] = FiLMOptions
-    encoder: Any
-    decoder: Any
 
-    def __init__(
-        self,
-        unet: UNet,
-        num_labels: int,
-        background_head: bool,
-        options: FiLMOptions | None = None,
-        output_labels: Sequence[int] | None = None,
-    ):
-        super().__init__()
-        self.output_labels = tuple(range(1, num_labels + 1)) if output_labels is None else tuple(output_labels)
+    def __init__(self, spec: NetworkSpec, num_outputs: int):
+        super().__init__(spec)
+        unet = spec.planned_unet(num_outputs)
         self.encoder, self.decoder = unet.encoder, unet.decoder
-        self.num_labels, self.background_head = num_labels, background_head
-        self.options: Any = options or self.options_model()
+        self.options: Any = spec.options(self.options_model)
         self.condition = Condition()
-        self.embed = label_code(num_labels)
-        self.bottleneck = ReadBottleneck(self.condition) if self.options.image_features else nn.Identity()
-        self._modulate()
+        self.embed = label_code(self.num_labels)
+        self.first_modulated_stage = self._modulate()
 
-    def _modulate(self) -> None:
-        blocks, n, image = conv_blocks(self), self.options.last_layers, 0
-        if self.options.image_features:
-            image = self.encoder.output_channels[-1]
-        in_decoder = set(self.decoder.stages.modules())
-        for block in blocks[max(0, len(blocks) - n + 1) :] if n else blocks:
+    def _modulate(self) -> int:
+        """Put FiLM into the last layers; returns the first stage in which a norm is modulated, or one past the last."""
+        stages = [*self.encoder.stages, *self.decoder.stages]
+        blocks = [*conv_blocks(self.encoder), *conv_blocks(self.decoder.stages)]
+        n, in_decoder = self.options.last_layers, set(conv_blocks(self.decoder.stages))
+        image = self.encoder.output_channels[-1] if self.options.image_features else 0
+        chosen = blocks[max(0, len(blocks) - n + 1) :] if n else blocks
+        for block in chosen:
             if not hasattr(block, "norm"):
                 raise NotImplementedError(
                     "FiLM modulates norms; the plans set `norm_op` to none. Use plans with norms."
@@ -80,25 +73,43 @@ class FiLMUNet(nn.Module):
         heads = self.decoder.seg_layers
         for i, head in enumerate(heads):
             heads[i] = FiLMConv(head, FiLM(self.condition, CODE_LENGTH, head.out_channels, image))
+        if len(chosen) == len(blocks):
+            return 0  # that of the stem, too
+        modulated = (number for number, stage in enumerate(stages) if not set(chosen).isdisjoint(stage.modules()))
+        return next(modulated, len(stages))
 
-    def steps(self) -> tuple[list[Step], list[Step]]:
-        """The steps before the first modulated layer, run once per image, and the rest, run for each code."""
-        steps = [
-            s._replace(act=Act.APPLY, module=self.bottleneck) if s.act is Act.TURN else s for s in unet_steps(self)
-        ]
-        first = next(i for i, s in enumerate(steps) if s.module is not None and reads_condition(s.module))
-        return steps[:first], steps[first:]
+    def shared(self, image: Tensor) -> UNetState:
+        """Run the stages before the first modulated layer, once per image."""
+        return self._run(UNetState(image), range(self._first_conditioned()))
 
-    def code(self, queried: Bool[Tensor, "N K"]) -> Float[Tensor, "N E"]:
-        """The code of the labels asked, one row for each sample of the features."""
-        return self.embed(queried.to(next(self.embed.parameters()).dtype))
+    def conditioned(self, state: UNetState, queried: Bool[Tensor, "N K"]) -> list[Tensor]:
+        """Run the rest on features [N,F,*S], each with the labels of its row; returns the logits, fine to coarse."""
+        self.condition.code = self.embed(queried.to(next(self.embed.parameters()).dtype))
+        logits = self._run(state, range(self._first_conditioned(), num_stages(self))).logits
+        return list(logits[::-1])
+
+    def clear_condition(self) -> None:
+        self.condition.clear()
+
+    def _first_conditioned(self) -> int:
+        """The first stage that ends in logits or holds a modulated norm."""
+        with_logits = len(self.encoder.stages) if self.decoder.deep_supervision else num_stages(self) - 1
+        return min(self.first_modulated_stage, with_logits)
+
+    def _run(self, state: UNetState, stages: range) -> UNetState:
+        bottleneck = len(self.encoder.stages)
+        if not (self.options.image_features and stages.start < bottleneck <= stages.stop):
+            return run_stages(self, state, stages)
+        state = run_stages(self, state, range(stages.start, bottleneck))
+        self.condition.image = state.features.flatten(2).mean(2)
+        return run_stages(self, state, range(bottleneck, stages.stop))
 
     @torch.no_grad()
     def folded(self, labels: Sequence[int]) -> dict[str, Tensor]:
-        """Weights of the stock network that gives the same answers when these labels (1..K) are asked.
+        """Return the weights of the stock network that gives the same logits when these labels (1..K) are queried.
 
-        For a fixed question FiLM is part of the affine weights of norms and logits. Raises NotImplementedError where
-        FiLM depends on the image or follows the nonlinearity.
+        For a fixed query FiLM is part of the affine weights of norms and logits. Raises NotImplementedError where FiLM
+        depends on the image or follows the nonlinearity.
         """
         if self.options.after_nonlinearity or self.options.image_features:
             raise NotImplementedError(
@@ -106,7 +117,7 @@ class FiLMUNet(nn.Module):
             )
         weights = {k: v for k, v in self.state_dict().items() if k.startswith(("encoder.", "decoder."))}
         queried = torch.tensor([labels], device=next(self.parameters()).device)
-        self.condition.code = self.code(multi_hot(queried, self.num_labels))
+        self.condition.code = self.embed(multi_hot(queried, self.num_labels).to(next(self.embed.parameters()).dtype))
         for name, module in self.named_modules(remove_duplicate=False):
             if isinstance(module, FiLMInstanceNorm | FiLMConv):
                 weights[f"{name}.weight"], weights[f"{name}.bias"] = module.folded()
@@ -115,16 +126,12 @@ class FiLMUNet(nn.Module):
 
 
 def multi_hot(labels: Int[Tensor, "N Q"], num_labels: int) -> Bool[Tensor, "N K"]:
-    """Which labels (1..K) a row asks; 0 asks nothing."""
+    """Mark the labels (1..K) that each row queries; 0 is padding."""
     return F.one_hot(labels.long(), num_labels + 1)[..., 1:].any(1)
 
 
-def reads_condition(module: nn.Module) -> bool:
-    return any(isinstance(m, FiLM) for m in module.modules())
-
-
 def label_code(num_labels: int) -> nn.Sequential:
-    """One-hot label [N,K] -> code [N,E]: four dense layers of 64 with LeakyReLU(0.2).
+    """Build the layers from a multi-hot row of labels [N,K] to its code [N,E]: four of 64 features with LeakyReLU(0.2).
 
     Initialised so that every label starts with a code of its own at unit scale; the framework's default would shrink
     the differences between labels by an order of magnitude.

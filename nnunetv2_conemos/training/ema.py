@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+
+from nnunetv2_conemos.files import write_aside
+from nnunetv2_conemos.training.method import Method
 
 TRAINING = "conemos_training"  # in a checkpoint, beside the averaged weights: what training goes on with
 
@@ -23,6 +27,7 @@ class MovingAverage:
         self.model = AveragedModel(network, multi_avg_fn=self._average).eval()
 
     def update(self) -> None:
+        """Follow a step of the training."""
         self.updates += 1
         self.model.update_parameters(self.trained)
 
@@ -52,3 +57,52 @@ class MovingAverage:
         self.trained.load_state_dict(state["weights"])
         self.updates = state["updates"]
         self.model.n_averaged.fill_(self.updates)
+
+
+class AveragedTrainer(nnUNetTrainer):
+    """nnU-Net's trainer that validates and saves a moving average of the weights, where its method wants one."""
+
+    method: ClassVar[Method]
+    network: Any
+    average: MovingAverage | None = None
+
+    def initialize(self) -> None:
+        super().initialize()
+        if self.method.averaging is not None:
+            self.average = MovingAverage(self.bare_network, self.method.averaging)
+
+    @property
+    def bare_network(self) -> Any:
+        """The network without the wrappers of DDP and torch.compile."""
+        network = self.network.module if self.is_ddp else self.network
+        return getattr(network, "_orig_mod", network)
+
+    def update_average(self) -> None:
+        """Let the average follow a step of the training."""
+        if self.average:
+            self.average.update()
+
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """Within, the network holds the averaged weights, if there are any."""
+        return self.average.in_place() if self.average else nullcontext()
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's, with averaged weights if there are any, and those of the training beside them."""
+        if not self.average or self.local_rank != 0 or self.disable_checkpointing:
+            return super().save_checkpoint(filename)
+        average, nnunets = self.average, super().save_checkpoint
+
+        def write(aside: Path) -> None:
+            with average.in_place():
+                nnunets(str(aside))
+            average.add_training(aside)
+
+        return write_aside(Path(filename), write)
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        super().load_checkpoint(filename_or_checkpoint)
+        if self.average:
+            checkpoint = filename_or_checkpoint
+            if isinstance(checkpoint, str):
+                checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=False)
+            self.average.resume(checkpoint)

@@ -6,35 +6,43 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from nnunetv2_conemos.networks.base import PartialLabelNetwork
+from nnunetv2_conemos.networks.spec import NetworkSpec
 from nnunetv2_conemos.training.sampling import Sampler
 
 Parameters = Iterable[nn.Parameter]
 Optimiser = tuple[torch.optim.Optimizer, LRScheduler]
+Loss = Callable[[ConfigurationManager, bool], nn.Module]
 
 
 @dataclass(frozen=True)
 class Method:
-    """What makes a method: everything else is nnU-Net's or the frame's.
+    """What makes a method; everything else is nnU-Net's or the frame's.
 
-    `network(plans, configuration, input channels, heads, deep supervision)` builds the network: `forward(Query)`
-    answers the labels asked, [B,Q,*S]; `forward(Tensor)` answers all `heads` as nnU-Net wants them.
-    `ask` says what is drawn and asked. `loss(ddp)` builds the loss of (logits [B,Q,*S], Truth) at one resolution.
-    `regions`: whether the method allows labels that overlap; `modalities`: whether it looks at the modality of a case;
-    `tags`: whether it learns from image tags; `dimensions`: those of the configurations that it trains.
+    `network(spec)` builds the network. `sampler`: what the loader draws and which labels a sample queries.
+    `loss(configuration, ddp)` builds the loss of (logits [B,Q,*S], Truth) at one resolution; options of the plans are
+    in the configuration, and with `ddp` it is to cover the samples of all processes.
+    `regions`: whether the method allows labels that overlap; `modalities`: whether it is conditioned on the modality of
+    a case; `tags`: whether it learns from image tags; `dimensions`: those of the configurations that it trains.
     `optimiser(parameters, configuration, epochs)` gives optimiser and schedule, or None for nnU-Net's. `averaging`: the
     largest decay of an exponential moving average of the weights, which is then what is validated and saved.
     """
 
-    network: Callable[[PlansManager, ConfigurationManager, int, int, bool], nn.Module]
+    network: Callable[[NetworkSpec], PartialLabelNetwork]
     sampler: Sampler
-    loss: Callable[[bool], nn.Module]
+    loss: Loss
     regions: bool = True
     modalities: bool = False
     tags: bool = False
     dimensions: tuple[int, ...] = (2, 3)
     optimiser: Callable[[Parameters, ConfigurationManager, int], Optimiser | None] | None = None
     averaging: float | None = None
+
+
+def without_options(loss: Callable[[bool], nn.Module]) -> Loss:
+    """Turn `loss(ddp)` into the loss of a method that reads no options."""
+    return lambda configuration, ddp: loss(ddp)

@@ -1,4 +1,4 @@
-"""What a trainer refuses before nnU-Net makes its results folder, in sentences that say what to do."""
+"""What must hold before nnU-Net makes the results folder of a training; every error says what to do."""
 
 from __future__ import annotations
 
@@ -7,18 +7,34 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.datasets.dataset_json import read_dataset_json
+from nnunetv2_conemos.datasets.folders import preprocessed_table, require_same_tables
 from nnunetv2_conemos.errors import SourceError
+from nnunetv2_conemos.networks.spec import LABELS_VARIABLE, MODALITY_VARIABLE, PLANS_KEY
 from nnunetv2_conemos.training.method import Method
-from nnunetv2_conemos.training.plans_facts import LABELS_VARIABLE, MODALITY_VARIABLE, PLANS_KEY
+
+
+def checked_table(method: Method, plans: dict, configuration: str, dataset_json: dict, trainer: str) -> SourceTable:
+    """Return who annotated what among the preprocessed cases; raises where a training on them cannot work."""
+    require_no_prediction_variables(method)
+    require_no_cascade(plans, configuration, trainer)
+    require_dimension(method, plans, configuration, trainer)
+    require_regions_supported(method, dataset_json, trainer)
+    require_same_tables(plans["dataset_name"])
+    require_labels_of_folder(plans, configuration, trainer, dataset_json)
+    table = preprocessed_table(plans, configuration, dataset_json)
+    require_supervision(method, table, trainer)
+    return table
 
 
 def require_no_prediction_variables(method: Method) -> None:
+    """Raise ValueError where an environment variable for prediction is set."""
     for variable in (LABELS_VARIABLE, *((MODALITY_VARIABLE,) if method.modalities else ())):
         if os.environ.get(variable):
             raise ValueError(
@@ -28,6 +44,7 @@ def require_no_prediction_variables(method: Method) -> None:
 
 
 def require_no_cascade(plans: dict, configuration: str, trainer: str) -> None:
+    """Raise NotImplementedError for a configuration that needs a previous stage."""
     if PlansManager(plans).get_configuration(configuration).previous_stage_name is not None:
         raise NotImplementedError(
             f"{trainer} does not train the cascade ({configuration}): it needs predictions of the previous stage that "
@@ -36,6 +53,7 @@ def require_no_cascade(plans: dict, configuration: str, trainer: str) -> None:
 
 
 def require_dimension(method: Method, plans: dict, configuration: str, trainer: str) -> None:
+    """Raise NotImplementedError for a 2D or 3D configuration that the method does not train."""
     dimension = len(PlansManager(plans).get_configuration(configuration).patch_size)
     if dimension not in method.dimensions:
         possible = " or ".join(f"{d}D" for d in method.dimensions)
@@ -46,6 +64,7 @@ def require_dimension(method: Method, plans: dict, configuration: str, trainer: 
 
 
 def require_supervision(method: Method, table: SourceTable, trainer: str) -> None:
+    """Raise SourceError where no label is annotated (nor tagged, for a method that learns from tags) in any case."""
     if len(table.never_annotated(tags=method.tags)) == len(table.labels):
         raise SourceError(
             f"{trainer} learns from annotated labels only, and no source annotates any: all `annotated` lists are "
@@ -54,6 +73,7 @@ def require_supervision(method: Method, table: SourceTable, trainer: str) -> Non
 
 
 def require_regions_supported(method: Method, dataset_json: dict, trainer: str) -> None:
+    """Raise NotImplementedError for regions, where the method takes labels to exclude each other."""
     if LabelSpace.from_dataset_json(dataset_json).has_regions and not method.regions:
         raise NotImplementedError(
             f"{trainer} takes labels to exclude each other, so it does not train regions. Use ConditionalFiLMTrainer "
@@ -62,6 +82,7 @@ def require_regions_supported(method: Method, dataset_json: dict, trainer: str) 
 
 
 def require_unlabelled_case(table: SourceTable, cases: Iterable[str], trainer: str) -> None:
+    """Raise SourceError where every case is annotated for something."""
     if all(table.known(case).any() for case in cases):
         raise SourceError(
             f"{trainer} learns from cases that are not annotated for anything, and none of the training cases is one. "
@@ -71,7 +92,7 @@ def require_unlabelled_case(table: SourceTable, cases: Iterable[str], trainer: s
 
 
 def require_fold(file: Path, fold: int | str) -> None:
-    """nnU-Net would draw a fold that the split does not have at random, test cases of a setting included."""
+    """Raise SourceError for a fold that the split lacks: nnU-Net would draw one at random, test cases included."""
     if fold == "all" or not file.is_file():
         return
     folds = len(json.loads(file.read_text()))
@@ -83,7 +104,7 @@ def require_fold(file: Path, fold: int | str) -> None:
 
 
 def require_supervised_case(has_supervision: Iterable[str], part: str, fold: int | str, file: Path) -> None:
-    """`informed`: the cases of a part of the fold that something is known about."""
+    """Raise SourceError where a part of the fold has no case that something is known about."""
     if not any(has_supervision):
         what = {"train": "training", "val": "validation"}[part]
         raise SourceError(
@@ -92,14 +113,17 @@ def require_supervised_case(has_supervision: Iterable[str], part: str, fold: int
 
 
 def require_labels_of_folder(plans: dict, configuration: str, trainer: str, dataset_json: dict) -> None:
-    """The folds of one model folder share one dataset.json; a fold for other labels would spoil the others."""
+    """Raise SourceError where the model folder has other labels: its folds share one dataset.json."""
     folder = model_folder(plans, configuration, trainer)
     if folder and (folder / "dataset.json").is_file():
         require_same_labels(read_dataset_json(folder)["labels"], dataset_json["labels"], str(folder))
 
 
 def require_same_facts(plans: dict, configuration: str, trainer: str) -> None:
-    """The folds of one model folder share its plans, which say what to ask; `plans` hold what this fold would ask."""
+    """Raise SourceError where the model folder was trained for other modalities or sets of labels than `plans` say.
+
+    The folds of one model folder share its plans, and those say what prediction queries.
+    """
     folder = model_folder(plans, configuration, trainer)
     if not (folder and (folder / "plans.json").is_file()):
         return
@@ -113,13 +137,23 @@ def require_same_facts(plans: dict, configuration: str, trainer: str) -> None:
 
 
 def model_folder(plans: dict, configuration: str, trainer: str) -> Path | None:
-    """Where nnU-Net keeps the folds of this training; None where nnUNet_results is not set."""
+    """Return the folder in which nnU-Net keeps the folds of this training; None where nnUNet_results is not set."""
     if not nnUNet_results.is_set():
         return None
     return Path(nnUNet_results) / plans["dataset_name"] / f"{trainer}__{plans['plans_name']}__{configuration}"
 
 
+def require_checkpoint_of(checkpoint: dict | str, labels: dict) -> None:
+    """Raise SourceError where a checkpoint, or the file of one, was trained for other labels."""
+    loaded = (
+        torch.load(checkpoint, map_location="cpu", weights_only=False) if isinstance(checkpoint, str) else checkpoint
+    )
+    require_same_labels(loaded["init_args"]["dataset_json"]["labels"], labels, str(checkpoint))
+
+
 def require_same_labels(theirs: dict, ours: dict, where: str) -> None:
+    """Raise SourceError where the `labels` of two dataset.json differ in names, order or values."""
+
     def names(labels: dict) -> LabelSpace:
         return LabelSpace.from_dataset_json({"labels": labels})
 

@@ -1,6 +1,6 @@
-"""What is drawn and asked: nnU-Net's loader is left as it is and offered virtual identifiers.
+"""What is drawn and queried: nnU-Net's loader stays as it is and draws virtual identifiers.
 
-Axis letters: **B** sample, **Q** labels asked, numbered 1..K.
+Axis letters: **B** sample, **Q** labels queried, numbered 1..K.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import numpy as np
 import torch
 
 from nnunetv2_conemos.annotations.sources import SourceTable
-from nnunetv2_conemos.records import QueriedLabels
+from nnunetv2_conemos.records import QueriedLabels, Query, Truth, to_truth
 
 SEPARATOR = "::"  # of the parts of a virtual identifier
 COPIES = 10  # length of every label's list in units of the longest: the finer, the better weights are met
 
 
 class Sample(NamedTuple):
-    """What an identifier stands for: a case, the labels asked (1..K; 0 asks nothing), those to centre a patch on."""
+    """What an identifier stands for: a case, the queried labels (1..K; 0 is padding), those to centre a patch on."""
 
     case: str
     queried: tuple[int, ...]
@@ -32,18 +32,21 @@ class Sampler(Protocol):
     """Which identifiers the loader draws from, uniformly, and what an identifier stands for."""
 
     def identifiers(self, table: SourceTable, cases: Sequence[str]) -> np.ndarray:
-        """1-D string array; a list would cost the loader milliseconds a draw."""
+        """Return a 1-D array of strings; a list would cost the loader milliseconds a draw."""
         ...
 
-    def parse(self, identifier: str, table: SourceTable) -> Sample: ...
+    def parse(self, identifier: str, table: SourceTable) -> Sample:
+        """Return what an identifier stands for."""
+        ...
 
 
 def annotated_labels(case: str, table: SourceTable) -> tuple[int, ...]:
+    """Return the labels (1..K) that a case is annotated for."""
     return tuple((np.flatnonzero(table.known(case)) + 1).tolist())
 
 
 def copies(shares: Sequence[float], length: int) -> np.ndarray:
-    """How often each item must stand in a list of this length so that a uniform draw meets its share."""
+    """Return how often each item must be in a list of this length so that a uniform draw meets its share."""
     ends = np.cumsum(shares)
     return np.diff(np.round(ends / ends[-1] * length).astype(int), prepend=0)
 
@@ -52,15 +55,15 @@ def copies(shares: Sequence[float], length: int) -> np.ndarray:
 class Pairs:
     """A label uniformly, then a case annotated for it, and patches that centre on it (Billot et al., MIDL 2024).
 
-    `questions` says what is then asked, each equally often: "one" (that label), "annotated" (all labels annotated in
+    `queries` says what is then queried, each equally often: "one" (that label), "annotated" (all labels annotated in
     the case) or "all" (every label that is annotated in some case, as at prediction). A label that is annotated but
-    absent from the case is asked like any other.
+    absent from the case is queried like any other.
     """
 
     queries: tuple[Literal["one", "annotated", "all"], ...] = ("one",)
 
     def identifiers(self, table: SourceTable, cases: Sequence[str], seed: int = 12345) -> np.ndarray:
-        """`case::label::question` such that a uniform draw takes each annotated label equally often.
+        """Return `case::label::query` such that a uniform draw takes each annotated label equally often.
 
         Within a label, cases are drawn in proportion to the weight of their source. Raises ValueError where no case
         is annotated for anything.
@@ -69,44 +72,44 @@ class Pairs:
         per_label = [[case for case in cases if table.known(case)[k]] for k in range(len(table.labels))]
         length = COPIES * max(map(len, per_label))
         if length == 0:
-            raise ValueError(f"none of these {len(cases)} cases is annotated for any label: there is nothing to ask.")
+            raise ValueError(f"none of these {len(cases)} cases is annotated for any label: there is nothing to draw.")
         pairs = []
         for label, annotated in enumerate(per_label, start=1):
             if annotated:
                 shuffled = rng.permutation(annotated)
                 times = copies([table.weight(case) for case in shuffled], length)
                 pairs += np.repeat([f"{case}{SEPARATOR}{label}" for case in shuffled], times).tolist()
-        return np.array([f"{pair}{SEPARATOR}{question}" for question in self.queries for pair in pairs])
+        return np.array([f"{pair}{SEPARATOR}{query}" for query in self.queries for pair in pairs])
 
     def parse(self, identifier: str, table: SourceTable) -> Sample:
-        case, label, question = identifier.rsplit(SEPARATOR, 2)
+        case, label, query = identifier.rsplit(SEPARATOR, 2)
         one = (int(label),)
         queried = {
             "one": lambda: one,
             "annotated": lambda: annotated_labels(case, table),
             "all": lambda: tuple((np.flatnonzero(table.supervised()) + 1).tolist()),
         }
-        return Sample(case, queried[question](), one)
+        return Sample(case, queried[query](), one)
 
 
 @dataclass(frozen=True)
 class Cases:
     """A dataset in proportion to a power of its number of cases, then a case.
 
-    The power 0.5 is that of Ulrich et al. (MICCAI 2023), 0 draws every dataset equally often. Asked are the labels
-    annotated in the case, padded to the largest set that a case has, so that questions have one shape; or every label
+    The power 0.5 is that of Ulrich et al. (MICCAI 2023), 0 draws every dataset equally often. Queried are the labels
+    annotated in the case, padded to the largest set that a case has, so that queries have one shape; or every label
     (`every`), for losses that look at the others too. Sources that name the same `dataset` are one; a case of weight 2
-    is drawn twice as often as it would be.
+    is drawn twice as often as one of weight 1.
     """
 
     every: bool = False
     power: float = 0.5
 
     def identifiers(self, table: SourceTable, cases: Sequence[str]) -> np.ndarray:
-        """Case identifiers, repeated; raises ValueError where no case is annotated for anything."""
+        """Return case identifiers, repeated; raises ValueError where no case is annotated for anything."""
         annotated = [case for case in cases if table.known(case).any()]
         if not annotated:
-            raise ValueError(f"none of these {len(cases)} cases is annotated for any label: there is nothing to ask.")
+            raise ValueError(f"none of these {len(cases)} cases is annotated for any label: there is nothing to draw.")
         weights = np.array([table.weight(case) for case in annotated])
         datasets = np.array([table.dataset_of(case) for case in annotated])
         shares = np.zeros(len(annotated))
@@ -122,7 +125,7 @@ class Cases:
 
 
 def queried_labels(sampler: Sampler, identifiers: Iterable[str], table: SourceTable) -> QueriedLabels:
-    """The questions of a drawn batch; shorter rows are padded with 0."""
+    """Return what a drawn batch queries; shorter rows are padded with 0."""
     drawn = [sampler.parse(str(identifier), table) for identifier in identifiers]
     width = max(len(one.queried) for one in drawn)
     rows = np.zeros((len(drawn), width), dtype=np.int64)
@@ -134,11 +137,21 @@ def queried_labels(sampler: Sampler, identifiers: Iterable[str], table: SourceTa
     return QueriedLabels(torch.from_numpy(rows), torch.from_numpy(known), torch.tensor(modality))
 
 
+def query_and_truth(sampler: Sampler, batch: dict[str, Any], table: SourceTable) -> tuple[Query, list[Truth] | Truth]:
+    """Turn a batch of nnU-Net's loader into what is queried and what is known, at one resolution or at several."""
+    queried = queried_labels(sampler, batch["keys"], table)
+    target, ignore = batch["target"], table.labels.ignore
+    query = Query(batch["data"], queried.labels, queried.modality)
+    if isinstance(target, list):
+        return query, [to_truth(t, queried, ignore) for t in target]
+    return query, to_truth(target, queried, ignore)
+
+
 class QueryDataset:
     """An nnU-Net dataset whose foreground, for nnU-Net's loader, is the labels that an identifier centres on.
 
     `dataset` has nnU-Net's `identifiers` and `load_case`. `location_keys`: the keys of nnU-Net's `class_locations` in
-    label order (ids, or regions), `always` those that stay whatever is asked (nnU-Net's key for annotated voxels when
+    label order (ids, or regions), `always` those that stay whatever is queried (nnU-Net's key for annotated voxels when
     there is an ignore label).
     """
 
@@ -155,7 +168,7 @@ class QueryDataset:
         self.identifiers = sampler.identifiers(table, dataset.identifiers)
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
-        """As nnU-Net's datasets: image, label map, previous stage, properties."""
+        """Load image, label map, previous stage and properties, as nnU-Net's datasets do."""
         case, _, centred = self.sampler.parse(str(identifier), self.table)
         loaded: Any = self.dataset.load_case(case)  # not typed upstream
         image, target, previous, properties = loaded
@@ -163,3 +176,13 @@ class QueryDataset:
         locations = properties["class_locations"]
         narrowed = {key: locations[key] for key in wanted if key in locations}
         return image, target, previous, {**properties, "class_locations": narrowed}
+
+
+def location_keys(manager: Any) -> tuple[list[Any], list[tuple[int, ...]]]:
+    """Return nnU-Net's keys of `class_locations`: those of the labels in their order, and those that always stay.
+
+    `manager` is nnU-Net's LabelManager.
+    """
+    keys = manager.foreground_regions if manager.has_regions else np.array(manager.foreground_labels).tolist()
+    always = [(-1, *np.array(manager.all_labels).tolist())] if manager.has_ignore_label else []
+    return list(keys), always

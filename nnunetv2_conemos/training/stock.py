@@ -19,6 +19,8 @@ CUDA = torch.device("cuda")
 
 
 class _OtherLength(nnUNetTrainer):
+    """Stock nnU-Net for another number of epochs."""
+
     epochs: ClassVar[int]
 
     def __init__(  # nnU-Net reads the signature
@@ -29,7 +31,7 @@ class _OtherLength(nnUNetTrainer):
 
 
 def stock_trainers() -> dict[str, type[nnUNetTrainer]]:
-    """Those that nnU-Net itself lacks, by name."""
+    """Make those that nnU-Net itself lacks, by name."""
     made = {}
     for mirroring, adam in ((False, False), (True, True), (False, True)):
         bases: Any = (nnUNetTrainerAdam1en3,) * adam + (nnUNetTrainerNoMirroring,) * (not mirroring)

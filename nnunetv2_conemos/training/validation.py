@@ -1,4 +1,4 @@
-"""nnU-Net's summary.json of a validation, reduced to what was annotated."""
+"""Validation on what is annotated: counts of the labels, and nnU-Net's summary.json reduced to annotated pairs."""
 
 from __future__ import annotations
 
@@ -13,23 +13,43 @@ from jaxtyping import Float
 from nnunetv2.evaluation.evaluate_predictions import load_summary_json, save_summary_json
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from torch import Tensor
+from torch import distributed as dist
 
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.files import write_aside
 from nnunetv2_conemos.losses.masked import counted_voxels
 from nnunetv2_conemos.records import Truth
 
+COUNTS = ("tp_hard", "fp_hard", "fn_hard")  # nnU-Net's names
+ALL_LABELS = "summary_all_labels.json"  # nnU-Net's own file, kept beside ours
+COUNTED = "counted"  # key that marks a reduced summary
+
+
+def counts_of(
+    output: Any, truth: Sequence[Truth] | Truth, table: SourceTable, exclusive: bool
+) -> dict[str, np.ndarray]:
+    """Count true positives, false positives and false negatives per label [K] in what a network says, at full size.
+
+    `output` is the logits, or begins with them (the finest scale, or a record). With `exclusive`, labels compete.
+    """
+    finest = truth if isinstance(truth, Truth) else truth[0]
+    logits = output if isinstance(output, Tensor) else output[0]
+    if exclusive:
+        logits = likeliest_alone(logits, (np.flatnonzero(~table.supervised()) + 1).tolist())
+    counts = hard_counts(logits, finest, len(table.labels)).cpu().numpy()
+    return dict(zip(COUNTS, counts, strict=True))
+
 
 def likeliest_alone(logits: Float[Tensor, "B K *S"], never_annotated: Sequence[int]) -> Float[Tensor, "B K *S"]:
-    """Logits of labels that exclude each other: at each voxel, only the likeliest that was taught can be positive."""
-    answers = logits.clone()
-    answers[:, [label - 1 for label in never_annotated]] = -torch.inf
-    return torch.where(answers == answers.amax(1, keepdim=True), answers, -torch.inf)
+    """Return logits of which, at each voxel, only the likeliest of the annotated labels can be positive."""
+    own = logits.clone()
+    own[:, [label - 1 for label in never_annotated]] = -torch.inf
+    return torch.where(own == own.amax(1, keepdim=True), own, -torch.inf)
 
 
 @torch.no_grad()
 def hard_counts(logits: Float[Tensor, "B Q *S"], truth: Truth, num_labels: int) -> Float[Tensor, "3 K"]:
-    """True positives, false positives and false negatives per label over a batch, counting known pairs only."""
+    """Count true positives, false positives and false negatives per label over a batch, in known pairs only."""
     counted = counted_voxels(truth)
     predicted, target = (logits > 0) & counted, truth.onehot() & counted
     space = tuple(range(2, logits.ndim))
@@ -39,12 +59,24 @@ def hard_counts(logits: Float[Tensor, "B Q *S"], truth: Truth, num_labels: int) 
     return per_label.index_add_(1, truth.labels.flatten(), sums)[:, 1:]
 
 
-ALL_LABELS = "summary_all_labels.json"  # nnU-Net's own file, kept beside ours
-COUNTED = "counted"  # key that marks a reduced summary
+def anything_counted(val_outputs: Sequence[dict[str, Any]], device: torch.device, ddp: bool) -> bool:
+    """Tell whether any label was predicted or present in an epoch of validation, in any process."""
+    seen = torch.tensor(float(sum(output[name].sum() for output in val_outputs for name in COUNTS)), device=device)
+    if ddp:
+        dist.all_reduce(seen)
+    return seen.item() > 0
+
+
+def repeat_last_dice(logger: Any, val_outputs: Sequence[dict[str, Any]], epoch: int, num_labels: int) -> None:
+    """Log an epoch in which nothing was counted: the mean Dice is that of the epoch before, or 0."""
+    previous = logger.get_value("mean_fg_dice", step=None)
+    logger.log("mean_fg_dice", previous[-1] if previous else 0.0, epoch)
+    logger.log("dice_per_class_or_region", [float("nan")] * num_labels, epoch)
+    logger.log("val_losses", np.mean([output["loss"] for output in val_outputs]), epoch)
 
 
 def annotated_summary(summary_file: Path, table: SourceTable, ending: str) -> dict[str, Any]:
-    """Rewrite a summary.json of nnU-Net so that only annotated (case, label) pairs count; returns it.
+    """Rewrite a summary.json of nnU-Net so that only annotated (case, label) pairs count, and return it.
 
     nnU-Net scores every label in every case: a right organ where it was not annotated counts as Dice 0. Means are
     nnU-Net's: over cases, then over the labels that have a value. `ending` is the dataset's `file_ending`.
@@ -75,7 +107,7 @@ def _annotated_only(entry: dict[str, Any], table: SourceTable, ending: str) -> d
 
 
 def _mean(metrics: list[dict[str, float]]) -> dict[str, float]:
-    """Per metric, the mean of the values that are defined (NaN where none is)."""
+    """Average each metric over the values that are defined (NaN where none is)."""
     means = {}
     for name in metrics[0] if metrics else ():
         defined = [m[name] for m in metrics if m[name] is not None and not np.isnan(m[name])]

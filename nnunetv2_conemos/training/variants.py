@@ -7,7 +7,7 @@ STOCK = "nnUNetTrainer"
 
 
 def variant(trainer: str, epochs: int | None = None, mirroring: bool = True, adam: bool = False) -> str:
-    """`Trainer_Adam1en3_NoMirroring_10epochs`; None is the trainer's own number of epochs.
+    """Return the name of a variant, `Trainer_Adam1en3_NoMirroring_10epochs`; None is the trainer's own length.
 
     nnU-Net's own have no underscores before the epochs: `nnUNetTrainerNoMirroring`, `nnUNetTrainerAdam1en3`.
     """

@@ -9,7 +9,7 @@ from nnunetv2_conemos.benchmark import networks
 from nnunetv2_conemos.benchmark.config import Arm, Recipe, Run
 from nnunetv2_conemos.benchmark.networks import Network
 from nnunetv2_conemos.benchmark.runner import Runner
-from nnunetv2_conemos.training.plans_facts import PLANS_KEY
+from nnunetv2_conemos.networks.spec import PLANS_KEY
 
 
 @pytest.fixture

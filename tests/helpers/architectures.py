@@ -6,7 +6,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.annotations.sources import SourceTable
-from nnunetv2_conemos.training.plans_facts import PLANS_KEY, facts_for_inference
+from nnunetv2_conemos.networks.spec import PLANS_KEY, NetworkSpec
+from nnunetv2_conemos.training.plans_facts import facts_for_inference
 
 UNETS = "dynamic_network_architectures.architectures.unet."
 LABELS = {"background": 0, "a": 1, "b": 2, "c": 3}
@@ -73,3 +74,10 @@ def heads(labels: dict) -> int:
 def build(trainer: type, manager: PlansManager, labels: dict = LABELS, channels: int = 1, deep: bool = True):
     """The network of a trainer, as nnU-Net builds it: from plans and counts alone."""
     return trainer.build_network_architecture(manager, manager.get_configuration("tiny"), channels, heads(labels), deep)
+
+
+def network_spec(num_labels: int, channels: int = 1, dim: int = 2) -> NetworkSpec:
+    """What a network is built from, for labels without a story."""
+    labels = {"background": 0, **{f"l{k}": k for k in range(1, num_labels + 1)}}
+    manager = plans(dim, labels=labels)
+    return NetworkSpec.from_plans(manager, manager.get_configuration("tiny"), channels, num_labels + 1, True)

@@ -1,4 +1,4 @@
-"""A toy world of two modalities, and a model folder of HermesTrainer on it."""
+"""Networks of HermesTrainer, a toy world of two modalities, and a model folder on it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import numpy as np
-from architectures import LABELS
+import torch
+from architectures import LABELS, build, patch, plans
 from worlds import NAME, make_trainer, shapes, write_world
 
 from nnunetv2_conemos.methods import HermesTrainer
-from nnunetv2_conemos.training.plans_facts import PLANS_KEY
+from nnunetv2_conemos.networks.spec import PLANS_KEY
+from nnunetv2_conemos.records import Query
 
 
 def toy_world(base, modality=True, unlabelled=False, **options):
@@ -38,3 +40,21 @@ def save_model(base):
     trainer.train_step(next(trainer.get_dataloaders()[0]))
     trainer.save_checkpoint(f"{trainer.output_folder}/checkpoint_final.pth")
     return trainer, Path(trainer.output_folder).parent
+
+
+def network(dim=2, modalities=("CT", "T1", "T2"), groups=None, labels=LABELS, kind="plain", **options):
+    """An untrained network in its evaluation mode, weights perturbed as if trained."""
+    manager = plans(dim, kind, labels, **options)
+    manager.plans[PLANS_KEY] |= {"modalities": list(modalities)} | ({"groups": groups} if groups else {})
+    torch.manual_seed(0)
+    made = build(HermesTrainer, manager, labels).eval()
+    for parameter in made.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return made
+
+
+def query(labels, modality=(1, 2), dim=2, seed=1):
+    """Random images of two modalities in which these labels are queried."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(len(labels), 1, *patch(dim), generator=generator)
+    return Query(image, torch.tensor(labels), torch.tensor(modality))

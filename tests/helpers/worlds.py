@@ -13,7 +13,7 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunetv2_conemos.training.plans_facts import PLANS_KEY
+from nnunetv2_conemos.networks.spec import PLANS_KEY
 
 NAME = "Dataset999_World"
 CONFIGURATION = "tiny"

@@ -1,6 +1,5 @@
 """`conemos adapt`: backbone by name, labels by name, FiLM at zero where new; nnU-Net accepts the file."""
 
-import argparse
 import json
 
 import numpy as np
@@ -10,8 +9,8 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from worlds import NAME, make_trainer, shapes, write_world
 
-from nnunetv2_conemos.commands import adapt
 from nnunetv2_conemos.errors import SourceError
+from nnunetv2_conemos.inference.adapt import Adapted, adapt
 from nnunetv2_conemos.methods import ConditionalFiLMTrainer, HermesTrainer
 from nnunetv2_conemos.networks.film import FiLM
 from nnunetv2_conemos.records import Query
@@ -39,9 +38,8 @@ def saved(base, trainer_class, labels, tmp_path):
     return trainer.network
 
 
-def arguments(tmp_path, checkpoint="old.pth", **more):
-    chosen = {"tr": "ConditionalFiLMTrainer", "p": "nnUNetPlans", "c": "tiny", "overwrite": False} | more
-    return argparse.Namespace(checkpoint=tmp_path / checkpoint, dataset=NAME, output=tmp_path / "start.pth", **chosen)
+def adapted(tmp_path, checkpoint="old.pth", **more) -> Adapted:
+    return adapt(tmp_path / checkpoint, NAME, tmp_path / "start.pth", **({"configuration": "tiny"} | more))
 
 
 @pytest.fixture(autouse=True)
@@ -58,11 +56,10 @@ def start(base, tmp_path):
     return trainer.network.eval()
 
 
-def test_another_conditional_model_keeps_its_labels_by_name(nnunet_folders, tmp_path, capsys):
+def test_another_conditional_model_keeps_its_labels_by_name(nnunet_folders, tmp_path):
     old = saved(nnunet_folders, ConditionalFiLMTrainer, OLD, tmp_path).eval()
     dataset(nnunet_folders, NEW)
-    adapt.run(arguments(tmp_path))
-    assert "labels taken by name: spleen, liver" in capsys.readouterr().out
+    assert adapted(tmp_path).labels == ["spleen", "liver"], "taken by name"
     new = start(nnunet_folders, tmp_path)
     codes, before = new.embed(torch.eye(3)), old.embed(torch.eye(2))
     assert torch.allclose(codes[[2, 0]], before, atol=1e-6), "liver and spleen keep their codes at their new places"
@@ -74,11 +71,10 @@ def test_another_conditional_model_keeps_its_labels_by_name(nnunet_folders, tmp_
     assert torch.allclose(expected, found, atol=1e-6)
 
 
-def test_a_stock_network_starts_as_itself_for_every_label(nnunet_folders, tmp_path, capsys):
+def test_a_stock_network_starts_as_itself_for_every_label(nnunet_folders, tmp_path):
     old = saved(nnunet_folders, nnUNetTrainer, OLD, tmp_path).eval()
     dataset(nnunet_folders, NEW)
-    adapt.run(arguments(tmp_path))
-    assert "labels taken by name: none" in capsys.readouterr().out
+    assert adapted(tmp_path).labels == [], "none is taken by name"
     new = start(nnunet_folders, tmp_path)
     stock, ours = old.state_dict(), new.state_dict()
     backbone = [k for k in stock if ".seg_layers." not in k]
@@ -90,31 +86,31 @@ def test_a_stock_network_starts_as_itself_for_every_label(nnunet_folders, tmp_pa
 def test_what_cannot_be_used_is_refused_and_nothing_is_written(nnunet_folders, tmp_path):
     saved(nnunet_folders, ConditionalFiLMTrainer, OLD, tmp_path)
     with pytest.raises(FileNotFoundError, match="missing"):
-        adapt.run(arguments(tmp_path, "missing.pth"))
+        adapted(tmp_path, "missing.pth")
     (tmp_path / "text.pth").write_text("no checkpoint")
     with pytest.raises(SourceError, match="cannot be read as a checkpoint"):
-        adapt.run(arguments(tmp_path, "text.pth"))
+        adapted(tmp_path, "text.pth")
     torch.save({"weights": 1}, tmp_path / "other.pth")
     with pytest.raises(SourceError, match="lacks network_weights, init_args"):
-        adapt.run(arguments(tmp_path, "other.pth"))
+        adapted(tmp_path, "other.pth")
     with pytest.raises(SourceError, match="no configuration '3d_fullres': tiny"):
-        adapt.run(arguments(tmp_path, c="3d_fullres"))
+        adapted(tmp_path, configuration="3d_fullres")
     with pytest.raises(FileNotFoundError, match="OtherPlans"):
-        adapt.run(arguments(tmp_path, p="OtherPlans"))
+        adapted(tmp_path, plans="OtherPlans")
     file = nnunet_folders / "nnUNet_preprocessed" / NAME / "nnUNetPlans.json"
     plans = json.loads(file.read_text())
     plans["configurations"]["tiny"]["architecture"]["arch_kwargs"]["features_per_stage"] = [5, 7, 9]
     file.write_text(json.dumps(plans))
     with pytest.raises(SourceError, match="no backbone weight"):
-        adapt.run(arguments(tmp_path))
+        adapted(tmp_path)
     assert not (tmp_path / "start.pth").exists()
     (tmp_path / "start.pth").write_text("precious")
     with pytest.raises(FileExistsError, match="--overwrite"):
-        adapt.run(arguments(tmp_path))
+        adapted(tmp_path)
     assert (tmp_path / "start.pth").read_text() == "precious"
 
 
-def told(base, labels, modalities):
+def two_modalities(base, labels, modalities):
     """A dataset with a source for each modality, and plans deep enough to be fused in several places."""
     rng = np.random.default_rng(0)
     names = [name for name in labels if name != "background"]
@@ -129,8 +125,8 @@ def told(base, labels, modalities):
     file.write_text(json.dumps(plans))
 
 
-def test_priors_of_labels_and_modalities_keep_their_names(nnunet_folders, tmp_path, capsys):
-    told(nnunet_folders, OLD, ["CT", "MR"])
+def test_priors_of_labels_and_modalities_keep_their_names(nnunet_folders, tmp_path):
+    two_modalities(nnunet_folders, OLD, ["CT", "MR"])
     torch.manual_seed(1)
     trainer = make_trainer(nnunet_folders, HermesTrainer)
     trainer.initialize()
@@ -138,9 +134,8 @@ def test_priors_of_labels_and_modalities_keep_their_names(nnunet_folders, tmp_pa
         parameter.data += 0.1 * torch.randn_like(parameter)
     trainer.save_checkpoint(str(tmp_path / "old.pth"))
     (nnunet_folders / "nnUNet_results" / NAME).rename(tmp_path / "old_results")
-    told(nnunet_folders, NEW, ["MR", "PET"])
-    adapt.run(arguments(tmp_path, tr="HermesTrainer"))
-    assert "labels taken by name: spleen, liver" in capsys.readouterr().out
+    two_modalities(nnunet_folders, NEW, ["MR", "PET"])
+    assert adapted(tmp_path, trainer="HermesTrainer").labels == ["spleen", "liver"]
     fresh = make_trainer(nnunet_folders, HermesTrainer)
     fresh.initialize()
     load_pretrained_weights(fresh.network, str(tmp_path / "start.pth"))

@@ -9,10 +9,10 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
 from nnunetv2_conemos.losses.masked import MaskedDiceBCE
 from nnunetv2_conemos.methods.generic_ssl.loss import ClassWeightedDiceCE
-from nnunetv2_conemos.methods.hermes.loss import AdaptiveTverskyBCE
+from nnunetv2_conemos.methods.hermes.loss import AdaptiveTverskyBCE, HermesOutput
 from nnunetv2_conemos.methods.marginal import MarginalExclusionLoss
 from nnunetv2_conemos.methods.unimos.loss import TargetAdaptiveLoss
-from nnunetv2_conemos.records import Answer, QueriedLabels, Truth, to_truth
+from nnunetv2_conemos.records import QueriedLabels, Truth, to_truth
 from nnunetv2_conemos.training.validation import hard_counts
 
 SHAPE = (6, 5)
@@ -37,7 +37,7 @@ def loss_and_gradient(logits, truth):
 @settings(max_examples=30, deadline=None)
 def test_voxels_of_other_labels_change_neither_loss_nor_gradient(seed):
     logits, target, labels = random_batch(seed)
-    labels[:, 1] = labels[:, 0]  # every sample asks one label
+    labels[:, 1] = labels[:, 0]  # every sample queries one label
     known = torch.ones_like(labels, dtype=torch.bool)
     before = loss_and_gradient(logits, Truth(target, labels, known, None))
     others = (target != 0) & (target != labels[:, :1, None, None])
@@ -132,7 +132,7 @@ def test_dice_is_skipped_where_the_pooled_target_is_empty_and_bce_still_sees_it(
     logits = torch.full((2, 1, *SHAPE), 2.0)
     loss, gradient = loss_and_gradient(logits, Truth(target, labels, known, None))
     assert loss == pytest.approx(torch.nn.functional.softplus(torch.tensor(2.0)).item(), abs=1e-6)
-    assert (gradient > 0).all(), "annotated but absent must be taught"
+    assert (gradient > 0).all(), "an annotated but absent label must have a gradient"
 
 
 def pull_of_the_dice(pooled):
@@ -151,7 +151,7 @@ def pull_of_the_dice(pooled):
     return torch.autograd.grad(loss, shift)[0].item()
 
 
-def test_an_empty_majority_does_not_pull_the_answer_to_nothing():
+def test_an_empty_majority_does_not_pull_the_prediction_to_nothing():
     """The trap and the way out: a Dice of each sample alone rewards lower logits, the pooled Dice higher ones."""
     assert pull_of_the_dice(pooled=False) > 0
     assert pull_of_the_dice(pooled=True) < 0
@@ -165,7 +165,7 @@ def test_half_precision_logits_do_not_overflow():
 
 
 def tversky(logits, truth):
-    return AdaptiveTverskyBCE()(Answer(logits, torch.zeros(len(logits), 1)), truth)
+    return AdaptiveTverskyBCE()(HermesOutput(logits, torch.zeros(len(logits), 1)), truth)
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,10 @@ from paths import ROOT
 from worlds import make_trainer, world
 
 from nnunetv2_conemos import methods
+from nnunetv2_conemos.methods.hermes.loss import HermesOutput
 from nnunetv2_conemos.networks.planned import planned_unet
-from nnunetv2_conemos.records import Answer, Query
-from nnunetv2_conemos.training.trainer import PartialLabelTrainer
+from nnunetv2_conemos.records import Query
+from nnunetv2_conemos.training.trainer import PartialLabelTrainer, all_settings
 
 FOLDING = (
     methods.ConditionalFiLMTrainer,
@@ -34,14 +35,39 @@ EVERY_TRAINER = pytest.mark.parametrize("trainer", TRAINERS, ids=lambda t: t.__n
 
 def readable(value):
     named = {str(LABELS): "labels", str(REGIONS): "regions"}
+    if isinstance(value, bool):
+        return "ignore" if value else "no ignore"
     return value.__name__ if isinstance(value, type) else named.get(str(value), str(value))
 
 
 MODES = [(t, labels) for t in TRAINERS for labels in (LABELS, REGIONS) if labels is LABELS or t.method.regions]
 IN_EACH_MODE = pytest.mark.parametrize(("trainer", "labels"), MODES, ids=readable)
-IN_EACH_MODE_AND_ARCHITECTURE = pytest.mark.parametrize(
+EVERYWHERE = [
+    (t, labels, dim, kind, ignore)
+    for t, labels in MODES
+    for kind in ("plain", "residual")
+    for dim in t.method.dimensions
+    for ignore in (False, True)
+]
+
+
+def covering(number, trainer):
+    """Two worlds that hold every mode, dimension, architecture and choice of an ignore label of a trainer."""
+    kinds = ("plain", "residual") if number % 2 else ("residual", "plain")
+    other = REGIONS if trainer.method.regions else LABELS
+    first, *_, last = (*trainer.method.dimensions, trainer.method.dimensions[-1])
+    return [(trainer, LABELS, last, kinds[0], False), (trainer, other, first, kinds[1], True)]
+
+
+COVERING = [world for number, trainer in enumerate(TRAINERS) for world in covering(number, trainer)]
+IN_A_COVERING_SET = pytest.mark.parametrize(
+    ("trainer", "labels", "dim", "kind", "ignore"),
+    [pytest.param(*w, marks=[] if w in COVERING else pytest.mark.slow) for w in EVERYWHERE],
+    ids=readable,
+)
+IN_EACH_ARCHITECTURE = pytest.mark.parametrize(
     ("trainer", "labels", "dim", "kind"),
-    [(t, labels, dim, kind) for t, labels in MODES for kind in ("plain", "residual") for dim in t.method.dimensions],
+    [w[:4] for w in EVERYWHERE if not w[4] and (w[1] is LABELS or w[2:4] == (2, "plain"))],
     ids=readable,
 )
 
@@ -55,8 +81,8 @@ def network_and_image(trainer, dim, kind, labels, deep=True):
 
 
 def scales(output):
-    """The logits of an answer, fine to coarse."""
-    if isinstance(output, Answer):
+    """The logits in an output, fine to coarse."""
+    if isinstance(output, HermesOutput):
         return [output.logits]
     return output if isinstance(output, list) else [output]
 
@@ -89,7 +115,7 @@ def test_mirroring_is_a_choice_for_training_and_prediction(nnunet_folders, mirro
     assert axes == trainer.inference_allowed_mirroring_axes == ((0, 1) if mirroring else None)
 
 
-@IN_EACH_MODE_AND_ARCHITECTURE
+@IN_EACH_ARCHITECTURE
 def test_plain_tensor_gives_nnunets_heads_and_equals_the_query(trainer, dim, kind, labels):
     network, image = network_and_image(trainer, dim, kind, labels, deep=False)
     with torch.no_grad():
@@ -99,20 +125,20 @@ def test_plain_tensor_gives_nnunets_heads_and_equals_the_query(trainer, dim, kin
     assert torch.allclose(everything[:, -3:], queried, atol=1e-5)
 
 
-@IN_EACH_MODE_AND_ARCHITECTURE
+@IN_EACH_ARCHITECTURE
 def test_permuting_the_labels_permutes_the_channels(trainer, dim, kind, labels):
     network, image = network_and_image(trainer, dim, kind, labels)
     with torch.no_grad():
         forward = scales(network(Query(image, torch.tensor([[1, 2, 3]] * 2))))
         permuted = scales(network(Query(image, torch.tensor([[3, 1, 2]] * 2))))
-    supervised = trainer._all_settings().get("enable_deep_supervision", True)
-    assert len(forward) == (2 if supervised else 1), "deep supervision answers every scale"
+    supervised = all_settings(trainer).get("enable_deep_supervision", True)
+    assert len(forward) == (2 if supervised else 1), "deep supervision has every scale"
     for a, b in zip(forward, permuted, strict=True):
         assert torch.allclose(a[:, [2, 0, 1]], b, atol=1e-5)
 
 
 @IN_EACH_MODE
-@pytest.mark.parametrize("asked", [[2], [3, 1], [1, 2, 3]], ids=str)
+@pytest.mark.parametrize("queried", [[2], [3, 1], [1, 2, 3]], ids=str)
 @pytest.mark.parametrize("kind", ["plain", "residual"])
 def test_it_folds_into_a_stock_network_or_says_so(trainer, labels, queried, kind):
     """`conemos export` relies on it; a method that folds has `stock_weights`."""
@@ -125,7 +151,7 @@ def test_it_folds_into_a_stock_network_or_says_so(trainer, labels, queried, kind
             network.stock_weights(queried)
         return
     if trainer is methods.MarginalLossTrainer and len(queried) < 3:
-        with pytest.raises(NotImplementedError, match="labels of a softmax are answered together"):
+        with pytest.raises(NotImplementedError, match="labels of a softmax are predicted together"):
             network.stock_weights(queried)
         return
     configuration = plans(2, kind, labels).get_configuration("tiny")
@@ -147,8 +173,7 @@ def test_state_dict_round_trip(trainer):
         assert torch.equal(network(image), fresh(image))
 
 
-@IN_EACH_MODE_AND_ARCHITECTURE
-@pytest.mark.parametrize("ignore", [False, True], ids=["", "ignore"])
+@IN_A_COVERING_SET
 def test_a_step_reaches_every_parameter_and_ten_lower_the_loss(trainer, dim, kind, labels, ignore, nnunet_folders):
     world(nnunet_folders, labels, dim, kind, ignore, unlabelled=trainer.learns_from_unlabelled)
     torch.manual_seed(0)

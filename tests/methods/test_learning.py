@@ -34,15 +34,10 @@ def test_two_groups_of_one_distribution_are_learnt_where_stock_nnunet_forgets(nn
     assert forgotten[2] < 0.4, forgotten
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "trainer",
-    [
-        LabelSetFiLMTrainer,
-        *(
-            pytest.param(trainer, marks=pytest.mark.slow)
-            for trainer in (MultiTalentTrainer, MarginalLossTrainer, DoDNetTrainer, MultiDecoderTrainer)
-        ),
-    ],
+    [LabelSetFiLMTrainer, MultiTalentTrainer, MarginalLossTrainer, DoDNetTrainer, MultiDecoderTrainer],
     ids=lambda trainer: trainer.__name__,
 )
 def test_every_method_for_partial_labels_learns_both_groups(trainer, nnunet_folders):
@@ -111,8 +106,9 @@ def dice_of_small_organs(nnunet_folders, trainer):
     return [np.mean(values) for values in found.values()]
 
 
+@pytest.mark.slow
 def test_small_organs_in_2d_are_learnt(nnunet_folders):
-    """Three of four slices do not hold the organ asked."""
+    """Three of four slices do not hold the queried organ."""
     means = dice_of_small_organs(nnunet_folders, ConditionalFiLMTrainer)
     assert min(means) > 0.6, means
 
@@ -132,20 +128,20 @@ class AnyPatch(ConditionalFiLMTrainer):
 
 
 class AnyPatchDiceOfEachSample(AnyPatch):
-    method = replace(AnyPatch.method, loss=lambda ddp: DiceOfEachSample(ddp, smooth=1.0))
+    method = replace(AnyPatch.method, loss=lambda configuration, ddp: DiceOfEachSample(ddp, smooth=1.0))
     settings = AnyPatch.settings
 
 
 @pytest.mark.slow
 def test_the_dice_of_each_sample_finds_nothing_where_most_targets_are_empty(nnunet_folders):
-    """The pooled Dice finds something even then. With patches centred on the label asked, both learn."""
+    """The pooled Dice finds something even then. With patches centred on the queried label, both learn."""
     assert max(dice_of_small_organs(nnunet_folders, AnyPatchDiceOfEachSample)) < 0.1
     shutil.rmtree(nnunet_folders / "nnUNet_preprocessed")
     assert max(dice_of_small_organs(nnunet_folders, AnyPatch)) > 0.4
 
 
-def test_absent_but_annotated_labels_are_asked_and_taught(nnunet_folders):
-    """Discs are annotated but absent in group N: taught as absent. In group B they are there."""
+def test_absent_but_annotated_labels_are_queried(nnunet_folders):
+    """Discs are annotated but absent in group N: learnt as absent. In group B they are there."""
     rng = np.random.default_rng(0)
     cases = grouped_cases(rng, 6, 6)
     cases |= {f"n{i}": (img, np.zeros_like(t)) for i, (img, t) in enumerate([shapes(rng) for _ in range(6)])}
@@ -163,4 +159,4 @@ def test_absent_but_annotated_labels_are_asked_and_taught(nnunet_folders):
         assert (query.labels[absent] == 2).all()
         assert not truth[0].onehot()[absent].any()
         empty += int(absent.sum())
-    assert empty > 10, "an annotated label that is absent must be asked"
+    assert empty > 10, "an annotated label that is absent must be queried"

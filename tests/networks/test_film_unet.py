@@ -11,9 +11,9 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
 from nnunetv2_conemos.methods import ConditionalFiLMTrainer, conemos
-from nnunetv2_conemos.networks import film, film_unet, heads, planned
+from nnunetv2_conemos.networks import film, heads, planned
+from nnunetv2_conemos.networks.spec import PLANS_KEY
 from nnunetv2_conemos.records import Query
-from nnunetv2_conemos.training.plans_facts import PLANS_KEY
 
 NETWORKS = [(2, "plain", False), (3, "plain", False), (2, "residual", False), (3, "residual", True)]
 OPTIONS = [
@@ -24,6 +24,16 @@ OPTIONS = [
     {"last_layers": 3},
     {"last_layers": 3, "image_features": True, "after_nonlinearity": True},
 ]
+
+IN_EACH_WAY = pytest.mark.parametrize(
+    ("dim", "kind", "anisotropic", "options"),
+    [
+        *((2, "plain", False, options) for options in OPTIONS),
+        *((*network, {}) for network in NETWORKS[1:]),
+        (3, "residual", True, OPTIONS[-1]),
+    ],
+    ids=str,
+)
 
 
 def conditional_unet(dim=2, kind="plain", anisotropic=False, labels=LABELS, trained=True, **options):
@@ -48,26 +58,24 @@ def image(dim, batch=2):
 
 
 @torch.no_grad()
-def sampler(network, x, *rows):
-    answers = network(Query(x, torch.tensor(rows)))
-    return answers[0] if isinstance(answers, list) else answers
+def queried(network, x, *rows):
+    logits = network(Query(x, torch.tensor(rows)))
+    return logits[0] if isinstance(logits, list) else logits
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize(("dim", "kind", "anisotropic"), NETWORKS)
-def test_permuting_the_labels_permutes_the_answers_and_labels_differ(dim, kind, anisotropic, options):
+@IN_EACH_WAY
+def test_permuting_the_labels_permutes_the_channels_and_labels_differ(dim, kind, anisotropic, options):
     network, x = conditional_unet(dim, kind, anisotropic, **options), image(dim)
-    answers = sampler(network, x, [1, 2, 3], [1, 2, 3])
-    assert torch.allclose(sampler(network, x, [3, 1, 2], [3, 1, 2]), answers[:, [2, 0, 1]], atol=1e-5)
-    assert (answers[:, 0] - answers[:, 1]).abs().max() > 1e-3
+    logits = queried(network, x, [1, 2, 3], [1, 2, 3])
+    assert torch.allclose(queried(network, x, [3, 1, 2], [3, 1, 2]), logits[:, [2, 0, 1]], atol=1e-5)
+    assert (logits[:, 0] - logits[:, 1]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize(("dim", "kind", "anisotropic"), NETWORKS)
+@IN_EACH_WAY
 def test_mixed_label_batch_equals_single_calls(dim, kind, anisotropic, options):
     network, x = conditional_unet(dim, kind, anisotropic, **options), image(dim)
-    mixed = sampler(network, x, [1], [3])
-    alone = torch.cat((sampler(network, x[:1], [1]), sampler(network, x[1:], [3])))
+    mixed = queried(network, x, [1], [3])
+    alone = torch.cat((queried(network, x[:1], [1]), queried(network, x[1:], [3])))
     assert torch.allclose(mixed, alone, atol=1e-5)
 
 
@@ -80,7 +88,7 @@ def test_untrained_it_is_the_unconditioned_network_for_every_label(dim, kind, an
     with torch.no_grad():
         expected = stock(x)
     for label in (1, 2, 3):
-        assert torch.equal(sampler(network, x, [label], [label]), expected)
+        assert torch.equal(queried(network, x, [label], [label]), expected)
 
 
 @pytest.mark.parametrize(("dim", "kind", "anisotropic"), NETWORKS)
@@ -110,7 +118,7 @@ def test_last_layers_counts_the_logits_first():
 
 @pytest.mark.parametrize("labels", [LABELS, REGIONS], ids=["labels", "regions"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_plain_tensor_answers_all_heads_of_nnunet(labels, options):
+def test_plain_tensor_gives_all_heads_of_nnunet(labels, options):
     network, x = conditional_unet(labels=labels, **options), image(2)
     network.decoder.deep_supervision = False
     with torch.no_grad():
@@ -118,22 +126,22 @@ def test_plain_tensor_answers_all_heads_of_nnunet(labels, options):
     assert everything.shape == (2, 3 + (labels is LABELS), *patch(2))
     if labels is LABELS:
         assert torch.equal(everything[:, 0], torch.zeros_like(everything[:, 0]))
-    assert torch.allclose(everything[:, -3:], sampler(network, x, [1, 2, 3], [1, 2, 3]), atol=1e-5)
+    assert torch.allclose(everything[:, -3:], queried(network, x, [1, 2, 3], [1, 2, 3]), atol=1e-5)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_what_does_not_depend_on_the_label_runs_once_per_image(options, monkeypatch):
+def test_stages_before_the_first_modulated_layer_run_once_per_image(options, monkeypatch):
     monkeypatch.setattr(conemos, "LABELS_AT_ONCE", 1)
     network = conditional_unet(**options)
     network.decoder.deep_supervision = False
-    steps = [step.module for step in planned.unet_steps(network) if step.module is not None]
-    first = next(i for i, m in enumerate(steps) if film_unet.reads_condition(m))
-    calls = dict.fromkeys(steps, 0)
-    for module in calls:
-        module.register_forward_hook(lambda m, *_: calls.__setitem__(m, calls[m] + 1))
+    stages = [*network.encoder.stages, *network.decoder.stages]
+    layers = [*stages[:-1], nn.ModuleList([stages[-1], network.decoder.seg_layers[-1]])]
+    first = next(i for i, layer in enumerate(layers) if any(isinstance(m, film.FiLM) for m in layer.modules()))
+    calls = dict.fromkeys(stages, 0)
+    for stage in stages:
+        stage.register_forward_hook(lambda m, *_: calls.__setitem__(m, calls[m] + 1))
     network(image(2))
-    assert [calls[m] for m in steps[:first]] == [1] * first
-    assert [calls[m] for m in steps[first:]] == [3] * (len(steps) - first)
+    assert [calls[stage] for stage in stages] == [1] * first + [3] * (len(stages) - first)
 
 
 def test_memory_of_the_network_does_not_grow_with_the_number_of_labels():
@@ -161,7 +169,7 @@ def test_labels_that_nobody_annotates_are_never_predicted(labels):
     assert torch.allclose(found, expected, atol=1e-6)
 
 
-def test_answers_own_their_memory():
+def test_heads_own_their_memory():
     """nnU-Net adds mirrored passes in place."""
     network, x = conditional_unet(), image(2)
     network.decoder.deep_supervision = False
@@ -172,16 +180,16 @@ def test_answers_own_their_memory():
         assert torch.allclose(network(x), kept)
 
 
-def test_padding_asks_nothing_and_leaves_the_other_answers_alone():
+def test_padding_leaves_the_other_channels_alone():
     network, x = conditional_unet(), image(2)
-    assert torch.allclose(sampler(network, x, [2, 0], [1, 3])[0, 0], sampler(network, x, [2], [1])[0, 0], atol=1e-5)
+    assert torch.allclose(queried(network, x, [2, 0], [1, 3])[0, 0], queried(network, x, [2], [1])[0, 0], atol=1e-5)
 
 
 def test_copies_are_independent():
     network, x = conditional_unet(), image(2)
     twin = copy.deepcopy(network)
     twin.embed[0].bias.data += 1
-    assert not torch.allclose(sampler(network, x, [1], [1]), sampler(twin, x, [1], [1]))
+    assert not torch.allclose(queried(network, x, [1], [1]), queried(twin, x, [1], [1]))
 
 
 def test_labels_start_with_codes_of_their_own():
@@ -249,7 +257,7 @@ def test_at_most_five_percent_more_parameters_than_stock_at_default_plans():
     assert 1 < count[0] / count[1] < 1.05
 
 
-def saved_bytes(network, question):
+def saved_bytes(network, query):
     """Bytes that a training step keeps for the backward pass, parameters not counted."""
     own = {p.untyped_storage().data_ptr() for p in network.parameters()}
     kept = {}
@@ -261,13 +269,13 @@ def saved_bytes(network, question):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        answers = network(question)
-    assert len(answers) == 2
+        scales = network(query)
+    assert len(scales) == 2
     return sum(kept.values())
 
 
 def side_by_side(dim, kind, size, features=(4, 6, 8)):
-    """The conditional and the stock network with one output, and what a training step asks of them."""
+    """The conditional and the stock network with one output, and what a training step gives them."""
     stock = planned.planned_unet(plans(dim, kind, features=features).get_configuration("tiny"), 1, 1, True)
     x = torch.randn(2, 1, *[size] * dim)
     return (conditional_unet(dim, kind, features=features), Query(x, torch.tensor([[1], [2]]))), (stock, x)
@@ -287,9 +295,9 @@ def test_a_training_step_takes_at_most_a_tenth_longer_than_stock():
     """
     pairs = side_by_side(3, "plain", size=48, features=(8, 16, 32))
 
-    def seconds(network, question):
+    def seconds(network, query):
         start = time.process_time()
-        sum(z.mean() for z in network(question)).backward()
+        sum(z.mean() for z in network(query)).backward()
         return time.process_time() - start
 
     ratios = [seconds(*pairs[0]) / seconds(*pairs[1]) for _ in range(25)]
@@ -304,7 +312,7 @@ def test_a_folded_label_is_a_stock_network(dim, kind, anisotropic):
     ).eval()
     stock.load_state_dict(network.stock_weights([2]))
     with torch.no_grad():
-        assert torch.allclose(stock(x), sampler(network, x, [2], [2]), atol=1e-5)
+        assert torch.allclose(stock(x), queried(network, x, [2], [2]), atol=1e-5)
 
 
 def test_what_cannot_be_folded_is_refused():

@@ -27,12 +27,12 @@ def trained(trainer: type, **options: object) -> torch.nn.Module:
     return network
 
 
-def sampler(network: torch.nn.Module, *labels: int) -> torch.Tensor:
+def queried(network: torch.nn.Module, *labels: int) -> torch.Tensor:
     with torch.no_grad():
         return network(Query(IMAGE, torch.tensor([labels] * 2)))
 
 
-def test_heads_are_nnunets_and_absent_where_not_answered():
+def test_heads_are_nnunets_and_absent_without_output():
     output_labels = torch.randn(1, 2, 4, 4)
     heads = nnunet_heads(output_labels, (3, 1), 4, True)
     assert heads.shape == (1, 5, 4, 4)
@@ -65,41 +65,41 @@ def test_a_label_that_nobody_annotated_gives_its_head_no_gradient(nnunet_folders
     assert (gradient[1] == 0).all()
 
 
-def test_a_label_set_is_answered_in_one_pass_and_depends_on_the_set():
+def test_a_label_set_takes_one_pass_and_its_logits_depend_on_the_set():
     network = trained(methods.LabelSetFiLMTrainer)
-    assert not torch.allclose(sampler(network, 1), sampler(network, 1, 2, 3)[:, :1], atol=1e-3)
+    assert not torch.allclose(queried(network, 1), queried(network, 1, 2, 3)[:, :1], atol=1e-3)
     padded = network(Query(IMAGE, torch.tensor([[2, 0, 0]] * 2)))[:, :1]
-    assert torch.allclose(padded, sampler(network, 2), atol=1e-6), "0 asks nothing"
+    assert torch.allclose(padded, queried(network, 2), atol=1e-6), "0 is padding"
 
 
-def test_a_label_set_can_be_asked_one_by_one():
+def test_a_label_set_can_be_queried_one_by_one():
     together, alone = (trained(methods.LabelSetFiLMTrainer, one_by_one=flag) for flag in (False, True))
     assert all(torch.equal(a, b) for a, b in zip(together.parameters(), alone.parameters(), strict=True))
     with torch.no_grad():
         heads = alone(IMAGE)
-    expected = torch.cat([sampler(together, label) for label in (1, 2, 3)], dim=1)
+    expected = torch.cat([queried(together, label) for label in (1, 2, 3)], dim=1)
     assert torch.allclose(heads[:, 1:], expected, atol=1e-6)
     with pytest.raises(NotImplementedError, match="one_by_one"):
         alone.stock_weights([1, 2])
 
 
-def test_the_other_methods_answer_a_label_whatever_else_is_asked():
+def test_logits_of_the_other_methods_do_not_depend_on_the_other_queried_labels():
     for trainer in (methods.DoDNetTrainer, methods.MultiTalentTrainer, methods.MultiDecoderTrainer):
         network = trained(trainer)
-        assert torch.allclose(sampler(network, 2), sampler(network, 3, 2)[:, 1:], atol=1e-5), trainer.__name__
+        assert torch.allclose(queried(network, 2), queried(network, 3, 2)[:, 1:], atol=1e-5), trainer.__name__
 
 
 def test_the_dynamic_head_is_three_generated_convolutions():
     assert sum(SIZES) == 153
     features, weights = torch.randn(2, 8, 5, 5), torch.randn(2, 3, 153)
-    answers = dynamic_head(features, weights)
+    logits = dynamic_head(features, weights)
     for b in range(2):
         for q in range(3):
             w1, b1, w2, b2, w3, b3 = weights[b, q].split(SIZES)
             x = F.relu(F.conv2d(features[b : b + 1], w1.view(8, 8, 1, 1), b1))
             x = F.relu(F.conv2d(x, w2.view(8, 8, 1, 1), b2))
             x = F.conv2d(x, w3.view(1, 8, 1, 1), b3)
-            assert torch.allclose(answers[b, q], x[0, 0], atol=1e-4)
+            assert torch.allclose(logits[b, q], x[0, 0], atol=1e-4)
 
 
 def test_dodnet_sees_the_image_through_its_bottleneck():
@@ -132,9 +132,9 @@ def test_softmax_heads_give_nnunets_own_probabilities():
 
 
 @pytest.mark.parametrize("trainer", [methods.MarginalLossTrainer, methods.UniMOSTrainer], ids=lambda t: t.__name__)
-def test_what_a_softmax_does_not_answer_competes_as_background(trainer, monkeypatch):
-    """Labels that nobody annotated were taught as background, and labels that are not asked still stand somewhere."""
-    every = sampler(trained(trainer), 1, 2, 3)
+def test_labels_of_a_softmax_without_output_compete_as_background(trainer, monkeypatch):
+    """Labels that nobody annotated were trained as background, and labels that are not chosen are still somewhere."""
+    every = queried(trained(trainer), 1, 2, 3)
     monkeypatch.setenv("CONEMOS_LABELS", "a,c")
     with torch.no_grad():
         some = trained(trainer)(IMAGE)

@@ -15,17 +15,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_conemos.losses.dice import batch_dice
 from nnunetv2_conemos.losses.masked import MaskedDiceBCE
-from nnunetv2_conemos.methods import ConditionalFiLMTrainer, GenericSSLTrainer, HermesTrainer, UniMOSTrainer, unimos
+from nnunetv2_conemos.methods import ConditionalFiLMTrainer, GenericSSLTrainer, HermesTrainer, UniMOSTrainer
 from nnunetv2_conemos.methods.generic_ssl.loss import ClassWeightedDiceCE
 from nnunetv2_conemos.methods.generic_ssl.network import BothStreams, Noisy, against_background
 from nnunetv2_conemos.methods.generic_ssl.pseudo_labels import class_counts
 from nnunetv2_conemos.methods.generic_ssl.trainer import GenericSSLOptions
 from nnunetv2_conemos.methods.hermes.loss import AdaptiveTverskyBCE
 from nnunetv2_conemos.methods.marginal import MarginalExclusionLoss
+from nnunetv2_conemos.methods.unimos import trainer as unimos_trainer
 from nnunetv2_conemos.methods.unimos.loss import TargetAdaptiveLoss
 from nnunetv2_conemos.methods.unimos.scale_fusion import Perturb
+from nnunetv2_conemos.networks.spec import PLANS_KEY
 from nnunetv2_conemos.records import Query, Truth
-from nnunetv2_conemos.training.plans_facts import PLANS_KEY
 from nnunetv2_conemos.training.trainer import PartialLabelTrainer
 
 WORLD = 2
@@ -41,7 +42,7 @@ def network():
 
 
 def batch():
-    """Four samples; each process gets two. The pairs that ask label 1 are spread over both, the last is not known."""
+    """Four samples; each process gets two. The pairs that query label 1 are spread over both, the last is not known."""
     generator = torch.Generator().manual_seed(3)
     image = torch.randn(4, 1, 16, 16, generator=generator)
     target = torch.randint(0, 4, (4, 1, 16, 16), generator=generator)
@@ -96,7 +97,7 @@ def merged_gradients(model, rows, ddp):
 
 
 def unequal_dice(rows, ddp):
-    """Its value and gradient [N,5]: of the five pairs asked, the first process has two and the second has three."""
+    """Its value and gradient [N,5]: of the five queried pairs, the first process has two and the second has three."""
     generator = torch.Generator().manual_seed(1)
     p, target = torch.rand(5, 1, 4, 4, generator=generator), torch.rand(5, 1, 4, 4, generator=generator).round()
     labels, leaf = torch.tensor([[1], [2], [1], [3], [1]])[rows], p[rows].requires_grad_()
@@ -117,8 +118,8 @@ def hermes_gradients(model, rank):
     """The second process sees two samples of unknown modality."""
     image, target, _, _ = (part[2 * rank : 2 * rank + 2] for part in batch())
     labels, modality = torch.tensor([[1, 2], [3, 0]]), torch.tensor([[1, 2], [0, 0]][rank])
-    answer = model(Query(image, labels, modality))
-    AdaptiveTverskyBCE(ddp=True)(answer, Truth(target, labels, labels > 0, None, modality)).backward()
+    output = model(Query(image, labels, modality))
+    AdaptiveTverskyBCE()(output, Truth(target, labels, labels > 0, None, modality)).backward()
     module = getattr(model, "module", model)
     return {name: p.grad.clone() for name, p in module.named_parameters()}
 
@@ -156,13 +157,13 @@ def generic_gradients(model, rows, ddp):
     every = torch.arange(1, 4).expand(len(image), -1)
     truth = Truth(target, every, torch.ones(len(image), 3, dtype=torch.bool), None)
     maps = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(5))[rows]
-    answers = model(BothStreams(Noisy(image, maps, torch.tensor([0, 400, 700, 999])[rows]), image.flip(2)))
+    outputs = model(BothStreams(Noisy(image, maps, torch.tensor([0, 400, 700, 999])[rows]), image.flip(2)))
     trainer = object.__new__(GenericSSLTrainer)
     trainer.is_ddp = ddp
     module = getattr(model, "module", model)
-    weights = module.difficulty.update(trainer._summed(class_counts(against_background(answers[0]), truth)))
+    weights = module.difficulty.update(trainer._summed(class_counts(against_background(outputs[0]), truth)))
     loss = ClassWeightedDiceCE(ddp)
-    sum(loss(against_background(answer), truth) for answer in answers).backward()
+    sum(loss(against_background(output), truth) for output in outputs).backward()
     return weights, {name: p.grad.clone() for name, p in module.named_parameters()}
 
 
@@ -172,10 +173,10 @@ def every_label(keys):
 
 
 class WithoutPlans(GenericSSLTrainer):
-    """Halfway through a training, and asked for what a batch says itself."""
+    """Halfway through a training, with queries and truth in the batch itself."""
 
     options, progress, device, grad_scaler = GenericSSLOptions(), 0.5, torch.device("cpu"), None
-    to_query_and_truth, possible = staticmethod(lambda posed: posed), staticmethod(every_label)
+    to_query_and_truth, possible = staticmethod(lambda pair: pair), staticmethod(every_label)
 
 
 def generic_step(model, rank):
@@ -193,17 +194,15 @@ def generic_step(model, rank):
 
 
 class UnturnedViews(UniMOSTrainer):
-    """Halfway through a training, and asked for what a batch says itself."""
+    """Halfway through a training, with queries and truth in the batch itself."""
 
     progress, device, grad_scaler = 0.5, torch.device("cpu"), None
-    to_query_and_truth, possible = staticmethod(lambda posed: posed), staticmethod(every_label)
+    to_query_and_truth, possible = staticmethod(lambda pair: pair), staticmethod(every_label)
     _may_turn = staticmethod(lambda: False)
 
 
 def unimos_step(model, rank):
-    """A whole step, other labelled and unlabelled images in each process, of which much is believed: the state of the
-    network after it.
-    """
+    """A whole step, other images in each process, many voxels confident: the state of the network after it."""
     image, target, _, _ = (part[2 * rank : 2 * rank + 2] for part in batch())
     every = torch.arange(1, 4).expand(2, -1)
     trainer = object.__new__(UnturnedViews)
@@ -214,7 +213,7 @@ def unimos_step(model, rank):
     truth = Truth(target, every, torch.ones(2, 3, dtype=torch.bool), None, torch.zeros(2))
     images = image.flip(3).repeat(2, 1, 1, 1)
     unlabelled = {"data": images, "target": torch.zeros(4, 1, 16, 16), "keys": ["u"] * 4}
-    with mock.patch.object(unimos, "threshold", return_value=0.3):
+    with mock.patch.object(unimos_trainer, "threshold", return_value=0.3):
         report = trainer.two_stream_step((Query(image, every), truth), unlabelled)
     assert np.isfinite(report["loss"])
     assert report["unsupervised loss"] > 0
@@ -274,7 +273,7 @@ def test_losses_of_merged_labels_are_over_the_samples_of_all_processes(processes
             assert torch.allclose(found[which][name], gradient, atol=1e-5), name
 
 
-def test_processes_that_ask_unequally_many_pairs_pool_them_too(processes):
+def test_processes_with_unequally_many_pairs_pool_them_too(processes):
     value, whole = unequal_dice(slice(None), ddp=False)
     for rows, (*_, (found, gradient), _, _, _) in zip((slice(0, 2), slice(2, 5)), processes, strict=True):
         assert found == pytest.approx(value, abs=1e-6)

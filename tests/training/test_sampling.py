@@ -1,4 +1,4 @@
-"""Each label is asked equally often, weights act within a label, and foreground means the label asked."""
+"""Each label is queried equally often, weights act within a label, and foreground means the queried label."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_labels_are_asked_equally_often_however_many_cases_annotate_them():
     labels = queried_labels(Pairs(), drawn, table).labels.flatten().numpy()
     counts = np.bincount(labels, minlength=4)[1:3]
     assert chisquare(counts).pvalue > 0.01
-    assert set(labels) == {1, 2}, "label three is annotated nowhere and must not be asked"
+    assert set(labels) == {1, 2}, "label three is annotated nowhere and must not be queried"
 
 
 def test_only_annotated_pairs_are_drawn_and_each_about_equally_often():
@@ -82,7 +82,7 @@ class OneCase(nnUNetBaseDataset):
         ([1, 2, 3], {1: [10], 2: [20], 3: [], (-1, 0, 1): [99]}, {2: [20], (-1, 0, 1): [99]}),
     ],
 )
-def test_foreground_is_narrowed_to_the_label_asked(keys, locations, expected):
+def test_foreground_is_narrowed_to_the_queried_label(keys, locations, expected):
     table = make_table(a=(1, ["one", "two"]))
     original = dict(locations)
     dataset = QueryDataset(OneCase(locations), Pairs(), table, keys, always=[(-1, 0, 1)])
@@ -114,7 +114,7 @@ def test_datasets_are_drawn_by_the_root_of_their_size():
     assert share == pytest.approx(np.sqrt(90) / (np.sqrt(90) + np.sqrt(10)), abs=0.02)
     assert not any(i.startswith("u") for i in identifiers), "unlabelled cases teach nothing here"
     assert len(set(identifiers)) == 100
-    with pytest.raises(ValueError, match="nothing to ask"):
+    with pytest.raises(ValueError, match="nothing to draw"):
         Cases().identifiers(table, ["u0"])
 
 

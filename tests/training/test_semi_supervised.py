@@ -61,12 +61,12 @@ def test_the_commands_of_nnunet_train_resume_and_predict(partly_unlabelled, tmp_
         assert len(logged[name]) == 2, name
         assert logged[name][:1] == before[name]
     assert (model / "fold_0" / "streams.png").stat().st_size > 5_000
-    believed = confident_shares(read_checkpoint(checkpoint))
-    assert (believed is not None) == (trainer_class is UniMOSTrainer)
-    if believed:
-        assert [done for done, _ in believed] == [1, 2], "points of both trainings"
-        assert all(0 <= share <= 1 for _, share in believed)
-        draw_confident({"UniMOSTrainer": believed}, tmp_path / "accepted.png")
+    shares = confident_shares(read_checkpoint(checkpoint))
+    assert (shares is not None) == (trainer_class is UniMOSTrainer)
+    if shares:
+        assert [done for done, _ in shares] == [1, 2], "points of both trainings"
+        assert all(0 <= share <= 1 for _, share in shares)
+        draw_confident({"UniMOSTrainer": shares}, tmp_path / "accepted.png")
         assert (tmp_path / "accepted.png").stat().st_size > 5_000
 
     images = partly_unlabelled / "nnUNet_raw" / PHANTOM / "imagesTs"

@@ -129,7 +129,7 @@ def test_fold_all_trains_and_validates_on_everything_annotated(world):
     assert len(validation) == 10
 
 
-def test_the_stated_share_of_samples_holds_the_label_asked(world):
+def test_the_stated_share_of_samples_holds_the_queried_label(world):
     """Two thirds are centred on it, so more than half must show it; without forcing, far fewer do."""
     trainer = make_trainer(world, ConditionalFiLMTrainer)
     trainer.initialize()
@@ -154,7 +154,7 @@ def test_the_stated_share_of_samples_holds_the_label_asked(world):
     assert without < with_forcing - 0.2
 
 
-def test_validation_asks_one_label_per_sample_whatever_k_is(nnunet_folders):
+def test_validation_queries_one_label_per_sample_whatever_k_is(nnunet_folders):
     rng = np.random.default_rng(0)
     labels = {"background": 0, **{f"l{k}": k for k in range(1, 13)}}
     write_world(nnunet_folders, {f"c{i}": shapes(rng, 16) for i in range(6)}, labels, None, batch_size=2)
@@ -188,7 +188,7 @@ def test_an_epoch_that_counts_nothing_repeats_the_last_value(world):
     assert np.isfinite(trainer.logger.get_value("ema_fg_dice", step=-1))
 
 
-def test_stray_values_are_logged_once_and_teach_nothing(nnunet_folders, capsys):
+def test_unannotated_values_are_logged_once_and_teach_nothing(nnunet_folders, capsys):
     rng = np.random.default_rng(0)
     cases = {f"a{i}": shapes(rng, 16) for i in range(6)}  # discs are drawn in, but only squares are annotated
     write_world(nnunet_folders, cases, SQUARE_DISC, {"A": {"cases": ["*"], "annotated": ["square"]}})
@@ -224,7 +224,7 @@ def test_inference_facts_are_written_into_the_plans(world):
     }
 
 
-def test_untaught_labels_are_logged_and_kept_out_of_prediction(world, capsys):
+def test_labels_that_nobody_annotated_are_logged_and_kept_out_of_prediction(world, capsys):
     edit(dataset_json(world), labels=SQUARE_DISC | {"ring": 3})
     trainer = make_trainer(world, ConditionalFiLMTrainer)
     assert trainer.plans_manager.plans["conemos"]["untaught"] == ["ring"]

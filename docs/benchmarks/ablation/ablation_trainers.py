@@ -18,6 +18,7 @@ from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.losses.masked import MaskedDiceBCE, counted_voxels
 from nnunetv2_conemos.methods import ConditionalFiLMTrainer, variants
 from nnunetv2_conemos.records import Truth
+from nnunetv2_conemos.training.method import without_options
 from nnunetv2_conemos.training.sampling import SEPARATOR, Pairs, Sample, annotated_labels
 
 CONDITIONAL = ConditionalFiLMTrainer.method
@@ -56,7 +57,7 @@ class KnownNegatives(nn.Module):
 
 @dataclass(frozen=True)
 class PairsAndNegatives(Pairs):
-    """One draw in four asks for a label that the case is not annotated for."""
+    """One draw in four queries a label that the case is not annotated for."""
 
     def identifiers(self, table: SourceTable, cases: Sequence[str], seed: int = 12345) -> np.ndarray:
         positive = super().identifiers(table, cases, seed)
@@ -79,33 +80,33 @@ class PairsAndNegatives(Pairs):
 class PerSampleDiceTrainer(ConditionalFiLMTrainer):
     """Dice of each sample instead of each label."""
 
-    method = replace(CONDITIONAL, loss=PerSampleDiceBCE)
+    method = replace(CONDITIONAL, loss=without_options(PerSampleDiceBCE))
 
 
 class ThirdOfForegroundTrainer(ConditionalFiLMTrainer):
-    """A third of the samples is centred on the label asked, as nnU-Net does, instead of two thirds."""
+    """A third of the samples is centred on the queried label, as in nnU-Net, instead of two thirds."""
 
     method = CONDITIONAL
     settings = {"oversample_foreground_percent": 0.33}  # noqa: RUF012
 
 
 class NinthOfBackgroundTrainer(ConditionalFiLMTrainer):
-    """Eight of nine samples are centred on the label asked."""
+    """Eight of nine samples are centred on the queried label."""
 
     method = CONDITIONAL
     settings = {"oversample_foreground_percent": 0.89}  # noqa: RUF012
 
 
 class SeveralLabelsTrainer(ConditionalFiLMTrainer):
-    """All annotated labels of a case are asked in each step, each in a pass of its own."""
+    """All annotated labels of a case are queried in each step, each in a pass of its own."""
 
     method = replace(CONDITIONAL, sampler=Pairs(("annotated",)))
 
 
 class KnownNegativesTrainer(ConditionalFiLMTrainer):
-    """Labels that are not annotated are asked too: where an annotated one stands, they cannot be. No regions."""
+    """Labels that are not annotated are queried too: where an annotated one is, they cannot be. No regions."""
 
-    method = replace(CONDITIONAL, sampler=PairsAndNegatives(), loss=KnownNegatives, regions=False)
+    method = replace(CONDITIONAL, sampler=PairsAndNegatives(), loss=without_options(KnownNegatives), regions=False)
 
 
 TRAINERS = [

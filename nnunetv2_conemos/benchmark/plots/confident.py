@@ -10,15 +10,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from nnunetv2_conemos.benchmark.plots.charts import colours, legend_below, save
-from nnunetv2_conemos.methods.unimos.trainer import ACCEPTED
-from nnunetv2_conemos.training.semi_supervised import within_epochs
+from nnunetv2_conemos.methods.unimos.trainer import CONFIDENT_SHARE
+from nnunetv2_conemos.training.curves import within_epochs
 
 Curve = list[tuple[float, float]]  # epochs done, share of voxels
 
 
 def confident_shares(checkpoint: Mapping[str, Any]) -> Curve | None:
     """Read the share of unlabelled voxels above the confidence threshold; None for methods that do not log it."""
-    curve = checkpoint["logging"].get(within_epochs(ACCEPTED), [])
+    curve = checkpoint["logging"].get(within_epochs(CONFIDENT_SHARE), [])
     return [point for point in curve if not np.isnan(point[1])] or None
 
 

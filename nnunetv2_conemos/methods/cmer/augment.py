@@ -1,4 +1,4 @@
-"""Random transforms of a batch of slices that are applied alike to images and to maps, on their device.
+"""Random transforms of a batch of slices, the same for images and for maps, on their device.
 
 Axis letters: **B** sample, **C** channel (any number of axes), **H**, **W** sides of a slice.
 """
@@ -23,6 +23,8 @@ Warp = Callable[[Tensor], Tensor]  # [B,C,H,W] -> [B,C,H',W']
 
 @dataclass(frozen=True)
 class Flip:
+    """Along one axis."""
+
     axis: int  # -2 or -1
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -65,14 +67,14 @@ class Scaling:
 
 
 def jittered(x: Tensor, largest: float) -> Tensor:
-    """Each sample of a batch [B,C,H,W] shifted by whole pixels, up to a share of the sides."""
+    """Shift each sample of a batch [B,C,H,W] by whole pixels, up to a share of the sides."""
     size = torch.tensor(x.shape[-2:])
     shifts = (2 * torch.rand(len(x), 2) - 1) * largest
     return Translation((shifts * size).round() / size)(x)
 
 
 def drawn(families: Sequence[Family], samples: int, size: Sequence[int]) -> Warp:
-    """One family for the whole batch, uniformly; slices of unequal sides are rotated by 180 degrees only."""
+    """Draw one family for the whole batch, uniformly; slices of unequal sides are rotated by 180 degrees only."""
     family = families[int(torch.randint(len(families), ()))]
     if family == "flip":
         return Flip(-1 - int(torch.randint(2, ())))

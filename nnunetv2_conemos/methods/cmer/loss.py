@@ -42,16 +42,17 @@ class Seen(NamedTuple):
 
 
 def known_mean(values: Float[Tensor, "B K"], known: Bool[Tensor, "B K"]) -> Float[Tensor, ""]:
-    """Mean over the known pairs of slice and label; 0 where there are none."""
+    """Average over the known pairs of slice and label; 0 where there are none."""
     return torch.where(known, values, 0).sum() / known.sum().clamp_min(1)
 
 
 def per_channel(loss: Callable[[int], Tensor], channels: int) -> Float[Tensor, " M"]:
+    """Stack `loss(channel)` over the channels."""
     return torch.stack([loss(channel) for channel in range(channels)])
 
 
 def classification(seen: Seen, tags: Tags) -> Float[Tensor, " M"]:
-    """Cross-entropy of the tags, mean of both views."""
+    """Return the cross-entropy of the tags, mean of both views."""
     target = tags.present.long()
 
     def of(logits: Tensor) -> Tensor:
@@ -61,9 +62,9 @@ def classification(seen: Seen, tags: Tags) -> Float[Tensor, " M"]:
 
 
 def equivariance(seen: Seen, tags: Tags) -> Float[Tensor, " M"]:
-    """Mean square difference of the transformed map of a slice and the map of the transformed slice, if it is tagged.
+    """Return the mean square difference of the transformed map of a slice and the map of the transformed slice.
 
-    The mean runs over the slices without the label too, which contribute 0. The gradient reaches both views.
+    Slices without the label contribute 0 to the mean. The gradient reaches both views.
     """
 
     def of(channel: int) -> Tensor:
@@ -74,22 +75,23 @@ def equivariance(seen: Seen, tags: Tags) -> Float[Tensor, " M"]:
 
 
 def unit(maps: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K H W"]:
-    """Each map divided by its Euclidean norm."""
+    """Divide each map by its Euclidean norm."""
     return maps / torch.linalg.vector_norm(maps + EPS, dim=(-2, -1), keepdim=True)
 
 
 def distance(a: Tensor, b: Tensor, counted: Bool[Tensor, "B K"], tags: Tags, reduction: Reduction) -> Tensor:
-    """Square difference of unit maps [B,K,H,W] where `counted`: mean over pixels, or their sum, 2 - 2 cos(a, b)."""
+    """Compare unit maps [B,K,H,W] where `counted`: square difference, as mean of the pixels or sum, 2 - 2 cos(a, b)."""
     difference = (unit(a) - unit(b)).square()
     return known_mean(getattr(difference, reduction)((-2, -1)) * counted, tags.known)
 
 
 def partners(channel: int, channels: int) -> Iterator[int]:
+    """Iterate over the other channels."""
     return (other for other in range(channels) if other != channel)
 
 
 def over_partners(loss: Callable[[int, int], Tensor], seen: Seen) -> Float[Tensor, " M"]:
-    """Mean of loss(channel, other) over the other channels; 0 where there is none."""
+    """Average loss(channel, other) over the other channels; 0 where there is none."""
     channels = seen.first.shape[1]
     if channels == 1:
         return seen.first.new_zeros(1)
@@ -99,7 +101,7 @@ def over_partners(loss: Callable[[int, int], Tensor], seen: Seen) -> Float[Tenso
 
 
 def cross_modality(seen: Seen, tags: Tags, reduction: Reduction = "mean") -> Float[Tensor, " M"]:
-    """Distance of the map of a channel in one view to that of every other channel in the other view, its teacher.
+    """Return the distance of the map of a channel in one view to that of every other channel in the other, its teacher.
 
     Counted where the label is present and the teacher says so too; no gradient reaches the teacher.
     """
@@ -115,7 +117,7 @@ def cross_modality(seen: Seen, tags: Tags, reduction: Reduction = "mean") -> Flo
 
 
 def exchange(seen: Seen, tags: Tags, temperature: float = 10.0) -> Float[Tensor, " M"]:
-    """Softened Kullback-Leibler divergence of a channel's classification from that of every other, its teacher."""
+    """Return the softened KL divergence of a channel's classification from that of every other channel, its teacher."""
 
     def divergence(logits: Tensor, i: int, j: int) -> Tensor:
         mine = F.log_softmax(logits[:, i] / temperature, -1)
@@ -126,7 +128,7 @@ def exchange(seen: Seen, tags: Tags, temperature: float = 10.0) -> Float[Tensor,
 
 
 class TagLoss(nn.Module):
-    """Sum over the channels of all terms, with their weights; what the optimiser of each channel would see alone."""
+    """The weighted sum of all terms and channels; disjoint networks get the gradients that each would get alone."""
 
     def __init__(
         self,

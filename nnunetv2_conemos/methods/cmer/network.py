@@ -1,11 +1,12 @@
 """Class activation maps of a truncated U-Net, one network per input channel (WSS-CMER: Patel & Dolz, MedIA 2022).
 
-Axis letters: **B** sample, **M** input channel, **K** labels, **Q** labels asked, **H**, **W** sides of a slice.
+Axis letters: **B** sample, **M** input channel, **K** labels, **Q** labels queried, **A** output labels, **H**, **W**
+sides of a slice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,7 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nnunetv2_conemos.networks.heads import chosen_channels, nnunet_heads
+from nnunetv2_conemos.networks.base import PartialLabelNetwork
+from nnunetv2_conemos.networks.heads import chosen_channels
+from nnunetv2_conemos.networks.spec import NetworkSpec
 from nnunetv2_conemos.records import Query
 
 WIDTH = 64  # of the first features, before it is divided
@@ -21,7 +24,7 @@ SOFTNESS = 0.1  # of the activation, in which its distance to the threshold is a
 Fusion = Literal["mean", "max"] | int
 
 
-class Views(NamedTuple):
+class TwoViews(NamedTuple):
     """Two views of a slice, [B,M,H,W] each; their sizes may differ."""
 
     first: Tensor
@@ -29,7 +32,7 @@ class Views(NamedTuple):
 
 
 class Activation(NamedTuple):
-    """What the network of each channel says: logits [B,M,K,2] of (absent, present), normalised maps [B,M,K,H,W]."""
+    """What the network of each channel computes: logits [B,M,K,2] of (absent, present), normalised maps [B,M,K,H,W]."""
 
     logits: Tensor
     maps: Tensor
@@ -41,25 +44,28 @@ class Activation(NamedTuple):
 
 
 def standardised(image: Float[Tensor, "B M H W"]) -> Float[Tensor, "B M H W"]:
-    """Each slice of each channel with mean 0 and standard deviation 1; a constant one becomes 0."""
+    """Give each slice of each channel mean 0 and standard deviation 1; a constant one becomes 0."""
     image = image.float()
     axes = (-2, -1)
     return (image - image.mean(axes, keepdim=True)) / (image.std(axes, keepdim=True) + 1e-12)
 
 
 def max_norm(cam: Float[Tensor, "*N H W"]) -> Float[Tensor, "*N H W"]:
-    """The positive part of each map, stretched to [0, 1]; in full precision, because half would divide 0 by 0."""
+    """Stretch the positive part of each map to [0, 1]; in full precision, because half would divide 0 by 0."""
     positive = cam.float().relu()
     lowest, highest = positive.amin((-2, -1), keepdim=True), positive.amax((-2, -1), keepdim=True)
     return (positive - lowest - 1e-8).relu() / (highest - lowest + 1e-8)
 
 
 class DoubleConv(nn.Sequential):
+    """Two blocks of `conv_norm_relu`."""
+
     def __init__(self, channels: int, features: int):
         super().__init__(*conv_norm_relu(channels, features), *conv_norm_relu(features, features))
 
 
 def conv_norm_relu(channels: int, features: int) -> tuple[nn.Module, ...]:
+    """Build a 3x3 convolution, a batch norm and a ReLU."""
     return nn.Conv2d(channels, features, 3, padding=1), nn.BatchNorm2d(features), nn.ReLU(inplace=True)
 
 
@@ -93,58 +99,52 @@ class CAMUNet(nn.Module):
 
 
 def doubled(x: Tensor, skip: Tensor) -> Tensor:
-    """Twice as large, and zeros where the skip is one pixel larger than that, because its sides are odd."""
+    """Double the sides, and add zeros where the skip is one pixel larger than that, because its sides are odd."""
     x = F.interpolate(x, scale_factor=2, mode="nearest")
     return F.pad(x, (0, skip.shape[-1] - x.shape[-1], 0, skip.shape[-2] - x.shape[-2]))
 
 
-class CAMNetworks(nn.Module):
+class CAMNetworks(PartialLabelNetwork):
     """A `CAMUNet` for each input channel, with a pair of maps (absent, present) for each label.
 
-    `forward(Views)` gives the `Activation` of both views, in separate passes of the batch norms. `forward(Query)`
-    answers the labels asked, [B,Q,H,W], `forward(Tensor)` nnU-Net's heads: the distance of the fused activation to the
-    threshold of the label, a buffer. `fusion` takes the mean or the maximum over the channels, or one channel.
+    `TwoViews` gives the `Activation` of both views, in separate passes of the batch norms. The logits of a label are
+    the distance of the fused activation to the threshold of the label, a buffer. `fusion` takes the mean or the maximum
+    over the channels, or one channel.
     """
 
     threshold: Tensor
 
-    def __init__(
-        self,
-        channels: int,
-        num_labels: int,
-        background_head: bool,
-        output_labels: Sequence[int],
-        width: int = WIDTH,
-        dropout: bool = False,
-        fusion: Fusion = "mean",
-    ):
-        super().__init__()
-        self.networks = nn.ModuleList(CAMUNet(2 * num_labels, width, dropout) for _ in range(channels))
-        self.num_labels, self.background_head, self.output_labels = num_labels, background_head, tuple(output_labels)
+    def __init__(self, spec: NetworkSpec, width: int = WIDTH, dropout: bool = False, fusion: Fusion = "mean"):
+        super().__init__(spec)
+        outputs = 2 * self.num_labels
+        self.networks = nn.ModuleList(CAMUNet(outputs, width, dropout) for _ in range(spec.num_input_channels))
+        self.decoder = SimpleNamespace(deep_supervision=False)  # nnU-Net's switch; there is one scale
         self.fusion: Fusion = fusion
-        self.register_buffer("threshold", torch.full((num_labels,), 0.5))
+        self.register_buffer("threshold", torch.full((self.num_labels,), 0.5))
 
-    def forward(self, query: Views | Query | Tensor) -> tuple[Activation, Activation] | Tensor:
-        if isinstance(query, Views):
-            return self.activation(query.first), self.activation(query.second)
-        if isinstance(query, Query):
-            return chosen_channels(self._logits(query.image), query.labels)
-        chosen = torch.tensor(self.output_labels, device=query.device) - 1
-        return nnunet_heads(self._logits(query)[:, chosen], self.output_labels, self.num_labels, self.background_head)
+    def queried_logits(self, query: Query) -> Float[Tensor, "B Q H W"]:
+        return chosen_channels(self._all_labels(query.image), query.labels)
+
+    def output_logits(self, image: Float[Tensor, "B M H W"]) -> Float[Tensor, "B A H W"]:
+        return self.output_channels(self._all_labels(image))
+
+    def training_request(self, request: TwoViews) -> tuple[Activation, Activation]:
+        return self.activation(request.first), self.activation(request.second)
 
     def activation(self, image: Float[Tensor, "B M H W"]) -> Activation:
+        """Classify slices, and compute the activation maps, with the network of each channel."""
         slices = standardised(image).split(1, 1)
         maps = [network(x).unflatten(1, (-1, 2)) for network, x in zip(self.networks, slices, strict=True)]
         cam = torch.stack(maps, 1).float()  # [B,M,K,2,H,W]
         return Activation(cam.mean((-2, -1)), max_norm(cam[:, :, :, 1]))
 
     def fused(self, image: Float[Tensor, "B M H W"]) -> Float[Tensor, "B K H W"]:
-        """Activation of each label in [0, 1]; a channel that classifies the slice as without it contributes 0."""
+        """Fuse the activation of each label, in [0, 1]; a channel that says the slice is without it contributes 0."""
         activation = self.activation(image)
         maps = activation.maps * activation.found[..., None, None]
         if isinstance(self.fusion, int):
             return maps[:, self.fusion]
         return maps.mean(1) if self.fusion == "mean" else maps.amax(1)
 
-    def _logits(self, image: Float[Tensor, "B M H W"]) -> Float[Tensor, "B K H W"]:
+    def _all_labels(self, image: Float[Tensor, "B M H W"]) -> Float[Tensor, "B K H W"]:
         return (self.fused(image) - self.threshold[:, None, None]) / SOFTNESS

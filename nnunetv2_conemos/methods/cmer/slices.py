@@ -1,4 +1,4 @@
-"""Slices as samples, and what is known of each: nnU-Net's loader draws virtual identifiers `case::slice`.
+"""Slices as samples, and what is known of each; nnU-Net's loader draws virtual identifiers `case::slice`.
 
 Axis letters: **D** slices, **K** labels, **M** input channel, **H**, **W** sides of a slice.
 """
@@ -22,14 +22,14 @@ from nnunetv2_conemos.training.sampling import COPIES, SEPARATOR, Sample, copies
 
 
 class Known(NamedTuple):
-    """Of each slice of a preprocessed case: labels that are `present`, and whether that is `known`; boolean [D,K]."""
+    """Which labels are `present` in each slice of a preprocessed case, and whether that is `known`; boolean [D,K]."""
 
     present: np.ndarray
     known: np.ndarray
 
 
 def known_of_case(dataset: Any, case: str, table: SourceTable, transpose: Sequence[int]) -> Known:
-    """From the label map, of annotated labels, and from `tags`, of tagged ones.
+    """Read what is known of the slices of a case: from the label map of annotated labels, from `tags` of tagged ones.
 
     The map of a case that is annotated for nothing is not even read. `transpose` is that of the plans. Raises
     SourceError for tags of slices that do not exist, and for those along another axis than the slices have here.
@@ -51,7 +51,7 @@ def known_of_case(dataset: Any, case: str, table: SourceTable, transpose: Sequen
 def tagged_slices(
     case: str, label: str, table: SourceTable, transpose: Sequence[int], properties: Mapping[str, Any]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Present and known, boolean [D] each, of a tagged label in the slices that preprocessing left."""
+    """Return present and known, boolean [D] each, of a tagged label in the slices that preprocessing left."""
     tag, first = table.tags(case)[label], transpose[0]
     if not isinstance(tag, bool) and ARRAY_AXIS[table.tag_axis] != first:
         stacked = next(name for name, axis in ARRAY_AXIS.items() if axis == first)
@@ -67,7 +67,7 @@ def tagged_slices(
 
 
 def known_slices(folder: Path, table: SourceTable, transpose: Sequence[int]) -> tuple[dict[str, Known], list[int]]:
-    """What is known of the slices of every preprocessed case, and the largest height and width among them."""
+    """Return what is known of the slices of every preprocessed case, and the largest height and width among them."""
     dataset: Any = infer_dataset_class(str(folder))(str(folder))
     known = {case: known_of_case(dataset, case, table, transpose) for case in dataset.identifiers}
     sides = [dataset.load_case(case)[0].shape[-2:] for case in dataset.identifiers]
@@ -75,7 +75,7 @@ def known_slices(folder: Path, table: SourceTable, transpose: Sequence[int]) -> 
 
 
 def require_known_slices(tags: Mapping[str, Known], table: SourceTable, wanted: Sequence[str]) -> None:
-    """Raises SourceError for a label that should be learnt but of which no slice is known."""
+    """Raise SourceError for a `wanted` label of which no slice is known."""
     supervised = np.any([known.known.any(0) for known in tags.values()], axis=0)
     lacking = [name for name, there in zip(table.labels.names, supervised, strict=True) if not there and name in wanted]
     if lacking:
@@ -86,13 +86,14 @@ def require_known_slices(tags: Mapping[str, Known], table: SourceTable, wanted: 
 
 
 def prevalence(tags: Iterable[Known]) -> np.ndarray:
-    """[K]: share of the known slices that show each label; NaN where none is known."""
+    """Return the share of the known slices that show each label, [K]; NaN where none is known."""
     present, known = (np.concatenate(column) for column in zip(*tags, strict=True))
     with np.errstate(invalid="ignore"):
         return (present & known).sum(0) / known.sum(0)
 
 
 def divided(identifier: str) -> tuple[str, int]:
+    """Split a virtual identifier into case and slice."""
     case, number = identifier.rsplit(SEPARATOR, 1)
     return case, int(number)
 
@@ -112,7 +113,7 @@ class SliceDataset:
         ]
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
-        """One slice [M,1,H,W], a label map of zeros [1,1,H,W], no previous stage, properties."""
+        """Load one slice [M,1,H,W], a label map of zeros [1,1,H,W], no previous stage, properties."""
         case, number = divided(identifier)
         image, _, previous, properties = self.dataset.load_case(case)
         one = image[:, number : number + 1]
@@ -126,11 +127,11 @@ class SliceDataset:
 class Slices:
     """Every slice equally often, in proportion to the weight of its source; no patch is centred on anything.
 
-    Asked are the labels that are annotated or tagged in the case; what is known of them differs from slice to slice.
+    Queried are the labels that are annotated or tagged in the case; what is known of them differs between slices.
     """
 
     def identifiers(self, table: SourceTable, cases: Sequence[str]) -> np.ndarray:
-        """The `cases` here are those of a `SliceDataset`; raises SourceError where there is none."""
+        """Return what to draw from, given the slices of a `SliceDataset` (`cases`); raises SourceError without any."""
         if not len(cases):
             raise SourceError("no slice of these cases is known: `true` in `tags` says nothing about a slice.")
         weights = [table.weight(divided(identifier)[0]) for identifier in cases]
@@ -143,7 +144,7 @@ class Slices:
 
 
 def tags_of_batch(identifiers: Iterable[str], tags: Mapping[str, Known]) -> Tags:
-    """Boolean [B,K] tensors of what is known of the slices drawn."""
+    """Return what is known of the slices drawn, boolean [B,K] each."""
     rows = [(tags[case].present[number], tags[case].known[number]) for case, number in map(divided, identifiers)]
     present, known = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
     return Tags(present, known)

@@ -15,8 +15,9 @@ EPS = 1e-8
 
 
 class ClassDifficulty(nn.Module):
-    """State in buffers, so that checkpoints carry it. A class weighs more, the lower its Dice is and the more of what
-    was learnt of it is forgotten again.
+    """Moving averages of how each class is learnt, in buffers, so that checkpoints carry them.
+
+    A class weighs more, the lower its Dice is and the more of what was learnt of it is forgotten again.
     """
 
     last: Tensor
@@ -33,10 +34,9 @@ class ClassDifficulty(nn.Module):
 
     @torch.no_grad()
     def update(self, counts: Float[Tensor, "3 C"]) -> Float[Tensor, " C"]:
-        """The weights after a batch with these true positives, false positives and false negatives.
+        """Return the weights after a batch with these true positives, false positives and false negatives.
 
-        A class that was neither there nor predicted says nothing: its state stays (the released code takes its Dice as
-        one half).
+        The state of a class that was neither there nor predicted stays (the released code takes its Dice as one half).
         """
         true, false, missed = counts.float()
         dice = (2 * true + EPS) / (2 * true + false + missed + 2 * EPS)
@@ -50,7 +50,7 @@ class ClassDifficulty(nn.Module):
         return self.weights()
 
     def weights(self) -> Float[Tensor, " C"]:
-        """Not normalised: about 1.03 C for a class that is never found."""
+        """Return the weights, not normalised: about 1.03 C for a class that is never found."""
         return len(self.last) * ((self.forgotten + EPS) / (self.learnt + EPS)) ** EXPONENT * self.lacking
 
     @staticmethod

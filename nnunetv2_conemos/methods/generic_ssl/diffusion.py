@@ -14,20 +14,20 @@ from torch import Tensor
 
 STEPS = 1000
 BETAS = (1e-4, 0.02)  # variance of the noise that the first and the last step add
-DDIM_STEPS = 10  # steps of a sampling, evenly spaced, both ends among them
+DDIM_STEPS = 10  # of a sampling, evenly spaced, both ends among them
 ALPHAS_CUMPROD = torch.cumprod(1 - torch.linspace(*BETAS, STEPS, dtype=torch.float64), 0)  # share of the map's variance
 
 
 def q_sample(
     clean: Float[Tensor, "B C *S"], step: Int[Tensor, " B"], noise: Float[Tensor, "B C *S"]
 ) -> Float[Tensor, "B C *S"]:
-    """A map as it is after some steps (0..999), each sample after its own."""
+    """Add noise to maps as some steps of the diffusion would (0..999), each sample after its own."""
     alpha_bar = ALPHAS_CUMPROD.float().to(clean.device)[step].view(-1, *(1,) * (clean.ndim - 1))
     return alpha_bar.sqrt() * clean + (1 - alpha_bar).sqrt() * noise
 
 
 def ddim_steps(number: int = DDIM_STEPS) -> list[int]:
-    """The steps of a sampling, last first."""
+    """Return the steps of a sampling, last first."""
     return torch.linspace(STEPS - 1, 0, number, dtype=torch.float64).round().int().tolist()
 
 
@@ -35,7 +35,7 @@ def ddim_sample(
     predict: Callable[[Float[Tensor, "B C *S"], Int[Tensor, " B"]], Float[Tensor, "B C *S"]],
     noise: Float[Tensor, "B C *S"],
 ) -> Float[Tensor, "B C *S"]:
-    """A map in [-1, 1] made of noise, without new noise on the way; `predict` says what a noisy map was at first."""
+    """Sample a map in [-1, 1] from noise, without new noise on the way; `predict` estimates the clean map."""
     x, clean, steps = noise, noise, ddim_steps()
     alphas = [*(ALPHAS_CUMPROD[step].item() for step in steps), 1.0]
     for step, (alpha_bar, alpha_bar_prev) in zip(steps, pairwise(alphas), strict=True):

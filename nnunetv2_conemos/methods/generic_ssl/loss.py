@@ -1,6 +1,6 @@
 """Cross-entropy and Dice with a weight per class, labels that are not annotated counted as background (A&D).
 
-A&D: Wang & Li, NeurIPS 2023. Axis letters: **B** sample, **K** labels, all asked in order, **C** = K + 1 classes with
+A&D: Wang & Li, NeurIPS 2023. Axis letters: **B** sample, **K** labels, all queried in order, **C** = K + 1 classes with
 background first, ***S** space. Logits are [B,K,*S] against background, whose logit is 0.
 """
 

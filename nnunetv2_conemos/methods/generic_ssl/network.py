@@ -1,25 +1,27 @@
 """One encoder for images and for noisy label maps, and three decoders (A&D: Wang & Li, NeurIPS 2023).
 
-Axis letters: **B** sample, **M** input channel, **K** labels, **C** = K + 1 classes, background first, ***S** space.
+Axis letters: **B** sample, **M** input channel, **K** labels, **Q** labels queried, **A** output labels,
+**C** = K + 1 classes, background first, ***S** space.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnunetv2_conemos.methods.generic_ssl.difficulty import ClassDifficulty
 from nnunetv2_conemos.methods.generic_ssl.vnet import Decoder, Encoder, Shape, TimeEmbedding
-from nnunetv2_conemos.networks.heads import chosen_channels, label_vs_rest, nnunet_heads
+from nnunetv2_conemos.networks.base import PartialLabelNetwork
+from nnunetv2_conemos.networks.heads import chosen_channels, label_vs_rest
+from nnunetv2_conemos.networks.spec import NetworkSpec
 from nnunetv2_conemos.records import Query
 
 
 class Noisy(NamedTuple):
-    """Images [B,M,*S], noisy maps of their classes [B,C,*S], and after which step of the diffusion [B] they are so."""
+    """Images [B,M,*S], noisy maps of their classes [B,C,*S], and the step of the diffusion [B] of which they are."""
 
     image: Tensor
     maps: Tensor
@@ -27,31 +29,29 @@ class Noisy(NamedTuple):
 
 
 class BothStreams(NamedTuple):
-    """All that a training step asks with a gradient: annotated images with noisy maps, unlabelled images [B,M,*S].
+    """All that a training step computes with a gradient: annotated images with noisy maps, unlabelled images [B,M,*S].
 
-    No unlabelled ones, where nothing is learnt from them.
+    `unlabelled` is None where nothing is learnt from unlabelled images.
     """
 
     annotated: Noisy
     unlabelled: Tensor | None
 
 
-class AggregateDecouple(nn.Module):
+class AggregateDecouple(PartialLabelNetwork):
     """The encoder serves all decoders: `denoiser` and `reweighted` learn from annotations, `decoder` from
     pseudo-labels. That one predicts, or, without pseudo-labels (`learns_unlabelled`), `reweighted`.
 
-    `of_classes`: parameters that mean something for its labels in their order only.
-    `forward(Query)` answers the labels asked [B,Q,*S] against background, `forward(Tensor)` nnU-Net's heads, and
-    `forward(BothStreams)` the logits [B,C,*S] of the three decoders, or of two.
+    `of_classes`: parameters that mean something for the labels in their order only. `BothStreams` gives the logits
+    [B,C,*S] of the three decoders, or of two.
     """
 
     of_classes = ("denoiser.head", "reweighted.head", "decoder.head", "diffusion_stem.operation", "difficulty")
 
-    def __init__(
-        self, shape: Shape, channels: int, classes: int, output_labels: Sequence[int], learns_unlabelled: bool = True
-    ):
-        super().__init__()
-        self.classes, self.output_labels, self.learns_unlabelled = classes, tuple(output_labels), learns_unlabelled
+    def __init__(self, spec: NetworkSpec, shape: Shape, learns_unlabelled: bool = True):
+        super().__init__(spec)
+        channels, classes = spec.num_input_channels, spec.num_labels + 1
+        self.classes, self.learns_unlabelled = classes, learns_unlabelled
         self.image_stem = shape.unit(channels, 0, timed=False)
         self.diffusion_stem = shape.unit(channels + classes, 0, timed=False)
         self.time = TimeEmbedding()
@@ -61,29 +61,32 @@ class AggregateDecouple(nn.Module):
         self.decoder.requires_grad_(learns_unlabelled)
         self.difficulty = ClassDifficulty(classes)
 
-    def forward(self, query: Query | BothStreams | Tensor) -> Tensor | tuple[Tensor, ...]:
-        if isinstance(query, BothStreams):
-            annotated, unlabelled = query
-            supervised = self.denoise(annotated), self.reweight(annotated.image)
-            return supervised if unlabelled is None else (*supervised, self.decoder(self.encode(unlabelled)))
-        if isinstance(query, Query):
-            return chosen_channels(self._labels(query.image), query.labels)
-        logits = self._labels(query)
-        return nnunet_heads(label_vs_rest(logits, self.output_labels), self.output_labels, self.classes - 1, True)
+    def queried_logits(self, query: Query) -> Float[Tensor, "B Q *S"]:
+        return chosen_channels(self._all_labels(query.image), query.labels)
 
-    def _labels(self, image: Float[Tensor, "B M *S"]) -> Float[Tensor, "B K *S"]:
+    def output_logits(self, image: Float[Tensor, "B M *S"]) -> Float[Tensor, "B A *S"]:
+        return label_vs_rest(self._all_labels(image), self.output_labels)
+
+    def training_request(self, request: BothStreams) -> tuple[Float[Tensor, "B C *S"], ...]:
+        annotated, unlabelled = request
+        supervised = self.denoise(annotated), self.reweight(annotated.image)
+        return supervised if unlabelled is None else (*supervised, self.decoder(self.encode(unlabelled)))
+
+    def _all_labels(self, image: Float[Tensor, "B M *S"]) -> Float[Tensor, "B K *S"]:
         predicting = self.decoder if self.learns_unlabelled else self.reweighted
         return against_background(predicting(self.encode(image)))
 
     def encode(self, image: Float[Tensor, "B M *S"]) -> list[Tensor]:
+        """Return the features of images at every level, fine to coarse."""
         return self.encoder(self.image_stem(image))
 
     def denoise(self, noisy: Noisy) -> Float[Tensor, "B C *S"]:
-        """What the maps were before noise was added, as logits."""
+        """Predict, as logits, what the maps were before noise was added."""
         time = self.time(noisy.step)
         return self.denoiser(self.encoder(self.diffusion_stem(torch.cat((noisy.image, noisy.maps), 1)), time), time)
 
     def reweight(self, image: Float[Tensor, "B M *S"]) -> Float[Tensor, "B C *S"]:
+        """Return the logits of the decoder that learns with weighted classes."""
         return self.reweighted(self.encode(image))
 
     @torch.no_grad()
@@ -95,5 +98,5 @@ class AggregateDecouple(nn.Module):
 
 
 def against_background(logits: Float[Tensor, "B C *S"]) -> Float[Tensor, "B K *S"]:
-    """Logits of the labels against background."""
+    """Return the logits of the labels against background."""
     return logits[:, 1:] - logits[:, :1]

@@ -1,6 +1,6 @@
 """Label maps as a diffusion sees them, and what it and a classifier make of an unlabelled image (A&D).
 
-A&D: Wang & Li, NeurIPS 2023. Axis letters: **B** sample, **K** labels, all asked in order, **C** = K + 1 classes with
+A&D: Wang & Li, NeurIPS 2023. Axis letters: **B** sample, **K** labels, all queried in order, **C** = K + 1 classes with
 background first, ***S** space.
 """
 
@@ -20,7 +20,7 @@ SIGMA = 1.0  # of the smoothing, in voxels
 
 
 def clean_maps(truth: Truth) -> Float[Tensor, "B C *S"]:
-    """1 for the class of a voxel and -1 for the others; 0 where that is not known.
+    """Return 1 for the class of a voxel and -1 for the others; 0 where that is not known.
 
     Not known are labels that are not annotated, background where it may be one of them, and ignored voxels.
     """
@@ -33,7 +33,7 @@ def clean_maps(truth: Truth) -> Float[Tensor, "B C *S"]:
 
 
 def class_counts(logits: Float[Tensor, "B K *S"], truth: Truth) -> Float[Tensor, "3 C"]:
-    """True positives, false positives and false negatives per class, in the samples that are annotated for it."""
+    """Count true positives, false positives and false negatives per class, in the samples annotated for it."""
     classes = truth.known.shape[1] + 1
     found = marginalised_log_probabilities(logits.detach(), truth.known).argmax(1)
     sample = torch.arange(len(found), device=found.device).view(-1, *(1,) * (found.ndim - 1))
@@ -51,10 +51,10 @@ def pseudo_labels(
     supervised: Bool[Tensor, " K"],
     possible: Bool[Tensor, "B K"],
 ) -> Int[Tensor, " B *S"]:
-    """The likeliest class by a sampled map, with Gumbel noise and smoothed, and by a classifier, taken together.
+    """Return the class with most votes of a sampled map, with Gumbel noise and smoothed, and of a classifier.
 
-    Labels that nobody annotated (not in `taught`) count as background; votes for those that a case cannot show (not in
-    `possible`) do not count.
+    Labels that nobody annotated (not in `supervised`) count as background; votes for those that a case cannot show (not
+    in `possible`) do not count.
     """
     space = (1,) * (logits.ndim - 2)
     votes = smoothed(F.gumbel_softmax(maps.float(), tau=1, dim=1)) + torch.softmax(logits.float(), 1)
@@ -64,7 +64,7 @@ def pseudo_labels(
 
 
 def smoothed(maps: Float[Tensor, "B C *S"]) -> Float[Tensor, "B C *S"]:
-    """Each channel filtered with a Gaussian of three voxels a side; 0 outside."""
+    """Filter each channel with a Gaussian of three voxels a side; 0 outside."""
     dim, channels = maps.ndim - 2, maps.shape[1]
     line = torch.softmax(torch.tensor([-0.5, 0.0, -0.5], device=maps.device) / SIGMA**2, 0)
     kernel = line
@@ -75,5 +75,5 @@ def smoothed(maps: Float[Tensor, "B C *S"]) -> Float[Tensor, "B C *S"]:
 
 
 def largest_vote(classes: int) -> float:
-    """The highest probability that a softmax over a map in [-1, 1] can give."""
+    """Return the highest probability that a softmax over a map in [-1, 1] can give."""
     return math.e**2 / (math.e**2 + classes - 1)

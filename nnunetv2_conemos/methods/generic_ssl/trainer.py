@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch import distributed as dist
@@ -20,14 +20,13 @@ from nnunetv2_conemos.methods.generic_ssl.loss import ClassWeightedDiceCE
 from nnunetv2_conemos.methods.generic_ssl.network import AggregateDecouple, BothStreams, Noisy, against_background
 from nnunetv2_conemos.methods.generic_ssl.pseudo_labels import class_counts, clean_maps, largest_vote, pseudo_labels
 from nnunetv2_conemos.methods.generic_ssl.vnet import Shape
-from nnunetv2_conemos.networks.planned import planned_unet
+from nnunetv2_conemos.networks.spec import NetworkSpec, method_options
 from nnunetv2_conemos.records import Truth, move
-from nnunetv2_conemos.training.method import Method, Optimiser, Parameters
-from nnunetv2_conemos.training.plans_facts import method_options, output_labels_of
+from nnunetv2_conemos.training.method import Method, Optimiser, Parameters, without_options
 from nnunetv2_conemos.training.sampling import Cases
 from nnunetv2_conemos.training.semi_supervised import SemiSupervisedTrainer
 
-EMA_DECAY = 0.99  # what stays of the decoder of pseudo-labels in each step, which moves to the mean of the two others
+EMA_DECAY = 0.99  # of the decoder of pseudo-labels, which in each step moves towards the mean of the two others
 LEARNING_RATE, MOMENTUM, DECAY = 1e-2, 0.9, 3e-5  # of the published SGD
 CONFIDENT = 0.5  # a vote below which the diffusion decides hardly any pseudo-label
 
@@ -35,11 +34,11 @@ CONFIDENT = 0.5  # a vote below which the diffusion decides hardly any pseudo-la
 class GenericSSLOptions(BaseModel):
     """Options of a plans configuration under the key `conemos`.
 
-    `unlabelled_weight`: of the loss on pseudo-labels once it is whole, after the share `ramp` of the training (as
-    published 1, and a third where domains are generalised to); 0: a decoder that learns from annotations predicts, and
-    nothing is learnt from unlabelled cases. `norm`: batch norms are the published ones; they mix the
-    statistics of noisy maps and images. `teacher`: whether pseudo-labels are made with dropout and with the statistics
-    of the batch (`train`, as published). `clip`: gradients, as nnU-Net does.
+    `unlabelled_weight`: of the loss on pseudo-labels, reached after the share `ramp` of the training (published: 1, and
+    a third for domain generalisation); 0: a decoder that learns from annotations predicts, and nothing is learnt from
+    unlabelled cases. `norm`: batch norms are the published ones; they mix the statistics of noisy maps and images.
+    `teacher`: whether pseudo-labels are made with dropout and the statistics of the batch (`train`, as published).
+    `clip`: clip gradients, as nnU-Net does.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,18 +51,16 @@ class GenericSSLOptions(BaseModel):
     optimiser: Literal["SGD", "nnU-Net"] = "SGD"
 
 
-def three_decoders(
-    plans: PlansManager, configuration: ConfigurationManager, channels: int, heads: int, deep_supervision: bool
-) -> AggregateDecouple:
-    options = method_options(configuration, GenericSSLOptions)
-    planned: Any = planned_unet(configuration, channels, heads, deep_supervision=False).encoder
+def three_decoders(spec: NetworkSpec) -> AggregateDecouple:
+    """Build the network with the widths, kernels and strides of the plans."""
+    options = spec.options(GenericSSLOptions)
+    planned: Any = spec.planned_unet(spec.num_labels + 1, deep_supervision=False).encoder
     shape = Shape(planned.conv_op, planned.output_channels, planned.kernel_sizes, planned.strides, options.norm)
-    output_labels = output_labels_of(plans, heads - 1)
-    return AggregateDecouple(shape, channels, heads, output_labels, learns_unlabelled=options.unlabelled_weight > 0)
+    return AggregateDecouple(spec, shape, learns_unlabelled=options.unlabelled_weight > 0)
 
 
 def sgd(parameters: Parameters, configuration: ConfigurationManager, epochs: int) -> Optimiser | None:
-    """The published optimiser with nnU-Net's schedule, unless the configuration wants nnU-Net's own."""
+    """Build the published optimiser with nnU-Net's schedule; None where the configuration wants nnU-Net's own."""
     if method_options(configuration, GenericSSLOptions).optimiser != "SGD":
         return None
     optimiser = torch.optim.SGD(parameters, LEARNING_RATE, MOMENTUM, weight_decay=DECAY, nesterov=True)
@@ -71,7 +68,7 @@ def sgd(parameters: Parameters, configuration: ConfigurationManager, epochs: int
 
 
 def ramp_up(progress: float, largest: float, share: float) -> float:
-    """The weight of the loss on pseudo-labels at a share of the training."""
+    """Return the weight of the loss on pseudo-labels at a share of the training."""
     return largest * math.exp(-5 * (1 - min(progress / share, 1)) ** 2)
 
 
@@ -82,7 +79,11 @@ class GenericSSLTrainer(SemiSupervisedTrainer):
     """
 
     method = Method(
-        network=three_decoders, sampler=Cases(every=True), loss=ClassWeightedDiceCE, regions=False, optimiser=sgd
+        network=three_decoders,
+        sampler=Cases(every=True),
+        loss=without_options(ClassWeightedDiceCE),
+        regions=False,
+        optimiser=sgd,
     )
     settings = {"enable_deep_supervision": False, "oversample_foreground_percent": 0.33}  # noqa: RUF012
     needs_unlabelled = True
@@ -114,15 +115,15 @@ class GenericSSLTrainer(SemiSupervisedTrainer):
             )
         return loaders
 
-    def _unlabelled_loader(self, cases: list[str]) -> Any:
-        """None is drawn where nothing is learnt from unlabelled cases."""
+    def unlabelled_loader(self, cases: list[str]) -> Any:
+        """Draw nothing where nothing is learnt from unlabelled cases."""
         if self.bare_network.learns_unlabelled:
-            return super()._unlabelled_loader(cases)
-        self.print_to_log_file("`unlabelled_weight` is 0: nothing is drawn from the unlabelled stream.")
+            return super().unlabelled_loader(cases)
+        self.print_to_log_file("`unlabelled_weight` is 0: no unlabelled case is drawn.")
         return repeat({})
 
     def two_stream_step(self, labelled: dict, unlabelled: dict) -> dict:
-        """Denoising + reweighted + weighted unlabelled loss, in one pass back."""
+        """Step on the sum of denoising, reweighted and weighted unlabelled loss, in one backward pass."""
         scheduler: Any = self.lr_scheduler
         scheduler.step(self.progress * scheduler.max_steps)  # falls with each step, as the weight rises
         network = self.bare_network
@@ -130,19 +131,19 @@ class GenericSSLTrainer(SemiSupervisedTrainer):
         truth = move(truth, self.device)
         assert isinstance(truth, Truth)
         noisy = with_noise(query.image.to(self.device, non_blocking=True), truth)
-        images, believed = None, None
+        images, pseudo = None, None
         if network.learns_unlabelled:
             network.ema_update(EMA_DECAY)
             images = unlabelled["data"].to(self.device, non_blocking=True)
-            believed = self._believed(images, self.possible(unlabelled["keys"]))
+            pseudo = self.pseudo_truth(images, self.possible(unlabelled["keys"]))
         weight = ramp_up(self.progress, self.options.unlabelled_weight, self.options.ramp)
         parts: list[Tensor] = []
 
         def total() -> Tensor:
-            denoised, reweighted, *output_labels = map(against_background, self.network(BothStreams(noisy, images)))
+            denoised, reweighted, *unlabelled_logits = map(against_background, self.network(BothStreams(noisy, images)))
             difficulty = network.difficulty.update(self._summed(class_counts(denoised, truth)))
             parts.extend((self.loss(denoised, truth), self.loss(reweighted, truth, difficulty)))
-            parts.extend(self.loss(logits, believed) for logits in output_labels)
+            parts.extend(self.loss(logits, pseudo) for logits in unlabelled_logits)
             return parts[0] + parts[1] + weight * sum(parts[2:])
 
         (loss,) = self.backward_in_turn([total])
@@ -150,8 +151,8 @@ class GenericSSLTrainer(SemiSupervisedTrainer):
         return {"loss": np.array(loss), **dict(zip(self.extras, parts_and_weight, strict=True))}
 
     @torch.no_grad()
-    def _believed(self, images: Float[Tensor, "B M *S"], possible: Bool[Tensor, "B K"]) -> Truth:
-        """Pseudo-labels of unlabelled images, asked like annotations of everything that was taught."""
+    def pseudo_truth(self, images: Float[Tensor, "B M *S"], possible: Bool[Tensor, "B K"]) -> Truth:
+        """Return pseudo-labels of unlabelled images as if they were annotations of every supervised label."""
         network = self.bare_network
         noise = torch.randn(len(images), network.classes, *images.shape[2:], device=images.device)
         network.train(self.options.teacher == "train")
@@ -165,14 +166,14 @@ class GenericSSLTrainer(SemiSupervisedTrainer):
         return Truth(found, labels, supervised.expand(len(images), -1), None)
 
     def _summed(self, counts: Float[Tensor, "3 C"]) -> Float[Tensor, "3 C"]:
-        """Over all processes."""
+        """Sum over all processes."""
         if self.is_ddp:
             dist.all_reduce(counts)
         return counts
 
 
 def with_noise(image: Float[Tensor, "B M *S"], truth: Truth) -> Noisy:
-    """Annotated images with their maps after a random step of the diffusion, drawn for each sample."""
+    """Add to annotated images their maps after a random step of the diffusion, drawn for each sample."""
     maps = clean_maps(truth)
     step: Int[Tensor, " B"] = torch.randint(STEPS, (len(image),), device=image.device)
     return Noisy(image, q_sample(maps, step, torch.randn_like(maps)), step)

@@ -1,4 +1,4 @@
-"""A V-Net-like encoder and decoder with added skips, which may be told a time (A&D: Wang & Li, NeurIPS 2023).
+"""A V-Net-like encoder and decoder with added skips, conditioned on a time if given (A&D: Wang & Li, NeurIPS 2023).
 
 The published network in any dimension, with the widths, kernels and strides of the plans.
 Axis letters: **B** sample, **F** features, **T** time features, **C** classes, ***S** space.
@@ -39,30 +39,31 @@ class Shape:
     norm: Literal["instance", "batch"] = "instance"
 
     def unit(self, inputs: int, level: int, timed: bool) -> Unit:
-        """A convolution to the features of a level."""
+        """Build a convolution to the features of a level."""
         kernel = tuple(self.kernels[level])
         same = tuple(size // 2 for size in kernel)
         return self._unit(self.convolution(inputs, self.features[level], kernel, padding=same), level, timed, DROPPED)
 
     def down(self, level: int, timed: bool) -> Unit:
-        """From the level above to this one."""
+        """Build the step from the level above to this one."""
         stride = tuple(self.strides[level])
         return self._unit(
             self.convolution(self.features[level - 1], self.features[level], stride, stride), level, timed
         )
 
     def up(self, level: int, timed: bool) -> Unit:
-        """From the level below to this one."""
+        """Build the step from the level below to this one."""
         stride = tuple(self.strides[level + 1])
         transposed: Any = get_matching_convtransp(self.convolution)
         return self._unit(transposed(self.features[level + 1], self.features[level], stride, stride), level, timed)
 
     def block(self, level: int, timed: bool) -> Block:
-        """Convolutions at one level; the last is not told the time."""
+        """Build the convolutions of one level; the last does not see the time."""
         number, width = UNITS[min(level, len(UNITS) - 1)], self.features[level]
         return Block(self.unit(width, level, timed and last > 0) for last in reversed(range(number)))
 
     def dropout(self, share: float) -> nn.Module:
+        """Build a layer that drops a share of the channels."""
         return get_matching_dropout(dimension=convert_conv_op_to_dim(self.convolution))(share)
 
     def _unit(self, operation: nn.Module, level: int, timed: bool, dropped: float = 0.0) -> Unit:
@@ -83,8 +84,8 @@ class Unit(nn.Module):
         x = self.after(self.operation(x))
         if self.time is None or time is None:
             return x
-        told = self.time(time)
-        return x + told.view(*told.shape, *(1,) * (x.ndim - 2))
+        shift = self.time(time)
+        return x + shift.view(*shift.shape, *(1,) * (x.ndim - 2))
 
 
 class Block(nn.ModuleList):
@@ -97,7 +98,7 @@ class Block(nn.ModuleList):
 
 
 class Encoder(nn.Module):
-    """From what a stem makes of its input, at full resolution, to features of every level, fine to coarse."""
+    """From the features of a stem, at full resolution, to features of every level, fine to coarse."""
 
     def __init__(self, shape: Shape):
         super().__init__()
@@ -116,7 +117,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """From features of every level to logits of `classes`."""
 
-    deep_supervision = False  # what nnU-Net switches; there is one answer only
+    deep_supervision = False  # nnU-Net's switch; there are logits of one resolution only
 
     def __init__(self, shape: Shape, classes: int, timed: bool = False):
         super().__init__()

@@ -36,7 +36,7 @@ class Upsample(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Stages of two blocks after max pooling; `strides` and `output_channels` as of a planned encoder."""
+    """Stages of two blocks after max pooling, with the `strides` and `output_channels` of a planned encoder."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -60,7 +60,7 @@ class Decoder(nn.Module):
 
 
 class PublishedUNet(nn.Module):
-    """Encoder and decoder; walked like those of a planned U-Net."""
+    """Encoder and decoder, with the stages of a planned U-Net."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -68,7 +68,7 @@ class PublishedUNet(nn.Module):
 
 
 def published_unet(patch_size: Sequence[int], channels: int) -> PublishedUNet:
-    """Raises NotImplementedError for patches that the fixed strides of the published network do not divide."""
+    """Build the network; raises NotImplementedError for patches that its fixed strides do not divide."""
     if len(patch_size) != 3 or any(size % STRIDE for size in patch_size):
         raise NotImplementedError(
             f"backbone 'hermes_r' takes 3D patches whose sides are multiples of {STRIDE}; this configuration has "

@@ -1,9 +1,11 @@
 """A Dice loss that weighs false positives and false negatives by what there is of them (Hermes: Gao et al., CVPR 2024).
 
-Axis letters: **B** sample, **Q** labels asked, ***S** space.
+Axis letters: **B** sample, **Q** labels queried, **N** modalities, ***S** space.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,39 +13,46 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nnunetv2_conemos.losses.masked import counted_voxels
-from nnunetv2_conemos.records import Answer, Truth
+from nnunetv2_conemos.records import Truth
 
 MIN_SHARE, MAX_SHARE = 0.2, 0.8  # share of the false positives
 SMOOTH = 1e-6
 
 
+class HermesOutput(NamedTuple):
+    """What the network computes of a query: `logits` [B,Q,*S] of the labels and `modality` [B,N], logits too."""
+
+    logits: Tensor
+    modality: Tensor
+
+
 class AdaptiveTverskyBCE(nn.Module):
     """Mean over known (sample, label) pairs of Tversky loss + BCE, and `modality_weight` x CE of the modality.
 
-    Every pair counts the same, whatever its sample asks beside it; a label that is absent from a patch has a Tversky
-    loss of 1 without a gradient, so that only the BCE teaches absence. With nothing known it is 0. Each process
+    Every pair counts the same, whatever else is queried in its sample. A label that is absent from a patch has a
+    Tversky loss of 1 without a gradient, so that only the BCE teaches absence. With nothing known it is 0. Each process
     averages over its own pairs.
     """
 
-    def __init__(self, ddp: bool = False, modality_weight: float = 0.01):
+    def __init__(self, modality_weight: float = 0.01):
         super().__init__()
         self.modality_weight = modality_weight
 
-    def forward(self, answer: Answer, truth: Truth) -> Float[Tensor, ""]:
-        logits = answer.logits.float()  # sums over a patch overflow half precision
+    def forward(self, output: HermesOutput, truth: Truth) -> Float[Tensor, ""]:
+        logits = output.logits.float()  # sums over a patch overflow half precision
         target = truth.onehot().float()
         counted = counted_voxels(truth).float().expand_as(logits)
         per_voxel = F.binary_cross_entropy_with_logits(logits, target, reduction="none") * counted
         bce = per_voxel.flatten(2).sum(2) / counted.flatten(2).sum(2).clamp_min(1)
         pairs = counted.flatten(2).amax(2)
         segmentation = ((bce + adaptive_tversky(logits, target, counted)) * pairs).sum() / pairs.sum().clamp_min(1)
-        return segmentation + self.modality_weight * modality_loss(answer, truth)
+        return segmentation + self.modality_weight * modality_loss(output, truth)
 
 
 def adaptive_tversky(
     logits: Float[Tensor, "B Q *S"], target: Float[Tensor, "B Q *S"], counted: Float[Tensor, "B Q *S"]
 ) -> Float[Tensor, "B Q"]:
-    """1 - TP / (TP + a FP + (1 - a) FN) with a = FP / (FP + FN), clamped; gradients flow through a."""
+    """Return 1 - TP / (TP + a FP + (1 - a) FN) with a = FP / (FP + FN), clamped; gradients flow through a."""
     probability = torch.sigmoid(logits)
     tp = (probability * target * counted).flatten(2).sum(2)
     fp = (probability * (1 - target) * counted).flatten(2).sum(2)
@@ -52,8 +61,8 @@ def adaptive_tversky(
     return 1 - tp / (tp + share * fp + (1 - share) * fn + SMOOTH)
 
 
-def modality_loss(answer: Answer, truth: Truth) -> Float[Tensor, ""]:
-    """Mean cross-entropy over the samples whose modality is known; 0, with a gradient of 0, where none is."""
+def modality_loss(output: HermesOutput, truth: Truth) -> Float[Tensor, ""]:
+    """Average the cross-entropy over the samples whose modality is known; 0, with a gradient of 0, if none is."""
     modality = torch.zeros_like(truth.labels[:, 0]) if truth.modality is None else truth.modality
-    total = F.cross_entropy(answer.modality.float(), modality - 1, ignore_index=-1, reduction="sum")
+    total = F.cross_entropy(output.modality.float(), modality - 1, ignore_index=-1, reduction="sum")
     return total / (modality > 0).sum().clamp_min(1)

@@ -1,28 +1,34 @@
-"""A U-Net that is told the labels asked and the modality as tokens, and classifies with what becomes of the tokens.
+"""A U-Net conditioned on labels and modality as tokens, which the posterior tokens then classify.
 
 Hermes: Gao et al., CVPR 2024, arXiv:2306.02416 ("context prior"). Axis letters: **B** sample, **M** input channel,
-**K** labels, **Q** labels asked, **P** tokens, **F** features, **G** features of all places, ***S** space.
+**K** labels, **Q** labels queried, **A** output labels, **P** tokens, **F** features, **G** features of all places,
+***S** space.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from dynamic_network_architectures.building_blocks.residual import StackedResidualBlocks
+from dynamic_network_architectures.building_blocks.simple_conv_blocks import StackedConvBlocks
 from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from nnunetv2_conemos.methods.hermes.backbone import published_unet
+from nnunetv2_conemos.methods.hermes.loss import HermesOutput
 from nnunetv2_conemos.methods.hermes.prior_fusion import MODALITY_TOKENS, PriorFusion, Priors, rows
-from nnunetv2_conemos.networks.heads import nnunet_heads
-from nnunetv2_conemos.networks.planned import State, Step, UNet, sequence_of, unet_steps, walk
-from nnunetv2_conemos.records import Answer, Query
+from nnunetv2_conemos.networks.base import PartialLabelNetwork
+from nnunetv2_conemos.networks.planned import UNetState, num_stages, run_stages
+from nnunetv2_conemos.networks.spec import NetworkSpec
+from nnunetv2_conemos.records import Query
 
-FUSED_FROM = 4  # places whose stride, over all stages so far, is at least this
+FUSED_FROM = 4  # stride, over all stages so far, from which on stages are fused with the priors
 BLOCKS, BOTTLENECK_BLOCKS = 2, 4
 
 
@@ -31,7 +37,7 @@ class HermesOptions(BaseModel):
 
     `asked`: at prediction, a pass for each group of labels that were annotated together ("groups", as in training) or
     one pass for all labels ("all", a set that training may not have seen). `optimiser`: the method's, or nnU-Net's.
-    `modality_dropout`: share of training samples whose modality is not told, so that an unknown one can be predicted.
+    `modality_dropout`: share of training samples whose modality is withheld, so that an unknown one can be predicted.
     `mask_padding`: false attends to the padding of smaller sets too, as the published code does. `backbone`: of the
     plans, or the published network.
     """
@@ -45,50 +51,44 @@ class HermesOptions(BaseModel):
     backbone: Literal["planned", "hermes_r"] = "planned"
 
 
-class HermesUNet(nn.Module):
-    """`unet` with its priors: fused in from a stride of 4 on, in encoder and decoder.
+class HermesUNet(PartialLabelNetwork):
+    """A U-Net whose stages from a stride of 4 on, in encoder and decoder, are fused with learned priors.
 
-    `forward(Query)` gives an `Answer`: logits of the labels asked [B,Q,*S] and of the modality; what a label is
-    answered depends on the set it is asked in. `forward(Tensor)` gives nnU-Net's heads: each group of labels that were
-    annotated together is asked, labels of several groups are averaged. There is no deep supervision.
-    `modality` (1.., 0 = unknown) is that of images that come without one. `label_dims` and `modality_dims`: parameters
-    with a dimension over labels (modalities), what is neither coming last.
+    The logits of a label depend on the set it is queried in, so prediction queries each group of labels that were
+    annotated together and averages labels of several groups. There is no deep supervision. `modality` (1.., 0 is
+    unknown) is that of images that come without one; it may be set on a built network. `label_dims` and
+    `modality_dims`: parameters with a dimension over labels (modalities); the entry of none of them is the last.
     """
 
-    encoder: Any
-    decoder: Any
-
-    def __init__(
-        self,
-        unet: UNet,
-        num_labels: int,
-        background_head: bool,
-        groups: Sequence[Sequence[int]],
-        output_labels: Sequence[int],
-        num_modalities: int = 0,
-        modality: int = 0,
-        options: HermesOptions | None = None,
-    ):
-        super().__init__()
+    def __init__(self, spec: NetworkSpec):
+        super().__init__(spec)
+        self.options = spec.options(HermesOptions)
+        self.num_modalities, self.modality = len(spec.modalities), spec.modality
+        supervised = sorted({label for group in spec.groups for label in group})
+        self.groups = [list(group) for group in spec.groups] if self.options.asked == "groups" else [supervised]
+        unet: Any
+        if self.options.backbone == "planned":
+            unet = spec.planned_unet(1)
+        else:
+            unet = published_unet(spec.configuration.patch_size, spec.num_input_channels)
         self.encoder, self.decoder = unet.encoder, unet.decoder
-        self.num_labels, self.background_head, self.output_labels = num_labels, background_head, tuple(output_labels)
-        self.num_modalities, self.modality, self.options = num_modalities, modality, options or HermesOptions()
-        supervised = sorted({label for group in groups for label in group})
-        self.groups = [list(group) for group in groups] if self.options.asked == "groups" else [supervised]
         self.priors = Priors()
-        self._fuse()
+        self.first_fused_stage = self._fuse()
         places = [n for n, m in self.named_modules(remove_duplicate=False) if isinstance(m, PriorFusion)]
         self.label_dims = {f"{name}.labels": 0 for name in places}
         self.modality_dims = {f"{name}.modalities": 0 for name in places}
         self.modality_dims |= {"modality_head.2.weight": 0, "modality_head.2.bias": 0}
         fused = sum(place.labels.shape[1] for place in self.places())
-        width = self.encoder.output_channels[0]
+        width, modalities = self.encoder.output_channels[0], max(1, self.num_modalities)
         self.prototypes = prototype_head(fused, width)
         self.modality_norm = nn.LayerNorm(fused)
-        self.modality_head = nn.Sequential(nn.Linear(fused, fused), nn.GELU(), nn.Linear(fused, max(1, num_modalities)))
+        self.modality_head = nn.Sequential(nn.Linear(fused, fused), nn.GELU(), nn.Linear(fused, modalities))
 
-    def _fuse(self) -> None:
-        """Append a fusion to every stage that is coarse enough; features instead of logits leave the decoder."""
+    def _fuse(self) -> int:
+        """Append a fusion to every stage that is coarse enough, and let features instead of logits leave the decoder.
+
+        Returns the first of these stages.
+        """
         widths, stages = self.encoder.output_channels, len(self.encoder.stages)
         strides = [max(stride) for stride in accumulate(map(np.array, self.encoder.strides), np.multiply)]
         fused = [i for i, stride in enumerate(strides) if stride >= FUSED_FROM] or [stages - 1]
@@ -99,72 +99,76 @@ class HermesUNet(nn.Module):
                 self._append(self.decoder.stages[stages - 2 - i], widths[i], BLOCKS)
         self.decoder.seg_layers = nn.ModuleList(nn.Identity() for _ in self.decoder.stages)
         self.decoder.deep_supervision = False
+        return fused[0]
 
     def _append(self, stage: nn.Module, width: int, blocks: int) -> None:
         sequence_of(stage).append(PriorFusion(self.priors, self.num_labels, self.num_modalities, width, blocks))
 
     def places(self) -> Iterator[PriorFusion]:
-        """The fusions, in the order of the forward pass."""
-        return (step.module for step in unet_steps(self) if isinstance(step.module, PriorFusion))
+        """Iterate over the fusions in the order of the forward pass."""
+        stages = (*self.encoder.stages, *self.decoder.stages)
+        return (module for stage in stages for module in stage.modules() if isinstance(module, PriorFusion))
 
-    def forward(self, query: Query | Tensor) -> Answer | Tensor:
-        try:
-            if isinstance(query, Query):
-                shared, fused = self.steps()
-                return self._ask(fused, walk(shared, State(query.image)), query.labels, self._told(query))
-            return self._answer_all(query)
-        finally:
-            self.priors.clear()
+    def queried_logits(self, query: Query) -> HermesOutput:
+        return self._fused(self._shared(query.image), query.labels, self._given_modality(query))
 
-    def steps(self) -> tuple[list[Step], list[Step]]:
-        """The steps before the first fusion, run once per image, and the rest, run for each set of labels asked."""
-        steps = list(unet_steps(self))
-        first = next(i for i, step in enumerate(steps) if isinstance(step.module, PriorFusion))
-        return steps[:first], steps[first:]
-
-    def _told(self, query: Query) -> Int[Tensor, " B"]:
-        """The modality of each sample; in training, some are not told."""
-        told = query.modality
-        if told is None:
-            return torch.full_like(query.labels[:, 0], self.modality)
-        if self.training:
-            told = told * (torch.rand(told.shape, device=told.device) >= self.options.modality_dropout)
-        return told
-
-    def _answer_all(self, image: Float[Tensor, "B M *S"]) -> Float[Tensor, "B heads *S"]:
-        shared, fused = self.steps()
-        state = walk(shared, State(image))
-        answers: dict[int, list[Tensor]] = {label: [] for label in self.output_labels}
+    def output_logits(self, image: Float[Tensor, "B M *S"]) -> Float[Tensor, "B A *S"]:
+        shared = self._shared(image)
+        found: dict[int, list[Tensor]] = {label: [] for label in self.output_labels}
         for group in self.groups:
-            if not set(group) & set(answers):
+            if not set(group) & set(found):
                 continue
             labels = torch.tensor(group, device=image.device).expand(len(image), -1)
-            fresh = state._replace(features=state.features.clone())  # nonlinearities work in place
-            logits = self._ask(fused, fresh, labels, torch.full_like(labels[:, 0], self.modality)).logits
+            logits = self._fused(shared, labels, torch.full_like(labels[:, 0], self.modality)).logits
             for channel, label in enumerate(group):
-                if label in answers:
-                    answers[label].append(logits[:, channel])
-        means = torch.stack([sum(found[1:], found[0]) / len(found) for found in answers.values()], dim=1)
-        return nnunet_heads(means, self.output_labels, self.num_labels, self.background_head)
+                if label in found:
+                    found[label].append(logits[:, channel])
+        return torch.stack([sum(of_groups[1:], of_groups[0]) / len(of_groups) for of_groups in found.values()], dim=1)
 
-    def _ask(self, steps: list[Step], state: State, labels: Int[Tensor, "B Q"], modality: Int[Tensor, " B"]) -> Answer:
-        queried = labels.shape[1]
-        self.priors.sampler(F.pad(labels, (0, 1)), modality, self.options.mask_padding)  # one null token always
-        features = walk(steps, state).logits[-1]
+    def clear_condition(self) -> None:
+        self.priors.clear()
+
+    def _shared(self, image: Float[Tensor, "B M *S"]) -> UNetState:
+        """Run the stages before the first fusion, once per image."""
+        return run_stages(self, UNetState(image), range(self.first_fused_stage))
+
+    def _given_modality(self, query: Query) -> Int[Tensor, " B"]:
+        """The modality that each sample is conditioned on; in training, that of some is withheld."""
+        given = query.modality
+        if given is None:
+            return torch.full_like(query.labels[:, 0], self.modality)
+        if self.training:
+            given = given * (torch.rand(given.shape, device=given.device) >= self.options.modality_dropout)
+        return given
+
+    def _fused(self, shared: UNetState, labels: Int[Tensor, "B Q"], modality: Int[Tensor, " B"]) -> HermesOutput:
+        num_queried = labels.shape[1]
+        self.priors.condition(F.pad(labels, (0, 1)), modality, self.options.mask_padding)  # one null token always
+        features = run_stages(self, shared, range(self.first_fused_stage, num_stages(self))).logits[-1]
         tokens = torch.cat(self.priors.posteriors, dim=2)
-        prototypes = self.prototypes(tokens[:, :queried])
+        prototypes = self.prototypes(tokens[:, :num_queried])
         logits = torch.bmm(prototypes, features.flatten(2)).unflatten(2, features.shape[2:])
-        return Answer(logits, self.modality_head(self.modality_norm(tokens[:, -MODALITY_TOKENS:]).mean(1)))
+        return HermesOutput(logits, self.modality_head(self.modality_norm(tokens[:, -MODALITY_TOKENS:]).mean(1)))
 
     @torch.no_grad()
     def label_priors(self) -> Float[Tensor, "K G"]:
-        """The learned token of each label, those of all places after each other."""
+        """Return the learned token of each label, those of all places side by side."""
         labels = torch.arange(1, self.num_labels + 1, device=self.modality_norm.weight.device)
         return torch.cat([rows(place.labels, labels) for place in self.places()], dim=1)
 
 
+def sequence_of(stage: nn.Module) -> nn.Sequential:
+    """Return the innermost sequence that ends with the stage; what is appended to it runs last in the stage."""
+    if isinstance(stage, StackedConvBlocks):
+        return stage.convs
+    if isinstance(stage, StackedResidualBlocks):
+        return stage.blocks
+    assert isinstance(stage, nn.Sequential)
+    return stage
+
+
 def prototype_head(fused: int, width: int) -> nn.Sequential:
-    """Posterior tokens [B,Q,G] -> a 1x1 classifier for each label asked [B,Q,F]."""
+    """Build the layers from posterior tokens [B,Q,G] to a 1x1 classifier of each queried label [B,Q,F]."""
     layers = [nn.Linear(fused, fused), nn.Linear(fused, width), nn.Linear(width, width), nn.Linear(width, width)]
     for layer in layers:
         nn.init.xavier_uniform_(layer.weight)

@@ -1,7 +1,7 @@
 """Label and modality priors that exchange information with features by attention (Hermes: Gao et al., CVPR 2024).
 
 Axis letters: **B** sample, **T** label tokens, **P** tokens (labels, then modality), **V** voxels, **F** features,
-**X** receiving and **Y** giving sequence, ***S** space.
+**X** and **Y** places of two sequences, ***S** space.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ MODALITY_TOKENS = 10  # per modality
 
 
 class Priors:
-    """The one place where the layers of a network read what is asked, and leave what they made of it."""
+    """The one place where the layers of a network read what is queried, and leave their posterior tokens."""
 
     labels: Int[Tensor, "B T"]  # 1..K; 0 is the null token
     modality: Int[Tensor, " B"]  # 1..; 0 is unknown
-    attended: Bool[Tensor, "B P"]  # tokens that voxels look at
-    posteriors: list[Tensor]  # [B,P,F], one of each place
+    attended: Bool[Tensor, "B P"]  # tokens that voxels attend to
+    posteriors: list[Tensor]  # [B,P,F], one for each place
 
-    def sampler(self, labels: Tensor, modality: Tensor, mask_padding: bool) -> None:
-        """Ask for labels, of which the last is a null token; other null tokens are not attended if they are masked."""
+    def condition(self, labels: Tensor, modality: Tensor, mask_padding: bool) -> None:
+        """Set what is queried; the last label is a null token, and other null tokens may be masked from attention."""
         self.labels, self.modality, self.posteriors = labels, modality, []
         label_tokens = (labels > 0) | (not mask_padding)
         always = labels.new_ones((len(labels), 1 + MODALITY_TOKENS), dtype=torch.bool)
@@ -36,7 +36,7 @@ class Priors:
 
 
 class CrossAttention(nn.Module):
-    """What the sequence x takes from the sequence y; both are normalised, and nothing is added to x here."""
+    """Cross-attention from x (queries) to y (keys, values), both normalised first; without the residual connection."""
 
     def __init__(self, features: int):
         super().__init__()
@@ -53,14 +53,15 @@ class CrossAttention(nn.Module):
         query = self._split(self.query(self.norm_x(x)))
         key, value = map(self._split, self.key_value(self.norm_y(y)).chunk(2, dim=2))
         mask = None if attended is None else attended[:, None, None]
-        taken = F.scaled_dot_product_attention(query, key, value, mask)
-        return self.out(taken.transpose(1, 2).flatten(2))
+        attention = F.scaled_dot_product_attention(query, key, value, mask)
+        return self.out(attention.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.heads, HEAD_WIDTH)).transpose(1, 2)
 
 
 def perceptron(features: int) -> nn.Sequential:
+    """Build a layer norm and two dense layers with a GELU between them."""
     return nn.Sequential(
         nn.LayerNorm(features, eps=1e-4),
         nn.Linear(features, 4 * features),
@@ -70,7 +71,7 @@ def perceptron(features: int) -> nn.Sequential:
 
 
 class FusionBlock(nn.Module):
-    """Tokens take from voxels, then voxels from tokens, each followed by a perceptron; all are added."""
+    """Tokens attend to voxels, then voxels to tokens, each with a perceptron after it; every result is a residual."""
 
     def __init__(self, features: int):
         super().__init__()
@@ -87,10 +88,10 @@ class FusionBlock(nn.Module):
 
 
 class PriorFusion(nn.Module):
-    """Fuses features with the priors of what is asked; prior and posterior are those of this place alone.
+    """A layer that fuses features with the priors of what is queried; each place has priors of its own.
 
-    `labels.weight[k - 1]` is the token of label k, the last row that of nothing; `modalities[m - 1]` are the tokens of
-    modality m, the last those of an unknown one.
+    `labels[k - 1]` is the token of label k, the last row the null token; `modalities[m - 1]` are the tokens of modality
+    m, the last those of an unknown one.
     """
 
     def __init__(self, priors: Priors, num_labels: int, num_modalities: int, features: int, blocks: int):
@@ -111,5 +112,5 @@ class PriorFusion(nn.Module):
 
 
 def rows(table: Tensor, numbers: Int[Tensor, ...]) -> Tensor:
-    """Rows of a table for numbers 1.., the last row for 0."""
+    """Return rows of a table for numbers 1.., and the last row for 0."""
     return table[(numbers - 1) % len(table)]

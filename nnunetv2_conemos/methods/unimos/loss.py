@@ -1,7 +1,7 @@
 """Cross-entropy that counts what is not annotated as background (PIPO-FAN: Fang & Yan, IEEE TMI 2020; UniMOS).
 
-Axis letters: **B** sample, **K** labels, all asked in order, **C** = K + 1 classes with background first, ***S** space.
-Logits are [B,K,*S] against background, whose logit is 0.
+Axis letters: **B** sample, **K** labels, all queried in order, **C** = K + 1 classes with background
+first, ***S** space. Logits are [B,K,*S] against background, whose logit is 0.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ MIN_LOG_P = math.log(1e-10)  # of a log-probability
 def weighted_nll(
     log_p: Float[Tensor, "B C *S"], classes: Int[Tensor, " B *S"]
 ) -> tuple[Float[Tensor, " B *S"], Float[Tensor, " B *S"]]:
-    """Weighted negative log-likelihood of a class at each voxel, and the weights: background counts less."""
+    """Return the weighted negative log-likelihood of a class at each voxel, and the weights: background counts less."""
     weight = torch.where(classes > 0, LABEL_WEIGHT, BACKGROUND_WEIGHT).to(log_p)
     right = log_p.gather(1, classes.long()[:, None])[:, 0].clamp_min(MIN_LOG_P)
     return -right * weight, weight
 
 
 class TargetAdaptiveLoss(nn.Module):
-    """Weighted mean of the cross-entropy over the voxels of all samples (with `ddp`, of all processes); 0 where nothing
-    is annotated.
+    """Cross-entropy, a weighted mean over the voxels of all samples (with `ddp`, of all processes).
 
-    With everything annotated it is the weighted cross-entropy. What is not annotated enters through the log-sum-exp of
-    its logits and that of background alone. `dice_weight` (published: 0) adds nnU-Net's other half: the negative soft
-    Dice of the annotated labels, pooled over the same samples, as in `MaskedDiceBCE`.
+    It is 0 where nothing is annotated, and the plain weighted cross-entropy where everything is. What is not annotated
+    enters through the log-sum-exp of its logits and that of background alone. `dice_weight` (published: 0) adds
+    nnU-Net's other half: the negative soft Dice of the annotated labels, pooled over the same samples, as in
+    `MaskedDiceBCE`.
     """
 
     def __init__(self, ddp: bool = False, dice_weight: float = 0.0, smooth: float = 1e-5):

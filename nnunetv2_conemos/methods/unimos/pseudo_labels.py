@@ -5,8 +5,8 @@ Axis letters: **B** sample, **M** input channel, **K** labels, ***S** space.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,11 +20,11 @@ from nnunetv2_conemos.methods.unimos.loss import weighted_nll
 from nnunetv2_conemos.methods.unimos.scale_fusion import Perturb
 from nnunetv2_conemos.records import Query
 
-THRESHOLDS = ((0.56, 0.9), (0.28, 0.8), (0.0, 0.7))  # from a share of the training on: probability that is believed
+THRESHOLDS = ((0.56, 0.9), (0.28, 0.8), (0.0, 0.7))  # from a share of the training on: the least probability
 
 
 def threshold(progress: float) -> float:
-    """The probability from which a pseudo-label counts, at a share of the training."""
+    """Return the probability from which a pseudo-label counts, at a share of the training."""
     return next(value for start, value in THRESHOLDS if progress >= start)
 
 
@@ -38,7 +38,7 @@ class PseudoLabels(NamedTuple):
 def pseudo_labels(
     logits: Float[Tensor, "B K *S"], queried: Bool[Tensor, "B K"], possible: Bool[Tensor, "B K"]
 ) -> PseudoLabels:
-    """Among background and the labels asked, the others counted as background; without a gradient.
+    """Choose among background and the queried labels, with all others counted as background; without a gradient.
 
     Labels that a case cannot show (not in `possible`) have no part in it.
     """
@@ -53,16 +53,18 @@ def consistency(
     logits: Float[Tensor, "B K *S"],
     queried: Bool[Tensor, "B K"],
     label: Int[Tensor, " B *S"],
-    accepted: Bool[Tensor, " B *S"],
+    confident: Bool[Tensor, " B *S"],
 ) -> Float[Tensor, ""]:
-    """Weighted cross-entropy with accepted pseudo-labels, divided by the number of all voxels."""
+    """Return the weighted cross-entropy with confident pseudo-labels, divided by the number of all voxels."""
     nll, _ = weighted_nll(marginalised_log_probabilities(logits, queried), label)
-    return (nll * accepted).sum() / nll.numel()
+    return (nll * confident).sum() / nll.numel()
 
 
 class Unlabelled(NamedTuple):
-    """Images [B,M,*S]; `inside` [B,*S]: neither padding nor what nnU-Net took for nothing but zeros around the body,
-    about which nothing is believed; `possible` [B,K]: the labels that a case may show.
+    """Unlabelled images [B,M,*S] and what may be in them.
+
+    `inside` [B,*S]: neither padding nor the zeros around the body that nnU-Net crops, where nothing is pseudo-labelled;
+    `possible` [B,K]: the labels that image tags do not rule out.
     """
 
     image: Tensor
@@ -70,15 +72,18 @@ class Unlabelled(NamedTuple):
     possible: Tensor
 
 
-class Views:
-    """Views of unlabelled images and what is believed about them.
+class Consistency:
+    """Losses between views of unlabelled images and their pseudo-labels.
 
-    `unlabelled`: weak views, and others that are pasted into their strong views; `asked` [B,K]: the labels that they
-    are asked; `believed`: the probability from which a pseudo-label counts. `perturbed` comes before `strong`.
+    `unlabelled` holds the weak views and as many others, which are mixed into the strong views; `queried` [B,K]: the
+    labels that pseudo-labels may have; `threshold`: the probability from which they count. `perturbed` comes before
+    `strong`.
     """
 
-    def __init__(self, network: torch.nn.Module, unlabelled: Unlabelled, queried: Tensor, believed: float):
-        self.network, self.queried, self.believed = network, queried, believed
+    def __init__(
+        self, network: Callable[[Query | Perturb], Any], unlabelled: Unlabelled, queried: Tensor, threshold: float
+    ):
+        self.network, self.queried, self.threshold = network, queried, threshold
         self.weak, self.mixed = (
             Unlabelled(*half) for half in zip(*(part.chunk(2) for part in unlabelled), strict=True)
         )
@@ -87,38 +92,39 @@ class Views:
         self.of_weak: PseudoLabels | None = None
 
     def perturbed(self) -> Float[Tensor, ""]:
-        """Consistency of the perturbed answer with the plain one, of one pass of the encoder."""
+        """Compare perturbed logits with the pseudo-labels of the plain ones, from one pass of the encoder."""
         plain, other = self.network(Perturb(self.weak.image))
         self.of_weak = self._pseudo_labels(plain, self.weak)
         return self._consistency(other, self.of_weak)
 
     def strong(self) -> Float[Tensor, ""]:
-        """Consistency of a strong view, with a box of another image in it, with what is believed of both."""
+        """Compare a strong view, with a box of another image in it, with the pseudo-labels of both images."""
         assert self.of_weak is not None
         image = self.weak.image
         box = cutmix_boxes(image.shape, image.device)
         pairs = zip(self.of_mixed, self.of_weak, strict=True)
-        believed = PseudoLabels(*(cutmix(box, other, own) for other, own in pairs))
+        mixed = PseudoLabels(*(cutmix(box, other, own) for other, own in pairs))
         view = cutmix(box, photometric(self.mixed.image), photometric(image))
-        return self._consistency(self.network(Query(view, self.every)), believed)
+        return self._consistency(self.network(Query(view, self.every)), mixed)
 
     @property
-    def accepted(self) -> float:
-        """Share of the voxels inside the weak views whose pseudo-label counts."""
+    def confident_share(self) -> float:
+        """The share of the voxels inside the weak views whose pseudo-label counts."""
         assert self.of_weak is not None
-        return ((self.of_weak.confidence >= self.believed).sum() / self.weak.inside.sum().clamp_min(1)).item()
+        return ((self.of_weak.confidence >= self.threshold).sum() / self.weak.inside.sum().clamp_min(1)).item()
 
     def _pseudo_labels(self, logits: Tensor, of: Unlabelled) -> PseudoLabels:
         found = pseudo_labels(logits, self.queried, of.possible)
         return found._replace(confidence=found.confidence * of.inside)
 
-    def _consistency(self, logits: Tensor, believed: PseudoLabels) -> Tensor:
-        return consistency(logits, self.queried, believed.label, believed.confidence >= self.believed)
+    def _consistency(self, logits: Tensor, pseudo: PseudoLabels) -> Tensor:
+        return consistency(logits, self.queried, pseudo.label, pseudo.confidence >= self.threshold)
 
 
 def targets_of(table: SourceTable, cases: Sequence[str], how: str) -> dict[str, np.ndarray]:
-    """Training case -> boolean [K]: the labels that it is asked unlabelled, of those that all `cases` teach, or that
-    those of its dataset do.
+    """Return for each training case the labels, boolean [K], that its pseudo-labels may have if it is unlabelled.
+
+    These are the labels annotated in any of the `cases` or, with `how` "dataset", in those of its own dataset.
     """
     everything = table.supervised(cases)
     members: dict[str, list[str]] = {}

@@ -20,9 +20,11 @@ from nnunetv2_conemos.networks.planned import UNet
 
 
 class Pyramid(nn.Module):
-    """`widths` and `strides` of the stages, the first at full resolution. Both inputs of every concatenation of the
-    encoder have passed equally many convolutions, and so have all outputs: branches of coarser inputs and of coarser
-    outputs pass more residual blocks.
+    """A U-Net that takes the image at every scale and gives logits at every scale.
+
+    `widths` and `strides` are those of the stages, the first at full resolution. Both inputs of every concatenation of
+    the encoder have passed equally many convolutions, and so have all outputs: branches of coarser inputs and of
+    coarser outputs pass more residual blocks.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class Pyramid(nn.Module):
         return nn.Sequential(*(ResidualBlock(a, b, self.convolution) for a, b in pairwise(widths)))
 
     def encode(self, image: Tensor) -> list[Tensor]:
-        """Features of each level, fine to coarse."""
+        """Return features of each level, fine to coarse."""
         features, smaller = [self.stem(image)], image
         average, largest = (get_matching_pool_op(self.convolution, pool_type=kind) for kind in ("avg", "max"))
         for stride, branch, down in zip(self.strides[1:], self.branches, self.down, strict=True):
@@ -68,7 +70,7 @@ class Pyramid(nn.Module):
         return features
 
     def decode(self, features: list[Tensor]) -> list[Tensor]:
-        """Logits of each level, fine to coarse."""
+        """Return logits of each level, fine to coarse."""
         decoded = [features[-1]]
         for skip, up in zip(features[-2::-1], reversed(self.up), strict=True):
             decoded.append(up(torch.cat((skip, resized(decoded[-1], skip)), 1)))

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from nnunetv2_conemos.annotations.sources import SourceTable
-from nnunetv2_conemos.methods.cmer.pseudo_labels import Annotation, annotated_json, distances, found_slices, pseudo_map
+from nnunetv2_conemos.methods.cmer.annotate import annotated_json
+from nnunetv2_conemos.methods.cmer.pseudo_labels import Annotation, distances, found_slices, pseudo_map
 
 LABELS = {"background": 0, "oedema": 1, "core": 2}
 SOURCES = {

@@ -1,0 +1,78 @@
+"""The one forward of every network: queries in training, nnU-Net's heads at prediction.
+
+Axis letters: **B** sample, **M** input channel, **K** labels, **Q** labels queried, **A** output labels, ***S** space.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from nnunetv2_conemos.networks.heads import nnunet_heads
+from nnunetv2_conemos.networks.spec import NetworkSpec
+from nnunetv2_conemos.records import Query
+
+
+class PartialLabelNetwork(nn.Module, ABC):
+    """A network for K labels, of which `output_labels` (1..K) are predicted; these may be set on a built network.
+
+    A subclass says how queried labels and how the output labels are computed, and has a `decoder` (which may be any
+    object) on which nnU-Net switches `deep_supervision`.
+    """
+
+    encoder: Any
+    decoder: Any
+
+    def __init__(self, spec: NetworkSpec):
+        super().__init__()
+        self.num_labels, self.background_head = spec.num_labels, spec.background_head
+        self.output_labels = spec.output_labels
+
+    @final
+    def forward(self, query: Any) -> Any:
+        """Compute what is queried; no graph outlives the call in what the layers are conditioned on.
+
+        A `Query` gives `queried_logits`, of all scales (fine to coarse) under deep supervision and else of the finest.
+        An image [B,M,*S] gives nnU-Net's heads [B,heads,*S] in memory of their own, because nnU-Net adds mirrored
+        passes in place. Anything else is a request of the method's own.
+        """
+        try:
+            if isinstance(query, Query):
+                logits = self.queried_logits(query)
+                return logits[0] if isinstance(logits, list) and not self.decoder.deep_supervision else logits
+            if isinstance(query, Tensor):
+                logits = self.output_logits(query)
+                return nnunet_heads(logits, self.output_labels, self.num_labels, self.background_head)
+            return self.training_request(query)
+        finally:
+            self.clear_condition()
+
+    @abstractmethod
+    def queried_logits(self, query: Query) -> Any:
+        """Return the logits [B,Q,*S] of the queried labels, or a list of them over scales, fine to coarse.
+
+        A method whose loss looks at more returns a record that begins with the logits.
+        """
+
+    @abstractmethod
+    def output_logits(self, image: Float[Tensor, "B M *S"]) -> Float[Tensor, "B A *S"]:
+        """Return the logits of `output_labels` at full resolution."""
+
+    def training_request(self, request: Any) -> Any:
+        """Compute what a training step of this method needs beside queries, given in a record of its own."""
+        raise TypeError(f"{type(self).__name__} takes a Query or an image, found {type(request).__name__}.")
+
+    def clear_condition(self) -> None:
+        """Forget what the layers were conditioned on, in networks that have such a thing."""
+
+    def output_queries(self, image: Float[Tensor, "B M *S"]) -> Int[Tensor, "B A"]:
+        """Return the output labels as queries of every sample."""
+        return torch.tensor(self.output_labels, device=image.device).expand(len(image), -1)
+
+    def output_channels(self, logits: Float[Tensor, "B K *S"]) -> Float[Tensor, "B A *S"]:
+        """Return the channels of the output labels, of logits of all labels."""
+        return logits[:, torch.tensor(self.output_labels, device=logits.device) - 1]

@@ -1,0 +1,134 @@
+"""What a network is built from: read from nnU-Net's plans, at training and at prediction alike."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from pydantic import BaseModel, ValidationError
+
+from nnunetv2_conemos.errors import describe
+from nnunetv2_conemos.networks.planned import PlannedUNet, planned_unet
+
+PLANS_KEY = "conemos"  # in the plans: what inference must know; in a configuration of the plans: options of the method
+LABELS_VARIABLE = "CONEMOS_LABELS"  # environment, for nnUNetv2_predict: comma-separated labels to compute
+MODALITY_VARIABLE = "CONEMOS_MODALITY"  # environment, for nnUNetv2_predict: the modality of the images
+UNKNOWN = "unknown"  # the modality of images of none that the model was trained on
+Options = TypeVar("Options", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """Everything that a method may build its network from.
+
+    Labels are numbered 1..K and modalities 1..; the modality 0 is unknown.
+    """
+
+    configuration: ConfigurationManager
+    num_input_channels: int
+    num_labels: int
+    background_head: bool  # nnU-Net's heads begin with background in label mode, not in region mode
+    deep_supervision: bool
+    output_labels: tuple[int, ...]  # those that prediction computes
+    groups: tuple[tuple[int, ...], ...]  # the sets of labels that training cases are annotated for
+    modalities: tuple[str, ...]  # those of the training cases, for methods that look at the modality
+    modality: int  # of images that come without one, as at prediction
+
+    @classmethod
+    def from_plans(
+        cls,
+        plans: PlansManager,
+        configuration: ConfigurationManager,
+        num_input_channels: int,
+        num_heads: int,
+        deep_supervision: bool,
+    ) -> NetworkSpec:
+        """Read what nnU-Net hands to `build_network_architecture`, and the variables CONEMOS_LABELS and _MODALITY.
+
+        Plans without facts of this package are of label mode, with all labels annotated together. Raises ValueError for
+        variables that name what the model does not have.
+        """
+        facts = plans.plans.get(PLANS_KEY, {})
+        background = not facts.get("has_regions", False)
+        num_labels = num_heads - background
+        everything = tuple(range(1, num_labels + 1))
+        names = list(facts.get("labels", ()))
+        groups = tuple(tuple(names.index(name) + 1 for name in group) for group in facts.get("groups", ()))
+        return cls(
+            configuration,
+            num_input_channels,
+            num_labels,
+            background,
+            deep_supervision,
+            output_labels=output_labels(facts) or everything,
+            groups=groups or (everything,),
+            modalities=known_modalities(plans),
+            modality=given_modality(facts),
+        )
+
+    def options(self, model: type[Options]) -> Options:
+        """Return the options of the plans configuration; raises ValueError for one that the method does not have."""
+        return method_options(self.configuration, model)
+
+    def planned_unet(
+        self, num_outputs: int, *, num_input_channels: int | None = None, deep_supervision: bool | None = None
+    ) -> PlannedUNet:
+        """Build the U-Net of the plans with this number of output channels.
+
+        Raises NotImplementedError where the plans ask for another network.
+        """
+        return planned_unet(
+            self.configuration,
+            self.num_input_channels if num_input_channels is None else num_input_channels,
+            num_outputs,
+            self.deep_supervision if deep_supervision is None else deep_supervision,
+        )
+
+
+def output_labels(facts: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the labels (1..K) that prediction computes: those of CONEMOS_LABELS, or all that were annotated.
+
+    Raises ValueError for a name that the model does not have, or that was annotated in no training case.
+    """
+    names = list(facts.get("labels", ()))
+    supervised = [name for name in names if name not in facts.get("untaught", ())]
+    wanted = [name.strip() for name in os.environ.get(LABELS_VARIABLE, "").split(",") if name.strip()]
+    unknown = [name for name in wanted if name not in supervised]
+    if unknown:
+        raise ValueError(
+            f"{LABELS_VARIABLE}: this model does not predict {', '.join(unknown)}. It predicts {', '.join(supervised)}."
+        )
+    return tuple(names.index(name) + 1 for name in (wanted or supervised))
+
+
+def known_modalities(plans: PlansManager) -> tuple[str, ...]:
+    """Return the names of the modalities that a model is conditioned on; the first has the number 1."""
+    return tuple(plans.plans.get(PLANS_KEY, {}).get("modalities", ()))
+
+
+def given_modality(facts: Mapping[str, Any]) -> int:
+    """Return the modality (1..) of the images to predict: CONEMOS_MODALITY, else that of all training cases, else 0.
+
+    Raises ValueError for a name that the model was not trained on.
+    """
+    names, wanted = list(facts.get("modalities", ())), os.environ.get(MODALITY_VARIABLE, "").strip()
+    wanted = wanted or facts.get("only_modality") or UNKNOWN
+    if wanted not in (*names, UNKNOWN):
+        raise ValueError(
+            f"{MODALITY_VARIABLE}: this model knows no modality '{wanted}'. It knows {', '.join(names) or 'none'}."
+        )
+    return names.index(wanted) + 1 if wanted in names else 0
+
+
+def method_options(configuration: ConfigurationManager, model: type[Options]) -> Options:
+    """Return the options of a plans configuration; raises ValueError that names the wrong one and those that exist."""
+    given = configuration.configuration.get(PLANS_KEY, {})
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        known = ", ".join(model.model_fields)
+        where = f"`{PLANS_KEY}` of the plans configuration"
+        raise ValueError(f"{where}: {describe(error)}. Options are: {known}.") from None

@@ -16,10 +16,10 @@ PROCESSES = "nnUNet_def_n_proc"  # nnU-Net's variable
 
 
 def default_processes() -> int:
-    """Return the number of processes that nnU-Net is told to use (`nnUNet_def_n_proc`), or else of usable cores."""
-    told = os.environ.get(PROCESSES, "")
-    may_use = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return int(told) if told.isdecimal() and int(told) > 0 else may_use
+    """Return the number of processes that nnU-Net is set to use (`nnUNet_def_n_proc`), or else of usable cores."""
+    configured = os.environ.get(PROCESSES, "")
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(configured) if configured.isdecimal() and int(configured) > 0 else usable
 
 
 def in_processes(function: Callable[..., Any], jobs: Sequence[tuple], processes: int, title: str) -> list[Any]:

@@ -141,9 +141,9 @@ def image_lists(folder: Path, ending: str) -> list[list[str]]:
 
     Raises ValueError for names without a channel, which nnU-Net would misread.
     """
-    strays = [file.name for file in folder.glob(f"*{ending}") if not re.search(r"_\d{4}$", file.name[: -len(ending)])]
-    if strays:
-        found = shorten(sorted(strays))
+    nameless = [file.name for file in folder.glob(f"*{ending}") if not re.search(r"_\d{4}$", file.name[: -len(ending)])]
+    if nameless:
+        found = shorten(sorted(nameless))
         raise ValueError(f"{folder}: expected images CASE_0000{ending}, found {found}. Rename or remove them.")
     return list(find_images(folder, ending).values())
 

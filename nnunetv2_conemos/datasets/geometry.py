@@ -1,6 +1,6 @@
-"""Where the voxels of a file lie (size, spacing, origin, direction), whether two files lie on one grid, and conversion.
+"""Grids: where the voxels of a file lie (size, spacing, origin, direction), and whether two files lie on the same one.
 
-The one place that compares grids. Axis letters: ***S** space.
+Axis letters: ***S** space.
 """
 
 from __future__ import annotations

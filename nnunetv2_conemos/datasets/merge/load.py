@@ -161,8 +161,8 @@ def read_images(spec: DatasetSpec, folder: Path, name: str, like: SourceDataset)
         cases[case] = SourceCase(case_id(name, case), images, None, frozenset(), facts, {})
     require_channels(cases, len(like.channels), name, ending)
     required = like.files.required_reader if ending == like.files.ending else None
-    asked = {"file_ending": ending, "overwrite_image_reader_writer": required or "None"}
-    reader = reader_of(asked, next(iter(cases.values())).images[0])
+    format_keys = {"file_ending": ending, "overwrite_image_reader_writer": required or "None"}
+    reader = reader_of(format_keys, next(iter(cases.values())).images[0])
     labels = SourceLabels({}, {}, None)
     return SourceDataset(name, spec, cases, labels, like.channels, FileFormat(ending, reader, required))
 

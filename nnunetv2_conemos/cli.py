@@ -80,7 +80,9 @@ def argument_parser(argv: list[str]) -> argparse.ArgumentParser:
         epilog=overview(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS)
+    subparsers = parser.add_subparsers(
+        dest="command", required=True, prog="conemos", metavar="COMMAND", help=argparse.SUPPRESS
+    )
     for name, text in COMMANDS.items():
         subparser = subparsers.add_parser(name, description=sentence(text), allow_abbrev=False)
         if argv and argv[0] == name:

@@ -93,7 +93,15 @@ def run_demo(
 ) -> DemoResult:
     """Train stock nnU-Net and ConditionalFiLMTrainer on a generated phantom, test them, and draw what they find.
 
-    Everything is written to `folder`; `epochs` of 250 steps, `seed` of the phantom. Each step is shown as it begins.
+    Each step is shown as it begins.
+
+    Args:
+        folder: where everything is written.
+        epochs: of 250 steps, for both networks.
+        seed: of the phantom.
+        device: cpu, cuda or mps.
+        overwrite: replace an earlier demo in `folder`.
+
     Raises FileExistsError for a folder that is not empty (with `overwrite` an earlier demo is replaced), and
     CommandError with the end of the log of a command that failed.
     """

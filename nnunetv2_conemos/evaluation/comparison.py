@@ -65,11 +65,16 @@ def compare(
     figure: Path | None = None,
     overwrite: bool = False,
 ) -> Comparison:
-    """Compare the models whose evaluations lie in `folders` (name -> folder) with the first of them, by `metric`.
+    """Compare models by their evaluations, paired by case with the first of them.
 
-    Only (case, label) pairs count of which every model has a value. `metric` is a column of evaluation.csv: dice, nsd,
-    hd95_mm or slice_dice. The table is written to `output` (CSV) and the differences of every case are drawn to
-    `figure` (PNG), if these are given.
+    Only (case, label) pairs count of which every model has a value.
+
+    Args:
+        folders: name -> folder with an evaluation.csv.
+        metric: a column of evaluation.csv: dice, nsd, hd95_mm or slice_dice.
+        output: CSV file to write the table to.
+        figure: PNG file to draw the differences of every case to.
+        overwrite: replace existing files.
 
     Raises ValueError for fewer than two folders or evaluations without a pair in common, FileNotFoundError for a
     missing evaluation, FileExistsError for files that are there already unless `overwrite`.

@@ -27,6 +27,7 @@ from nnunetv2_conemos.evaluation.metrics import summary_json
 from nnunetv2_conemos.evaluation.plots import draw_dice
 from nnunetv2_conemos.evaluation.scoring import CaseFiles, score_cases
 from nnunetv2_conemos.files import write_aside, write_json
+from nnunetv2_conemos.parallel import default_processes
 
 SCORES, SUMMARY, FIGURE = "evaluation.csv", "evaluation.json", "evaluation.png"
 Annotated = Path | Mapping[str, Sequence[str]]  # a table of `conemos declare`, or case -> labels
@@ -53,7 +54,7 @@ def evaluate(
     references: Path,
     predictions: Path,
     *,
-    dataset: str | Path | None = None,
+    dataset: str | int | Path | None = None,
     annotated: Annotated | None = None,
     complete: bool = False,
     dataset_json: Path | None = None,
@@ -63,17 +64,24 @@ def evaluate(
     chill: bool = False,
     figure: bool = False,
     overwrite: bool = False,
-    processes: int = 1,
+    processes: int | None = None,
 ) -> Evaluation:
     """Score the label maps in `predictions` against those of the same names in `references`, and write the results.
 
-    Exactly one argument says which labels of a case count: `dataset` (name, id, folder or dataset.json) those that its
-    `sources` declare; `annotated` those of a table, as a file or as case -> labels; `complete` all. Labels and file
-    ending are those of `dataset`, else of the file `dataset_json` (default: the dataset.json in `predictions`).
-
-    `tolerance` in mm belongs to the NSD. `slices` adds the mean Dice of the slices along this axis that show a label.
-    `chill` leaves out cases without a prediction. evaluation.csv, evaluation.json and, with `figure`, evaluation.png
-    are written to `output` (default: `predictions`).
+    Args:
+        references: folder of annotated label maps.
+        predictions: folder of predicted label maps.
+        dataset: its `sources` say which labels of a case count: name, id, folder or dataset.json.
+        annotated: or this does: case -> labels, or a JSON or CSV file that says so (see `read_table`).
+        complete: or all labels count in every case. Exactly one of these three is expected.
+        dataset_json: labels and file ending, without `dataset`; None: the dataset.json in `predictions`.
+        output: folder of evaluation.csv, evaluation.json and evaluation.png; None: `predictions`.
+        tolerance: of the NSD, in mm.
+        slices: also measure the mean Dice of the slices along this axis that show a label.
+        chill: leave out cases without a prediction.
+        figure: also draw evaluation.png, Dice per label and source.
+        overwrite: replace the results of an earlier evaluation.
+        processes: that score cases; None: `default_processes`.
 
     Raises FileExistsError for results that are there already unless `overwrite`; FileNotFoundError, ValueError or
     SourceError, before anything is written, for input that does not fit together.
@@ -88,6 +96,7 @@ def evaluate(
         raise FileExistsError(f"{shorten(existing)}: exists. Say --overwrite, or name another folder with -o.")
     pairs, unpredicted = paired_files(references, predictions, content["file_ending"], chill)
     table = annotated_labels(content, [pair.case for pair in pairs], annotated, complete)
+    processes = default_processes() if processes is None else processes
     scores = score_cases(pairs, table, content, tolerance, processes, slices=slices)
     facts = {"reference": str(references), "prediction": str(predictions), "dataset_json": str(dataset_file)}
     facts |= {"tolerance_mm": tolerance, "not_predicted": unpredicted}
@@ -100,7 +109,7 @@ def evaluate(
     return Evaluation(scores, summary, tuple(table.labels.names), tolerance, files, tuple(unpredicted))
 
 
-def find_dataset_json(dataset: str | Path | None, dataset_json: Path | None, predictions: Path) -> Path:
+def find_dataset_json(dataset: str | int | Path | None, dataset_json: Path | None, predictions: Path) -> Path:
     """Find the dataset.json that names labels and sources; raises FileNotFoundError that says where it was expected."""
     if dataset is None:
         file = dataset_json or predictions / "dataset.json"
@@ -109,11 +118,11 @@ def find_dataset_json(dataset: str | Path | None, dataset_json: Path | None, pre
         return file
     if dataset_json is not None:
         raise ValueError(f"-djfile {dataset_json}: only with --annotated or --complete; -d {dataset} has its own.")
-    named = [file for file in (Path(dataset), Path(dataset) / "dataset.json") if file.is_file()]
+    named = [file for file in (Path(str(dataset)), Path(str(dataset)) / "dataset.json") if file.is_file()]
     return named[0] if named else known_dataset(str(dataset))[1] / "dataset.json"
 
 
-def known_dataset(name_or_id: str) -> tuple[str, Path]:
+def known_dataset(name_or_id: str | int) -> tuple[str, Path]:
     """Return full name and folder (raw, else preprocessed) of a dataset; raises FileNotFoundError if there is none."""
     name = dataset_name(name_or_id)
     require_same_tables(name)

@@ -37,6 +37,7 @@ from nnunetv2_conemos.evaluation.models import (
 )
 from nnunetv2_conemos.evaluation.scoring import CaseFiles, score_cases
 from nnunetv2_conemos.files import write_json
+from nnunetv2_conemos.parallel import default_processes
 
 RESULT = "conemos_best.json"
 
@@ -78,20 +79,25 @@ class Ranking:
 
 
 def rank(
-    dataset: str,
+    dataset: str | int,
     *,
     trainers: Collection[str] | None = None,
     plans: Collection[str] | None = None,
     configurations: Collection[str] | None = None,
     folds: Collection[int] | None = None,
     ensembling: bool = True,
-    processes: int = 1,
+    processes: int | None = None,
 ) -> Ranking:
     """Rank the models trained on a dataset, and their pairwise ensembles, by cross-validation on annotated pairs.
 
-    Models are those in nnUNet_results/DATASET with one of these `trainers`, `plans` and `configurations` (default:
-    all), scored on the validation cases of `folds` (default: all that were trained). Writes conemos_best.json to that
-    folder.
+    The ranking is written to nnUNet_results/DATASET/conemos_best.json.
+
+    Args:
+        dataset: name or id.
+        trainers, plans, configurations: of the models to rank; None: all that were trained.
+        folds: whose validation cases count; None: all that were trained.
+        ensembling: rank ensembles of two models as well.
+        processes: that score cases; None: `default_processes`.
 
     Raises FileNotFoundError for models or validation results that are missing, SourceError for models that were trained
     for other labels.
@@ -99,6 +105,7 @@ def rank(
     name, folder = known_dataset(dataset)
     models = find_models(name, trainers, plans, configurations)
     chosen = tuple(sorted(set(folds or set().union(*(model.folds for model in models)))))
+    processes = default_processes() if processes is None else processes
     candidates, not_ranked = rank_models(models, chosen, read_dataset_json(folder), ensembling, processes)
     commands = inference_commands(candidates[0].models, chosen)
     file = Path(nnUNet_results) / name / RESULT

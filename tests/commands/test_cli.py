@@ -18,7 +18,9 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
     assert stop.value.code == 0
-    assert cli.sentence(cli.COMMANDS[command]).split()[0] in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"usage: conemos {command} ")
+    assert cli.sentence(cli.COMMANDS[command]).split()[0] in printed
 
 
 def test_help_says_what_it_is_for_and_lists_all_commands_by_step(capsys: pytest.CaptureFixture[str]):

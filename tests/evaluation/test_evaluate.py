@@ -446,7 +446,7 @@ def test_exactly_one_way_to_say_what_counts(folders):
 
 def test_in_python_the_table_may_be_a_mapping_and_the_result_is_what_is_written(folders, tmp_path, capsys):
     annotated = {"liver_0": ["spleen"], "btcv_0": ["liver"], "btcv_1": [], "btcv_2": []}
-    found = evaluate(*folders, annotated=annotated, output=tmp_path / "out", tolerance=1.0)
+    found = evaluate(*folders, annotated=annotated, output=tmp_path / "out", tolerance=1.0, processes=1)
     assert found.scores["label"].tolist() == ["liver", "spleen"]
     assert found.summary == read_summary(tmp_path / "out")
     assert found.files == (tmp_path / "out/evaluation.csv", tmp_path / "out/evaluation.json")

@@ -55,12 +55,24 @@ class StandIn:
     def benchmark(self, *arms: object, **recipe: object) -> BenchmarkResult:
         """Run a benchmark on the phantom: one seed, one epoch."""
         few = {"dataset": "901", "seeds": (0,), "epochs": (1,), "arms": arms or ("vanilla",)}
-        return run_benchmark(Recipe.model_validate({**few, **recipe}), self.bench)
+        return run_benchmark(Recipe.model_validate({**few, **recipe}), self.bench, processes=1)
 
     def command(self, *more: str) -> int:
         """Run a benchmark by the command; returns its exit status."""
         return cli.main(
-            ["benchmark", "901", "-o", str(self.bench), "--epochs", "1", "-device", "cpu", "-np", "1", *more]
+            [
+                "benchmark",
+                "901",
+                "-o",
+                str(self.bench, processes=1),
+                "--epochs",
+                "1",
+                "-device",
+                "cpu",
+                "-np",
+                "1",
+                *more,
+            ]
         )
 
     def __call__(self, runner: Runner, log: str, *words: str | Path, variables: dict | None = None) -> None:

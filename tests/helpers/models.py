@@ -18,10 +18,14 @@ MODEL = ["-d", "901", "-c", "tiny", "-tr", "ConditionalFiLMTrainer", "-f", "0"]
 
 
 def make_model(
-    base: Path, steps: int = 0, options: dict | None = None, trainer_class: type = ConditionalFiLMTrainer
+    base: Path,
+    steps: int = 0,
+    options: dict | None = None,
+    trainer_class: type = ConditionalFiLMTrainer,
+    dataset: str = PHANTOM,
 ) -> Path:
     """A model folder as training leaves it, after some steps."""
-    folder = base / "nnUNet_preprocessed" / PHANTOM
+    folder = base / "nnUNet_preprocessed" / dataset
     plans = json.loads((folder / "nnUNetPlans.json").read_text())
     architecture = plans["configurations"]["3d_fullres"]["architecture"]
     kwargs = architecture["arch_kwargs"]

@@ -42,7 +42,7 @@ def parts_of(spec: DatasetSpec, labels: LabelSpace, name: str, recipe: Recipe) -
         parts[final(region)] = list(owns)
     reserved = parts.keys() & {"background", "ignore"}
     if reserved:
-        raise SourceError(f"{where}: a label cannot be called {shorten(reserved)}; nnU-Net reserves the name.")
+        raise SourceError(f"{where}: a label cannot be called {shorten(sorted(reserved))}; nnU-Net reserves the name.")
     return parts, renamed
 
 

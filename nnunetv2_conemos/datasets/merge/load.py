@@ -26,7 +26,7 @@ from nnunetv2_conemos.errors import SourceError, shorten
 def read_datasets(recipe: Recipe) -> list[SourceDataset]:
     """Read every dataset of a recipe; raises SourceError, ValueError or FileNotFoundError naming dataset and case."""
     folders = [folder_of(spec) for spec in recipe.datasets]
-    twice = [str(folder) for folder in set(folders) if folders.count(folder) > 1]
+    twice = [str(folder) for folder in dict.fromkeys(folders) if folders.count(folder) > 1]
     if twice:
         raise ValueError(f"named more than once: {shorten(twice)}. Name each dataset once.")
     found = list(zip(recipe.datasets, folders, dataset_names(recipe.datasets, folders), strict=True))

@@ -92,7 +92,7 @@ def common_reader(datasets: Sequence[SourceDataset], ending: str) -> tuple[str |
     """Return the reader that every dataset asks for, if it reads the result, and a note where they differ."""
     wanted = {dataset.files.required_reader for dataset in datasets}
     if len(wanted) > 1:
-        return None, [f"`overwrite_image_reader_writer` differs ({shorten(map(str, wanted))}); it is left out."]
+        return None, [f"`overwrite_image_reader_writer` differs ({shorten(sorted(map(str, wanted)))}); it is left out."]
     reader: Any = datasets[0].files.reader
     return (wanted.pop() if ending in reader.supported_file_endings else None), []
 

@@ -64,7 +64,7 @@ class StandIn:
                 "benchmark",
                 "901",
                 "-o",
-                str(self.bench, processes=1),
+                str(self.bench),
                 "--epochs",
                 "1",
                 "-device",

@@ -6,26 +6,21 @@ import shutil
 from pathlib import Path
 
 import pytest
-from models import make_model
-from phantoms import PHANTOM, set_folders
+from paths import ROOT
+from phantoms import PHANTOM
 
-
-@pytest.fixture(scope="session")
-def _trained(_preprocessed_template, tmp_path_factory) -> Path:
-    base = tmp_path_factory.mktemp("trained")
-    shutil.copytree(_preprocessed_template, base, dirs_exist_ok=True)
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        set_folders(base, monkeypatch)
-        make_model(base, steps=300)
-    return base / "nnUNet_results"
+OLD_LAYOUT = ROOT / "tests" / "data" / "old_layout"
 
 
 @pytest.fixture
-def model(_trained, preprocessed_phantom) -> Path:
-    shutil.copytree(_trained, preprocessed_phantom / "nnUNet_results", dirs_exist_ok=True)
-    return preprocessed_phantom / "nnUNet_results" / PHANTOM / "ConditionalFiLMTrainer__nnUNetPlans__tiny"
+def model(preprocessed_phantom: Path) -> Path:
+    """A model of ConditionalFiLMTrainer that knows the organs of the phantom, in nnUNet_results."""
+    folder = preprocessed_phantom / "nnUNet_results" / PHANTOM / "ConditionalFiLMTrainer__nnUNetPlans__tiny"
+    shutil.copytree(OLD_LAYOUT / "model", folder)
+    return folder
 
 
 @pytest.fixture
-def images(preprocessed_phantom) -> Path:
+def images(preprocessed_phantom: Path) -> Path:
+    """The folder of the phantom's test images."""
     return preprocessed_phantom / "nnUNet_raw" / PHANTOM / "imagesTs"

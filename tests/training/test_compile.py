@@ -4,15 +4,20 @@ In a process of its own: the run-time shape checks of the other tests would brea
 """
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
+from paths import ROOT
 
 
-@pytest.mark.parametrize("kind", ["plain", pytest.param("residual", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["plain", "residual"])
 def test_one_graph_and_no_breaks(kind):
-    done = subprocess.run([sys.executable, __file__, kind], capture_output=True, text=True)
+    helpers = [str(ROOT), str(ROOT / "tests" / "helpers"), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(helpers)}
+    done = subprocess.run([sys.executable, __file__, kind], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert len(found) >= 7, "three requests to each of at least two trainers, and one more to one of them"

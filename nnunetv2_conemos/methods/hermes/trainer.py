@@ -13,6 +13,7 @@ from nnunetv2_conemos.training.method import Method, Optimiser, Parameters
 from nnunetv2_conemos.training.sampling import Cases
 from nnunetv2_conemos.training.trainer import PartialLabelTrainer
 
+LEARNING_RATE = 2e-3
 WARM_UP = 5  # epochs of trainings of 200 and more; in shorter ones, a fortieth of the epochs
 RISE = 2.718  # base of the warm-up, as published
 
@@ -28,9 +29,6 @@ class WarmUpPolyLR(PolyLRScheduler):
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self._last_lr = [rate] * len(self.optimizer.param_groups)
-
-
-LEARNING_RATE = 2e-3
 
 
 def lamb(parameters: Parameters, configuration: ConfigurationManager, epochs: int) -> Optimiser | None:

@@ -22,7 +22,10 @@ from nnunetv2_conemos.training.method import Method, Optimiser, Parameters
 from nnunetv2_conemos.training.sampling import Cases
 from nnunetv2_conemos.training.semi_supervised import SemiSupervisedTrainer
 
+LEARNING_RATE = 5e-4  # of RMSprop, as published
 DECAY, STEPS = 0.99, 2500 / 40  # factor of each step down, and how many there are in a training, as published
+PERTURBED, STRONG = 0.5, 0.25  # weights of the feature-perturbed and of each strong view
+CONFIDENT_SHARE = "accepted pseudo-label voxels"  # the name of the curve in logs and checkpoints
 
 
 class StepwiseDecayLR(PolyLRScheduler):
@@ -34,11 +37,6 @@ class StepwiseDecayLR(PolyLRScheduler):
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self._last_lr = [rate] * len(self.optimizer.param_groups)
-
-
-PERTURBED, STRONG = 0.5, 0.25  # weights of the feature-perturbed and of each strong view
-CONFIDENT_SHARE = "accepted pseudo-label voxels"  # the name of the curve in logs and checkpoints
-LEARNING_RATE = 5e-4  # of RMSprop, as published
 
 
 class UniMOSOptions(BaseModel):

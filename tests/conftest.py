@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import settings
 from phantoms import set_folders, write_declared_phantom
-from pools import list_files_serially, pools_of_threads
+from pools import pools_of_threads
 
 settings.register_profile("conemos", deadline=None)  # a busy machine is no failure
 settings.load_profile("conemos")
@@ -29,11 +29,6 @@ def _same_numbers_in_every_run() -> None:
     np.random.seed(0)
     torch.manual_seed(0)
     torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def _file_lists(monkeypatch: pytest.MonkeyPatch) -> None:
-    list_files_serially(monkeypatch)
 
 
 @pytest.fixture

@@ -29,7 +29,6 @@ from nnunetv2_conemos.benchmark.workspace import PARTIAL, Workspace
 from nnunetv2_conemos.datasets.folders import named_or_path
 from nnunetv2_conemos.doorway import register_trainers
 from nnunetv2_conemos.files import remove, write_aside
-from nnunetv2_conemos.parallel import default_processes
 from nnunetv2_conemos.subprocesses import CommandError, environment_below
 
 RECIPE = "benchmark.yaml"
@@ -46,23 +45,29 @@ class BenchmarkResult:
 
 
 def run_benchmark(
-    recipe: Recipe, folder: Path, *, device: str = "cpu", processes: int | None = None, report_only: bool = False
+    recipe: Recipe | Path | str,
+    folder: Path | str,
+    *,
+    device: str = "cpu",
+    processes: int = 1,
+    report_only: bool = False,
 ) -> BenchmarkResult:
     """Train and test every arm of a recipe, and write the report.
 
     Called again, it goes on with what is missing. An arm that fails is reported and does not stop the others.
 
     Args:
-        recipe: what to compare (see `read_recipe`); it may grow by arms, seeds, folds and epochs from call to call.
+        recipe: what to compare, or the YAML file that says it; it may grow by arms, seeds, folds and epochs from call to call.
         folder: where everything is written.
         device: cpu, cuda or mps.
-        processes: that preprocess and score cases; None: `default_processes`.
+        processes: how many preprocess and score cases; more than one need a script with `if __name__ == "__main__":`.
         report_only: train nothing, only write the report of `recipe` (see `recipe_in`).
 
     Raises ValueError or OSError for a recipe, dataset or folder that does not fit, before anything is trained.
     """
     register_trainers()
-    folder, processes = folder.resolve(), default_processes() if processes is None else processes
+    folder = Path(folder).resolve()
+    recipe = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe), {})
     source = named_or_path(recipe.dataset).resolve()
     cases = choose_cases(recipe, source, processes)
     with locked(folder) as lock:

@@ -89,7 +89,7 @@ class DemoResult:
 
 
 def run_demo(
-    folder: Path, *, epochs: int = 5, seed: int = 0, device: str = "cpu", overwrite: bool = False
+    folder: Path | str, *, epochs: int = 5, seed: int = 0, device: str = "cpu", overwrite: bool = False
 ) -> DemoResult:
     """Train stock nnU-Net and ConditionalFiLMTrainer on a generated phantom, test them, and draw what they find.
 
@@ -105,7 +105,7 @@ def run_demo(
     Raises FileExistsError for a folder that is not empty (with `overwrite` an earlier demo is replaced), and
     CommandError with the end of the log of a command that failed.
     """
-    folder = folder.resolve()
+    folder = Path(folder).resolve()
     make_room(folder, overwrite)
     for name in FOLDERS:
         (folder / name).mkdir(parents=True)

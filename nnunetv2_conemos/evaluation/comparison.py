@@ -58,11 +58,11 @@ class Comparison:
 
 
 def compare(
-    folders: Mapping[str, Path],
+    folders: Mapping[str, Path | str],
     *,
     metric: str = "dice",
-    output: Path | None = None,
-    figure: Path | None = None,
+    output: Path | str | None = None,
+    figure: Path | str | None = None,
     overwrite: bool = False,
 ) -> Comparison:
     """Compare models by their evaluations, paired by case with the first of them.
@@ -81,25 +81,26 @@ def compare(
     """
     if len(folders) < 2:
         raise ValueError("expected at least two folders: the first is what the others are compared with.")
-    files = tuple(file for file in (output, figure) if file is not None)
+    table_file, picture = (None if file is None else Path(file) for file in (output, figure))
+    files = tuple(file for file in (table_file, picture) if file is not None)
     for file in files:
         require_absent(file, overwrite)
     models = list(folders)
     scores, left_out = common_pairs(read_evaluations(folders, metric), models, metric)
     comparison = Comparison(metric, tuple(compare_models(scores, models, metric)), left_out, files)
-    if output:
-        write_aside(output, lambda file: comparison.table.to_csv(file, index=False))
-    if figure:
+    if table_file:
+        write_aside(table_file, lambda file: comparison.table.to_csv(file, index=False))
+    if picture:
         drawn = differences(scores, models, metric)
-        write_aside(figure, lambda file: draw_differences(drawn, models[0], file))
+        write_aside(picture, lambda file: draw_differences(drawn, models[0], file))
     return comparison
 
 
-def read_evaluations(folders: Mapping[str, Path], metric: str) -> pd.DataFrame:
+def read_evaluations(folders: Mapping[str, Path | str], metric: str) -> pd.DataFrame:
     """Read all evaluations into one table with the column `arm`; errors name the file."""
     tables = []
     for name, folder in folders.items():
-        file = folder / SCORES
+        file = Path(folder) / SCORES
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such file. `conemos evaluate LABELS {folder} ...` writes it.")
         table = read_named(file, TEXTS)

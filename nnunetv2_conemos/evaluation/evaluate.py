@@ -27,10 +27,9 @@ from nnunetv2_conemos.evaluation.metrics import summary_json
 from nnunetv2_conemos.evaluation.plots import draw_dice
 from nnunetv2_conemos.evaluation.scoring import CaseFiles, score_cases
 from nnunetv2_conemos.files import write_aside, write_json
-from nnunetv2_conemos.parallel import default_processes
 
 SCORES, SUMMARY, FIGURE = "evaluation.csv", "evaluation.json", "evaluation.png"
-Annotated = Path | Mapping[str, Sequence[str]]  # a table of `conemos declare`, or case -> labels
+Annotated = Path | str | Mapping[str, Sequence[str]]  # a table of `conemos declare`, or case -> labels
 
 
 @dataclass(frozen=True)
@@ -51,20 +50,20 @@ class Evaluation:
 
 
 def evaluate(
-    references: Path,
-    predictions: Path,
+    references: Path | str,
+    predictions: Path | str,
     *,
     dataset: str | int | Path | None = None,
     annotated: Annotated | None = None,
     complete: bool = False,
-    dataset_json: Path | None = None,
-    output: Path | None = None,
+    dataset_json: Path | str | None = None,
+    output: Path | str | None = None,
     tolerance: float = 2.0,
     slices: Axis | None = None,
     chill: bool = False,
     figure: bool = False,
     overwrite: bool = False,
-    processes: int | None = None,
+    processes: int = 1,
 ) -> Evaluation:
     """Score the label maps in `predictions` against those of the same names in `references`, and write the results.
 
@@ -81,22 +80,22 @@ def evaluate(
         chill: leave out cases without a prediction.
         figure: also draw evaluation.png, Dice per label and source.
         overwrite: replace the results of an earlier evaluation.
-        processes: that score cases; None: `default_processes`.
+        processes: how many score cases; more than one need a script with `if __name__ == "__main__":`.
 
     Raises FileExistsError for results that are there already unless `overwrite`; FileNotFoundError, ValueError or
     SourceError, before anything is written, for input that does not fit together.
     """
     if sum((dataset is not None, annotated is not None, complete)) != 1:
         raise ValueError("expected exactly one of `dataset`, `annotated` and `complete`, to say which labels count.")
-    dataset_file = find_dataset_json(dataset, dataset_json, predictions)
+    references, predictions = Path(references), Path(predictions)
+    dataset_file = find_dataset_json(dataset, Path(dataset_json) if dataset_json else None, predictions)
     content = read_checked(dataset_file, LabelMaps)
-    output = output or predictions
+    output = Path(output or predictions)
     files = tuple(output / name for name in (SCORES, SUMMARY, FIGURE)[: 3 if figure else 2])
     if not overwrite and (existing := [str(file) for file in files if file.exists()]):
         raise FileExistsError(f"{shorten(existing)}: exists. Say --overwrite, or name another folder with -o.")
     pairs, unpredicted = paired_files(references, predictions, content["file_ending"], chill)
     table = annotated_labels(content, [pair.case for pair in pairs], annotated, complete)
-    processes = default_processes() if processes is None else processes
     scores = score_cases(pairs, table, content, tolerance, processes, slices=slices)
     facts = {"reference": str(references), "prediction": str(predictions), "dataset_json": str(dataset_file)}
     facts |= {"tolerance_mm": tolerance, "not_predicted": unpredicted}
@@ -140,9 +139,9 @@ def annotated_labels(
     if complete:
         return table_of_sources({key: value for key, value in dataset_json.items() if key not in OWN_KEYS}, cases)
     if annotated is not None:
-        labels_of = read_table(annotated).annotated if isinstance(annotated, Path) else annotated
+        labels_of = annotated if isinstance(annotated, Mapping) else read_table(Path(annotated)).annotated
         if unnamed := sorted(set(cases) - set(labels_of)):
-            given = annotated if isinstance(annotated, Path) else "(case -> labels)"
+            given = "(case -> labels)" if isinstance(annotated, Mapping) else annotated
             raise SourceError(
                 f"--annotated {given}: expected every case to evaluate, found no entry for {shorten(unnamed)}. "
                 "Add them, without labels if they have none."

@@ -37,7 +37,6 @@ from nnunetv2_conemos.evaluation.models import (
 )
 from nnunetv2_conemos.evaluation.scoring import CaseFiles, score_cases
 from nnunetv2_conemos.files import write_json
-from nnunetv2_conemos.parallel import default_processes
 
 RESULT = "conemos_best.json"
 
@@ -86,7 +85,7 @@ def rank(
     configurations: Collection[str] | None = None,
     folds: Collection[int] | None = None,
     ensembling: bool = True,
-    processes: int | None = None,
+    processes: int = 1,
 ) -> Ranking:
     """Rank the models trained on a dataset, and their pairwise ensembles, by cross-validation on annotated pairs.
 
@@ -97,7 +96,7 @@ def rank(
         trainers, plans, configurations: of the models to rank; None: all that were trained.
         folds: whose validation cases count; None: all that were trained.
         ensembling: rank ensembles of two models as well.
-        processes: that score cases; None: `default_processes`.
+        processes: how many score cases; more than one need a script with `if __name__ == "__main__":`.
 
     Raises FileNotFoundError for models or validation results that are missing, SourceError for models that were trained
     for other labels.
@@ -105,7 +104,6 @@ def rank(
     name, folder = known_dataset(dataset)
     models = find_models(name, trainers, plans, configurations)
     chosen = tuple(sorted(set(folds or set().union(*(model.folds for model in models)))))
-    processes = default_processes() if processes is None else processes
     candidates, not_ranked = rank_models(models, chosen, read_dataset_json(folder), ensembling, processes)
     commands = inference_commands(candidates[0].models, chosen)
     file = Path(nnUNet_results) / name / RESULT

@@ -51,7 +51,6 @@ def _preprocessed_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as monkeypatch:
         set_folders(base, monkeypatch)
         monkeypatch.setenv("nnUNet_n_proc_DA", "1")  # the planner wants at least one
-        list_files_serially(monkeypatch)
         pools_of_threads(monkeypatch)
         write_declared_phantom(base)
         extract_fingerprints([901], num_processes=1, show_progress_bar=False)

@@ -57,7 +57,7 @@ def run_benchmark(
     Called again, it goes on with what is missing. An arm that fails is reported and does not stop the others.
 
     Args:
-        recipe: what to compare, or the YAML file that says it; it may grow by arms, seeds, folds and epochs from call to call.
+        recipe: what to compare, or a YAML file of it; it may grow by arms, seeds, folds and epochs from call to call.
         folder: where everything is written.
         device: cpu, cuda or mps.
         processes: how many preprocess and score cases; more than one need a script with `if __name__ == "__main__":`.

@@ -35,7 +35,7 @@ class NetworkSpec:
     output_labels: tuple[int, ...]  # those that prediction computes
     groups: tuple[tuple[int, ...], ...]  # the sets of labels that training cases are annotated for
     modalities: tuple[str, ...]  # those of the training cases, for methods that look at the modality
-    modality: int  # of images that come without one, as at prediction
+    given_modality: str  # of images that come without one, as at prediction; for methods that look at it
 
     @classmethod
     def from_plans(
@@ -49,7 +49,7 @@ class NetworkSpec:
         """Read what nnU-Net hands to `build_network_architecture`, and the variables CONEMOS_LABELS and _MODALITY.
 
         Plans without facts of this package are of label mode, with all labels annotated together. Raises ValueError for
-        variables that name what the model does not have.
+        labels that the model does not have.
         """
         facts = plans.plans.get(PLANS_KEY, {})
         background = not facts.get("has_regions", False)
@@ -66,8 +66,18 @@ class NetworkSpec:
             output_labels=output_labels(facts) or everything,
             groups=groups or (everything,),
             modalities=known_modalities(plans),
-            modality=given_modality(facts),
+            given_modality=os.environ.get(MODALITY_VARIABLE, "").strip() or facts.get("only_modality") or UNKNOWN,
         )
+
+    @property
+    def modality(self) -> int:
+        """The modality (1..) of images that come without one, or 0; ValueError for one that the model does not know."""
+        if self.given_modality not in (*self.modalities, UNKNOWN):
+            known = ", ".join(self.modalities) or "none"
+            raise ValueError(
+                f"{MODALITY_VARIABLE}: this model knows no modality '{self.given_modality}'. It knows {known}."
+            )
+        return self.modalities.index(self.given_modality) + 1 if self.given_modality in self.modalities else 0
 
     def options(self, model: type[Options]) -> Options:
         """Return the options of the plans configuration; raises ValueError for one that the method does not have."""
@@ -107,20 +117,6 @@ def output_labels(facts: Mapping[str, Any]) -> tuple[int, ...]:
 def known_modalities(plans: PlansManager) -> tuple[str, ...]:
     """Return the names of the modalities that a model is conditioned on; the first has the number 1."""
     return tuple(plans.plans.get(PLANS_KEY, {}).get("modalities", ()))
-
-
-def given_modality(facts: Mapping[str, Any]) -> int:
-    """Return the modality (1..) of the images to predict: CONEMOS_MODALITY, else that of all training cases, else 0.
-
-    Raises ValueError for a name that the model was not trained on.
-    """
-    names, wanted = list(facts.get("modalities", ())), os.environ.get(MODALITY_VARIABLE, "").strip()
-    wanted = wanted or facts.get("only_modality") or UNKNOWN
-    if wanted not in (*names, UNKNOWN):
-        raise ValueError(
-            f"{MODALITY_VARIABLE}: this model knows no modality '{wanted}'. It knows {', '.join(names) or 'none'}."
-        )
-    return names.index(wanted) + 1 if wanted in names else 0
 
 
 def method_options(configuration: ConfigurationManager, model: type[Options]) -> Options:

@@ -16,10 +16,10 @@ SMALL := PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSI
 
 help:
 	@echo "make demo    the whole chain on generated data, at most 10 minutes on two cores; results in $(DEMO)/"
-	@echo "make test    format, lint, types and the tests"
+	@echo "make test    format, lint, types, the site, and the tests"
 	@echo "make slow    whole chains and more seeds"
 	@echo "make gpu     the tests that need a CUDA device"
-	@echo "make lint    format, lint and types only"
+	@echo "make lint    format, lint, types and the links of the site only"
 	@echo "make docs    the site in site/; a broken link is an error"
 	@echo "make wheel   dist/*.whl"
 	@echo "make clean   remove what was built; keeps $(VENV)/ and $(DEMO)/"
@@ -37,7 +37,7 @@ slow: $(TESTS)
 gpu: $(TESTS)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pytest -m gpu
 
-lint: $(TESTS)
+lint: $(TESTS) docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python

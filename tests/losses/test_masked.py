@@ -171,7 +171,7 @@ def tversky(logits, truth):
 @pytest.mark.parametrize(
     "loss",
     [MaskedDiceBCE(), MarginalExclusionLoss(), TargetAdaptiveLoss(dice_weight=1.0), ClassWeightedDiceCE(), tversky],
-    ids=str,
+    ids=lambda loss: getattr(loss, "__name__", type(loss).__name__),
 )
 def test_large_labels_do_not_overflow_under_mixed_precision(loss):
     """Half precision ends at 65,504: more voxels than that belong to one label here."""

@@ -15,7 +15,7 @@ SMALL := PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSI
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo    the whole chain on generated data, at most 10 minutes on two cores; results in $(DEMO)/"
+	@echo "make demo    the whole chain on generated data, about 13 minutes on two cores; results in $(DEMO)/"
 	@echo "make test    format, lint, types, the site, and the tests"
 	@echo "make slow    whole chains and more seeds"
 	@echo "make gpu     the tests that need a CUDA device"

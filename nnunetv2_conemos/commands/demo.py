@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", dest="folder", type=Path, default=Path("conemos_demo"), metavar="FOLDER", help="[%(default)s]"
     )
-    epochs_help = "of 250 steps for both networks [%(default)s: at most 10 minutes on two cores]"
+    epochs_help = "of 250 steps for both networks [%(default)s: about 13 minutes on two cores]"
     parser.add_argument("--epochs", type=int, choices=list(EPOCHS), default=5, help=epochs_help)
     parser.add_argument("--seed", type=int, default=0, help="of the phantom [%(default)s]")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu", help="[%(default)s]")

@@ -12,7 +12,7 @@ from nnunetv2_conemos.subprocesses import exit_on_sigterm
 DESCRIPTION = """\
 Train one nnU-Net v2 network on cases that are annotated for different subsets of the labels: several datasets with
 labels of their own, partly annotated or unlabelled cases, image tags. The commands prepare such data, evaluate on
-annotated labels only, and pass models on; nnU-Net itself plans, trains and predicts."""
+annotated labels only, and export models; nnU-Net itself plans, trains and predicts."""
 
 # step -> subcommand (a module of `commands/` with add_arguments(parser) and run(args) -> exit status) -> line of help
 STEPS = {
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def argument_parser(argv: list[str]) -> argparse.ArgumentParser:
-    """Build the parser; only the subcommand that `argv` names has its arguments: torch takes seconds to import."""
+    """Build the parser; only the subcommand in `argv` gets its arguments, since importing torch takes seconds."""
     parser = argparse.ArgumentParser(
         prog="conemos",
         usage="conemos [-h] COMMAND ...",

@@ -1,4 +1,4 @@
-"""Datasets that arms train on, made from the partially labelled one: complete, annotated cases only, one label."""
+"""Derive the datasets that arms train on from the partially labelled one: complete, annotated cases only, one label."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_referenced(
 def complete_dataset(workspace: Workspace, fold: Fold) -> str:
     """Make a dataset of the same cases with their complete label maps, which `conemos hide` keeps; returns its name.
 
-    Raises FileNotFoundError where nobody kept them.
+    Raises FileNotFoundError where they were not kept.
     """
     maps = (workspace.raw / PARTIAL if workspace.recipe.hide else workspace.source) / COMPLETE
     if not maps.is_dir():

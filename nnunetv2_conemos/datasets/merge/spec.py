@@ -1,4 +1,4 @@
-"""What a merge is asked to do, as records: the command line, a YAML recipe and Python say the same."""
+"""Settings of a merge, as records: the same for the command line, a YAML recipe and Python."""
 
 from __future__ import annotations
 

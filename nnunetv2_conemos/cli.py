@@ -18,7 +18,7 @@ annotated labels only, and export models; nnU-Net itself plans, trains and predi
 STEPS = {
     "prepare data": {
         "merge": "merge raw datasets with different labels into one",
-        "declare": "say which labels are annotated in which case, from a table",
+        "declare": "record which labels are annotated in which case, from a table",
         "check": "check the environment, and that a dataset is ready for training",
         "slices": "add a 2D configuration whose patch holds whole slices, to train on image tags",
     },
@@ -28,7 +28,7 @@ STEPS = {
     },
     "train (with nnUNetv2_train -tr TRAINER)": {
         "env": "print the line that lets nnU-Net find the trainers",
-        "adapt": "turn a checkpoint into a start for nnUNetv2_train -pretrained_weights",
+        "adapt": "convert a checkpoint into initial weights for nnUNetv2_train -pretrained_weights",
     },
     "predict (or with nnUNetv2_predict)": {
         "predict": "run nnUNetv2_predict for some of the labels",

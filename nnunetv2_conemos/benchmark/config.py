@@ -61,9 +61,9 @@ class Arm(BaseModel):
     @model_validator(mode="after")
     def _complete(self) -> Arm:
         if not re.fullmatch(r"vanilla|per-label|(annotated-only|completed|ceiling)(:\w+)?|\w*Trainer\w*", self.arm):
-            raise ValueError(f"'{self.arm}' is no arm: expected {', '.join(ALL_ARMS)} or the name of a trainer")
+            raise ValueError(f"'{self.arm}' is not an arm: expected {', '.join(ALL_ARMS)} or the name of a trainer")
         if self.prediction and self.kind in ("per-label", "completed"):
-            raise ValueError(f"'{self.arm}' is no single network of this package: expected no `prediction`")
+            raise ValueError(f"'{self.arm}' is not a single network of this package: expected no `prediction`")
         words = (self.arm, self.configuration, self.optimiser, self.prediction)
         object.__setattr__(self, "name", self.name or " ".join(filter(None, words)))
         return self
@@ -162,7 +162,7 @@ class Run(NamedTuple):
 
 
 class Recipe(BaseModel):
-    """A benchmark.
+    """The recipe of a benchmark.
 
     - `dataset`: a partially labelled raw dataset (id, name or path), one that becomes so by `annotated` (a table case
       -> labels), or a complete one with `hide`.

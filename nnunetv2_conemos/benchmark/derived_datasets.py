@@ -31,7 +31,7 @@ def write_referenced(
 
 
 def complete_dataset(workspace: Workspace, fold: Fold) -> str:
-    """Make a dataset of the same cases with their complete label maps, which `conemos hide` keeps; returns its name.
+    """Make a dataset of the same cases with their complete label maps, which `conemos hide` keeps; return its name.
 
     Raises FileNotFoundError where they were not kept.
     """
@@ -72,7 +72,7 @@ def annotated_dataset(workspace: Workspace, fold: Fold) -> str:
 
 
 def one_label_dataset(workspace: Workspace, k: int, fold: Fold, processes: int) -> str:
-    """Make a dataset of the cases that are annotated for label k (from 1), with that label alone; returns its name.
+    """Make a dataset of the cases that are annotated for label k (from 1), with that label alone; return its name.
 
     Raises SourceError where there is no such case.
     """

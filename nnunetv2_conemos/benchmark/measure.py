@@ -76,7 +76,7 @@ def parameters(trainer: nnUNetTrainer) -> int:
 
 
 def predict(*words: str) -> dict[str, Any]:
-    """Predict as nnUNetv2_predict does; returns predict_s and predict_peak_mib."""
+    """Predict as nnUNetv2_predict does; return predict_s and predict_peak_mib."""
     start = time.perf_counter()
     with command_line(["nnUNetv2_predict", *words]):
         predict_entry_point()

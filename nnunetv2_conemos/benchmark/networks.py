@@ -61,7 +61,7 @@ def train(runner: Runner, network: Network) -> Costs:
 def train_and_predict(
     runner: Runner, network: Network, images: Path, output: Path, probabilities: bool = False
 ) -> Costs:
-    """Train a network and predict the test images into `output`; returns the costs of both. Raises CommandError."""
+    """Train a network and predict the test images into `output`; return the costs of both. Raises CommandError."""
     costs = train(runner, network)
     report = output.with_name(f"{output.name}.json")
     if not report.is_file():

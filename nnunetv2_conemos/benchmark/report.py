@@ -22,7 +22,7 @@ REPORTS = ("report.md", "report.html")
 
 
 def write_report(workspace: Workspace, test: TestSet) -> dict[str, pd.DataFrame]:
-    """Write report.md, report.html and the figures; returns title -> table. Raises ValueError where no run is done."""
+    """Write report.md, report.html and the figures; return title -> table. Raises ValueError where no run is done."""
     recipe, ledger = workspace.recipe, Ledger(workspace.folder)
     results = Results.from_ledger(recipe, ledger)
     others = {n: Results.from_ledger(recipe, ledger, n) for n in results.budgets if n != results.epochs}

@@ -1,4 +1,4 @@
-"""`conemos adapt`: turn a checkpoint into a start for -pretrained_weights."""
+"""`conemos adapt`: convert a checkpoint into initial weights for -pretrained_weights."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     for text in args.annotated:
         entry, file = addressed(text, recipe, "annotated")
         if entry is recipe and len(args.datasets) != 1:
-            raise ValueError(f"--annotated {text}: say which dataset it describes: DATASET:{text}.")
+            raise ValueError(f"--annotated {text}: name the dataset that it describes: DATASET:{text}.")
         (entries[0] if entry is recipe else entry)["annotated"] = file
     return absolute(checked_recipe(recipe, "merge"))
 

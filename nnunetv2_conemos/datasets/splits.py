@@ -72,7 +72,7 @@ def stratified_draw(table: SourceTable, cases: Sequence[str], number: int, rng: 
 
 
 def write_split(table: SourceTable, folder: Path) -> list[str]:
-    """Write splits_final.json, which planning copies from a raw folder; returns a note if there are too few cases."""
+    """Write splits_final.json, which planning copies from a raw folder; return a note if there are too few cases."""
     try:
         write_json(folder / "splits_final.json", stratified_split(table))
     except ValueError as error:

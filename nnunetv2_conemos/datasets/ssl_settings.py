@@ -156,18 +156,18 @@ def check_roles(table: SourceTable, roles: Roles) -> None:
         if not part.unlabelled:
             raise ValueError(
                 f"nothing is left to be unlabelled{where}: all {len(part.labelled)} cases would stay labelled. "
-                "Ask for fewer."
+                "Label fewer of them."
             )
         if len(part.labelled) < 2 - bool(part.validation):
             raise ValueError(
                 f"{len(part.labelled)} labelled case(s){where}: expected at least one to train and one to validate on. "
-                "Ask for more with --labelled, or for others with --validation."
+                "Raise --labelled, or pass --validation to validate on others."
             )
         lost = supervised & set(table.never_annotated(part.labelled))
         if lost:
             raise SourceError(
                 f"{shorten(sorted(lost))} would be annotated in none of {len(part.labelled)} labelled case(s){where}. "
-                "Ask for more with --labelled, or choose other domains."
+                "Raise --labelled, or choose other domains."
             )
 
 

@@ -133,7 +133,7 @@ def stock_checkpoint(model: ModelFolder, file: Path, label: str | None) -> dict[
 def write_stock_model(
     model: ModelFolder, folds: Sequence[str], checkpoint: str, label: str | None, folder: Path
 ) -> str:
-    """Write the stock model into an empty folder; returns the name of its configuration."""
+    """Write the stock model into an empty folder; return the name of its configuration."""
     write_json(folder / "plans.json", stock_plans(model.plans))
     write_json(folder / "dataset.json", stock_dataset_json(model.dataset_json, label))
     content: dict[str, Any] = {}

@@ -65,7 +65,7 @@ def num_stages(unet: UNet) -> int:
 
 
 def run_stages(unet: UNet, state: UNetState, stages: range) -> UNetState:
-    """Run some stages, those of the encoder first; logits at every scale of the decoder if it supervises deeply.
+    """Run some stages, those of the encoder first; with deep supervision, compute logits at every decoder scale.
 
     Skips of fewer samples than the features have are repeated for each query.
     """

@@ -22,7 +22,7 @@ Options = TypeVar("Options", bound=BaseModel)
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """Everything that a method may build its network from.
+    """Everything that a method may use to build its network.
 
     Labels are numbered 1..K and modalities 1..; the modality 0 is unknown.
     """

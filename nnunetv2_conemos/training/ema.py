@@ -87,7 +87,7 @@ class AveragedTrainer(nnUNetTrainer):
         return self.average.in_place() if self.average else nullcontext()
 
     def save_checkpoint(self, filename: str) -> None:
-        """Save nnU-Net's checkpoint; with an average, that of the averaged weights, with the trained ones beside them."""
+        """Save a checkpoint as nnU-Net does; where there is an average, with averaged and with trained weights."""
         if not self.average or self.local_rank != 0 or self.disable_checkpointing:
             return super().save_checkpoint(filename)
         average, nnunets = self.average, super().save_checkpoint

@@ -1,6 +1,6 @@
-"""What is drawn and queried: nnU-Net's loader stays as it is and draws virtual identifiers.
+"""Sampling and queries: nnU-Net's loader stays as it is and samples virtual identifiers.
 
-Axis letters: **B** sample, **Q** labels queried, numbered 1..K.
+Axis letters: **B** sample, **Q** queried labels, numbered 1..K.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def copies(shares: Sequence[float], length: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Pairs:
-    """A label uniformly, then a case annotated for it, and patches that centre on it (Billot et al., MIDL 2024).
+    """Sampler of a label, uniformly, then a case annotated for it; patches centre on it (Billot et al., MIDL 2024).
 
     `queries` says what is then queried, each equally often: "one" (that label), "annotated" (all labels annotated in
     the case) or "all" (every label that is annotated in some case, as at prediction). A label that is annotated but
@@ -63,9 +63,9 @@ class Pairs:
     queries: tuple[Literal["one", "annotated", "all"], ...] = ("one",)
 
     def identifiers(self, table: SourceTable, cases: Sequence[str], seed: int = 12345) -> np.ndarray:
-        """Return `case::label::query` such that a uniform draw takes each annotated label equally often.
+        """Return `case::label::query` such that uniform sampling takes each annotated label equally often.
 
-        Within a label, cases are drawn in proportion to the weight of their source. Raises ValueError where no case
+        Within a label, cases are sampled in proportion to the weight of their source. Raises ValueError where no case
         is annotated for anything.
         """
         rng = np.random.default_rng(seed)
@@ -96,7 +96,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Cases:
-    """A dataset in proportion to a power of its number of cases, then a case.
+    """Sampler of a dataset, in proportion to a power of its number of cases, then a case.
 
     The power 0.5 is that of Ulrich et al. (MICCAI 2023), 0 samples all datasets equally often. Queried are the labels
     annotated in the case, padded to the largest set that a case has, so that queries have one shape; or every label

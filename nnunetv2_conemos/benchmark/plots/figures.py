@@ -30,7 +30,7 @@ Captions = dict[str, str]  # caption -> name of the file
 
 
 def draw_figures(workspace: Workspace, results: Results, budgets: Sequence[Results], test: TestSet) -> Captions:
-    """Draw the figures to figures/ of the benchmark; returns caption -> file, relative to the report.
+    """Draw the figures to figures/ of the benchmark; return caption -> file, relative to the report.
 
     `budgets`: the results at every number of epochs, rising.
     """
@@ -41,7 +41,7 @@ def draw_figures(workspace: Workspace, results: Results, budgets: Sequence[Resul
     drawn |= draw_all_costs(results, workspace.folder / AGAINST_K, folder)
     if several := with_several_budgets(budgets):
         draw_steps(budgets, several, folder / "steps.png")
-        drawn["Mean Dice against the steps of a training (each point is one of its own), of arms with several."] = (
+        drawn["Mean Dice against the steps of a training (one per point), of arms with several numbers of steps."] = (
             "steps.png"
         )
     drawn |= draw_learned(first_checkpoints(workspace, results), folder)

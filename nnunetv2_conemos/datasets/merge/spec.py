@@ -51,7 +51,7 @@ class DatasetSpec(BaseModel):
 
 
 class Recipe(BaseModel):
-    """A merge: its datasets, and what holds for all of them.
+    """The recipe of a merge: its datasets, and the options that hold for all of them.
 
     `rename`, `drop` and `channels` apply to every dataset that has the name (at least one must); labels in `keep_apart`
     stay one per dataset. `images` and `file_ending` say how the files of the result are kept.

@@ -29,10 +29,10 @@ demo: $(PACKAGE)
 	$(BIN)/conemos demo -o $(DEMO) --overwrite
 
 test: lint
-	$(SMALL) $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
+	$(SMALL) $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 slow: $(TESTS)
-	$(SMALL) $(BIN)/pytest -n $(WORKERS) --dist loadscope -m "slow and not gpu"
+	$(SMALL) $(BIN)/pytest -n $(WORKERS) --dist load -m "slow and not gpu"
 
 gpu: $(TESTS)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pytest -m gpu

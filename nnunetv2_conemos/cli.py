@@ -12,13 +12,13 @@ from nnunetv2_conemos.subprocesses import exit_on_sigterm
 DESCRIPTION = """\
 Train one nnU-Net v2 network on cases that are annotated for different subsets of the labels: several datasets with
 labels of their own, partly annotated or unlabelled cases, image tags. The commands prepare such data, evaluate on
-annotated labels only, and pass models on; nnU-Net itself plans, trains and predicts."""
+annotated labels only, and export models; nnU-Net itself plans, trains and predicts."""
 
 # step -> subcommand (a module of `commands/` with add_arguments(parser) and run(args) -> exit status) -> line of help
 STEPS = {
     "prepare data": {
         "merge": "merge raw datasets with different labels into one",
-        "declare": "say which labels are annotated in which case, from a table",
+        "declare": "record which labels are annotated in which case, from a table",
         "check": "check the environment, and that a dataset is ready for training",
         "slices": "add a 2D configuration whose patch holds whole slices, to train on image tags",
     },
@@ -28,7 +28,7 @@ STEPS = {
     },
     "train (with nnUNetv2_train -tr TRAINER)": {
         "env": "print the line that lets nnU-Net find the trainers",
-        "adapt": "turn a checkpoint into a start for nnUNetv2_train -pretrained_weights",
+        "adapt": "convert a checkpoint into initial weights for nnUNetv2_train -pretrained_weights",
     },
     "predict (or with nnUNetv2_predict)": {
         "predict": "run nnUNetv2_predict for some of the labels",
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def argument_parser(argv: list[str]) -> argparse.ArgumentParser:
-    """Build the parser; only the subcommand that `argv` names has its arguments: torch takes seconds to import."""
+    """Build the parser; only the subcommand in `argv` gets its arguments, since importing torch takes seconds."""
     parser = argparse.ArgumentParser(
         prog="conemos",
         usage="conemos [-h] COMMAND ...",

@@ -1,6 +1,6 @@
 """Check that a machine is ready to train: versions, nnU-Net's variables, and whether nnU-Net finds our trainers.
 
-Whatever imports torchvision runs in a process of its own: with a torch that it was not built for, that import can crash
+Whatever imports torchvision runs in a separate process: with a torch that it was not built for, that import can crash
 the interpreter.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from nnunetv2_conemos.doorway import DOORWAY, PACKAGE, VARIABLE, doorway_folder
 from nnunetv2_conemos.errors import Finding
 
-SUPPORTED = ((2, 8, 1), (2, 9, 0))  # nnU-Net: from, up to but without
+SUPPORTED = ((2, 8, 1), (2, 9, 0))  # versions of nnU-Net: the lowest, and the first one above the range
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 TRAINER = "ConditionalFiLMTrainer"
 REMEDY = 'Run `eval "$(conemos env)"` in this shell (and in job scripts).'
@@ -31,7 +31,7 @@ print(recursive_find_trainer_class_by_name("{TRAINER}").__module__)
 def check_environment(environment: Mapping[str, str] | None = None) -> list[Finding]:
     """Check this machine and its environment variables (`os.environ`, unless others are given).
 
-    nnU-Net's look-up of trainers is tried only where no other finding rules out that it succeeds.
+    nnU-Net's look-up of trainers is tried only where no other finding already means that it fails.
     """
     environment = os.environ if environment is None else environment
     findings = [*check_version(metadata.version("nnunetv2")), *check_torchvision(), *check_folders(environment)]
@@ -109,7 +109,7 @@ def check_trainer_path(value: str, doorway: Path) -> list[Finding]:
 
 
 def check_lookup() -> list[Finding]:
-    """Let nnU-Net itself look for a trainer of this package, as nnUNetv2_train does."""
+    """Check that nnU-Net itself finds a trainer of this package, as nnUNetv2_train does."""
     status, output = _python(FIND_TRAINER)
     if status:
         what = f"nnU-Net does not find it: {_last_line(output)}"
@@ -122,7 +122,7 @@ def check_lookup() -> list[Finding]:
 
 
 def _python(code: str) -> tuple[int, str]:
-    """Run code in a Python process of its own; returns exit status and output."""
+    """Run code in a separate Python process; return its exit status and output."""
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return done.returncode, done.stdout
 

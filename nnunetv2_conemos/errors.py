@@ -1,4 +1,4 @@
-"""What a user reads when something is wrong: errors, findings, and the words that such messages share."""
+"""Errors and findings, and the helpers that word their messages."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ MAX_FOUND = 80  # characters of a wrong value that a message shows
 
 
 class SourceError(ValueError):
-    """Raised where `labels`, `sources`, `tags` and the cases of a dataset do not fit together."""
+    """Error for a dataset whose `labels`, `sources`, `tags` and cases do not fit together."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong: where (variable, source, case), what, and what to do. Only errors fail a check."""
+    """A problem that a check found: where (variable, source, case), what, and the remedy. Only errors fail a check."""
 
     severity: Literal["error", "warning"]
     where: str
@@ -28,30 +28,30 @@ class Finding:
 
 
 def brief(error: Exception) -> str:
-    """Return the last line of what a library says about a file that it cannot read."""
+    """Return the last line of a library's error message about a file that it cannot read."""
     return (str(error).strip() or repr(error)).splitlines()[-1]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the end of a message about an unknown name: the known name nearest to it, if there is one."""
+    """Return ` Did you mean 'NAME'?` with the known name closest to an unknown one; empty if no names are known."""
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
     return f" Did you mean '{nearest[0]}'?" if nearest else ""
 
 
 def shorten(items: Iterable[str], limit: int = 8) -> str:
-    """Return a list in words: `a, b, c and 5 more`."""
+    """Return a list as text: `a, b, c and 5 more`."""
     items = list(items)
     shown = ", ".join(items[:limit])
     return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"
 
 
 def dotted(location: Location) -> str:
-    """Return the place of a value as `datasets.0.name`."""
+    """Return the location of a value as text: `datasets.0.name`."""
     return ".".join(map(str, location))
 
 
 def describe(error: ValidationError, place: Callable[[Location], str] = dotted) -> str:
-    """Return what pydantic found wrong as `entry: message (found value)`, joined by semicolons, each once.
+    """Return pydantic's errors as `entry: message (found value)`, joined by semicolons, without duplicates.
 
     `place` puts the location of a value into words; the file or entry as a whole has no name.
     """

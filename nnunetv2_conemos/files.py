@@ -1,4 +1,4 @@
-"""Write files and folders aside, then rename them, so that nobody ever sees half of one; read JSON objects."""
+"""Write files and folders under a temporary name and rename them when they are complete; read JSON objects."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ def write_together(files: Mapping[Path, Any]) -> None:
 
 
 def write_aside(file: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` write a file aside, then rename it."""
+    """Write a file with `write` under a temporary name, then rename it."""
     aside = file.with_name(f".{file.name}.{os.getpid()}")
     write(aside)
     aside.replace(file)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON with an indent of two, aside at first."""
+    """Write JSON with an indent of two, first under a temporary name."""
     write_aside(path, lambda file: file.write_text(json.dumps(content, indent=2) + "\n"))
 
 
 @contextmanager
 def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a folder beside `target` that becomes `target` at the end, or leaves nothing behind if the block raises.
+    """Yield a temporary folder that is renamed to `target` at the end, or deleted if the block raises.
 
-    Raises FileExistsError where `target` exists, unless it is to be replaced.
+    Raises FileExistsError where `target` exists, unless `overwrite` is set.
     """
     require_absent(target, overwrite)
     aside = target.with_name(f".{target.name}.unfinished")
-    remove(aside)  # of a run that was killed
+    remove(aside)  # left by a run that was killed
     aside.mkdir(parents=True)
     try:
         yield aside
@@ -55,16 +55,16 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 def require_absent(target: Path, overwrite: bool) -> None:
-    """Raise FileExistsError where a file or folder exists and is not to be replaced."""
+    """Raise FileExistsError where a file or folder exists and `overwrite` is not set."""
     if os.path.lexists(target) and not overwrite:
-        raise FileExistsError(f"{target} exists. Choose another name, or say --overwrite to replace it.")
+        raise FileExistsError(f"{target} exists. Choose another name, or pass --overwrite to replace it.")
 
 
 def require_no_inputs_within(target: Path, files: Iterable[Path]) -> None:
-    """Raise ValueError where files to read lie in the folder to be written."""
+    """Raise ValueError where files to be read lie in the folder to be written."""
     own = next((file for file in files if target.resolve() in file.resolve().parents), None)
     if own is not None:
-        raise ValueError(f"{target} holds files that the result is made of ({own}). Choose another name.")
+        raise ValueError(f"{target} holds files that are read to make the result ({own}). Choose another name.")
 
 
 def put_in_place(aside: Path, target: Path) -> None:
@@ -91,10 +91,10 @@ def remove(path: Path) -> None:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """Read a JSON object; raises ValueError that names the file for any other content."""
+    """Read a JSON object; raises ValueError, naming the file, for any other content."""
     try:
         content = json.loads(file.read_text())
-    except ValueError as error:  # bad JSON, or bytes that are no text
+    except ValueError as error:  # bad JSON, or bytes that are not text
         raise ValueError(f"{file}: not valid JSON ({error}).") from None
     if not isinstance(content, dict):
         raise ValueError(f"{file}: expected a JSON object, found {type(content).__name__}.")

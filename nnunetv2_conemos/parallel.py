@@ -1,4 +1,4 @@
-"""Independent jobs on several cores, behind a progress bar."""
+"""Run independent jobs on several cores, with a progress bar."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ PROCESSES = "nnUNet_def_n_proc"  # nnU-Net's variable
 
 
 def default_processes() -> int:
-    """Return the number of processes that nnU-Net is set to use (`nnUNet_def_n_proc`), or else of usable cores."""
+    """Return nnU-Net's number of processes (`nnUNet_def_n_proc`) or, where it is not set, that of usable cores."""
     configured = os.environ.get(PROCESSES, "")
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return int(configured) if configured.isdecimal() and int(configured) > 0 else usable
 
 
 def in_processes(function: Callable[..., Any], jobs: Sequence[tuple], processes: int, title: str) -> list[Any]:
-    """Return `function(*job)` of every job, in order, computed in so many processes; a single one is this one.
+    """Return `function(*job)` for every job, in order, computed in `processes` processes (one: the current process).
 
-    Processes are spawned, so the main module must be importable. The first job that raises ends it: jobs that have not
-    begun are not begun any more. Raises OSError where a process was killed.
+    Processes are spawned, so the main module must be importable. The first job that raises cancels all jobs that have
+    not begun. Raises OSError where a process was killed.
     """
     processes = min(processes, len(jobs))
     if processes <= 1:

@@ -1,6 +1,6 @@
-"""What travels through nnU-Net's training step in place of plain tensors.
+"""Records that pass through nnU-Net's training step in place of plain tensors.
 
-Axis letters: **B** sample, **M** input channel, **R** regions, **Q** labels queried, ***S** space.
+Axis letters: **B** sample, **M** input channel, **R** regions, **Q** queried labels, ***S** space.
 Labels are numbered 1..K as in the label map (label mode) or by position in `foreground_regions` plus one (region mode);
 0 is the padding of a row. Modalities are numbered 1.. in the order of their names; 0 is unknown.
 """
@@ -29,7 +29,7 @@ class Query(NamedTuple):
 
 
 class Truth(NamedTuple):
-    """What is known about the queried labels at one resolution.
+    """Ground truth of the queried labels at one resolution.
 
     `target`: label map [B,1,*S] of integers, or region channels [B,R,*S] of booleans; `labels` [B,Q], those queried;
     `known` [B,Q] boolean, annotated in that case; `valid` [B,1,*S] boolean, voxels outside nnU-Net's ignore label
@@ -46,7 +46,7 @@ class Truth(NamedTuple):
         return Truth._make(fields_to(self, *args, **kwargs))
 
     def onehot(self) -> Tensor:
-        """Return the map of each queried label, boolean [B,Q,*S]; False in the channels of padding."""
+        """Return the mask of each queried label, boolean [B,Q,*S]; False in the channels of padding."""
         space = (1,) * (self.target.ndim - 2)
         if self.target.dtype != torch.bool:
             return (self.target == self.labels.view(*self.labels.shape, *space)) & self._queried(space)
@@ -58,7 +58,7 @@ class Truth(NamedTuple):
 
 
 class QueriedLabels(NamedTuple):
-    """What a batch queries: `labels` [B,Q] integer (0 = padding), `known` [B,Q] boolean, `modality` [B] integer."""
+    """Queries of a batch: `labels` [B,Q] integer (0 = padding), `known` [B,Q] boolean, `modality` [B] integer."""
 
     labels: Tensor
     known: Tensor
@@ -71,7 +71,7 @@ def fields_to(record: Iterable[Any], *args: Any, **kwargs: Any) -> Iterator[Any]
 
 
 def to_truth(target: Tensor, queried: QueriedLabels, ignore: int | None) -> Truth:
-    """Read nnU-Net's target of one resolution; the ignore label is a value (label mode) or the last channel."""
+    """Convert nnU-Net's target at one resolution; the ignore label is a value (label mode) or the last channel."""
     valid = None
     if ignore is not None and target.dtype == torch.bool:
         target, valid = target[:, :-1], ~target[:, -1:]
@@ -81,7 +81,7 @@ def to_truth(target: Tensor, queried: QueriedLabels, ignore: int | None) -> Trut
 
 
 def move(truth: list[Truth] | Truth, device: torch.device) -> list[Truth] | Truth:
-    """Copy what is known, at one resolution or at several, to a device."""
+    """Copy the ground truth, at one resolution or at several, to a device."""
     if isinstance(truth, Truth):
         return truth.to(device, non_blocking=True)
     return [t.to(device, non_blocking=True) for t in truth]

@@ -24,7 +24,7 @@ def _exit(*_: object) -> None:
 
 @contextmanager
 def exit_on_sigterm() -> Iterator[None]:
-    """Within the block, end on SIGTERM as on an exception, so that unfinished files are cleared away."""
+    """Exit on SIGTERM as on an exception within the block, so that unfinished files are removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -36,7 +36,7 @@ def exit_on_sigterm() -> Iterator[None]:
 
 
 def handler_is_set() -> bool:
-    """Say whether this process is within `exit_on_sigterm`."""
+    """Return whether this process is within `exit_on_sigterm`."""
     return signal.getsignal(signal.SIGTERM) is _exit
 
 
@@ -65,7 +65,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class CommandError(RuntimeError):
-    """A command ended with an error; `log` is what it printed."""
+    """Error of a command that failed; `log` is what it printed."""
 
     def __init__(self, message: str, log: str = ""):
         super().__init__(message)
@@ -79,7 +79,7 @@ def run_logged(
     report: Callable[[str], object],
     lock: int | None = None,
 ) -> None:
-    """Run one command, passing the last line of its log to `report` all the while.
+    """Run one command and, while it runs, pass the last line of its log to `report`.
 
     `lock`: a file descriptor that the command keeps open, so that a lock on it lasts as long as the command does.
     Raises CommandError with the end of the log.
@@ -105,19 +105,19 @@ def run_logged(
 
 
 def end_group(process: subprocess.Popen) -> None:
-    """End a command and the processes that it started, which would outlive it where it was interrupted."""
+    """End a command and the processes that it started, which would outlive it after an interruption."""
     if not hasattr(os, "killpg"):  # Windows
         process.kill()
         return
     for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError, PermissionError):  # all have ended; macOS says it by the second
+        with suppress(ProcessLookupError, PermissionError):  # all have ended; macOS then raises PermissionError
             os.killpg(process.pid, number)
         with suppress(subprocess.TimeoutExpired):
             process.wait(10)
 
 
 def last_line(log: Path) -> str:
-    """Return the last line of a log, or what a progress bar wrote over it last."""
+    """Return the last line of a log, or the latest state of a progress bar in it."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 2000))
         lines = file.read().decode(errors="replace").replace("\r", "\n").split("\n")
@@ -125,7 +125,7 @@ def last_line(log: Path) -> str:
 
 
 def environment_below(folder: Path, current: Mapping[str, str]) -> dict[str, str]:
-    """Return variables for commands that keep to `folder`: nnU-Net's folders in it, our trainers, our interpreter."""
+    """Return the environment of commands that work in `folder`: nnU-Net's folders, our trainers, our interpreter."""
     return {
         **current,
         **{name: str(folder / name) for name in FOLDERS},

@@ -22,6 +22,11 @@ settings.register_profile("conemos", deadline=None)  # a busy machine is no fail
 settings.load_profile("conemos")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest test, so that no process waits for another one at the end."""
+    items.sort(key=lambda item: "test_end_to_end" not in item.nodeid)
+
+
 @pytest.fixture(autouse=True)
 def _same_numbers_in_every_run() -> None:
     """Seed every generator; one thread, whatever nnU-Net asked for in an earlier test."""

@@ -17,9 +17,9 @@ class Source(BaseModel):
     `cases` are globs over case identifiers. `annotated` names labels (or regions) of `labels`; an empty list means
     unlabelled. `tagged` names labels of which only `tags` says in which slices of a case they are present. `modality`
     names the kind of image (CT, T1, ...), for methods that condition on it. `weight` scales how often the cases of this
-    source are drawn within a label (1 = as often as others). `dataset` says which sources are parts of one dataset, for
-    methods that draw datasets (by default each source is one). `domain` names the scanner, centre or sequence that the
-    cases come from; splits and tables use it, methods do not.
+    source are sampled within a label (1 = as often as others). `dataset` says which sources are parts of one dataset,
+    for methods that sample datasets (by default each source is one). `domain` names the scanner, centre or sequence
+    that the cases come from; splits and tables use it, methods do not.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

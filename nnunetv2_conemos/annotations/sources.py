@@ -20,11 +20,7 @@ EVERYTHING = "all cases"  # name of the implied source of a dataset without `sou
 
 
 class SourceTable:
-    """The labels that are known in each case of a dataset.
-
-    Every case belongs to exactly one source, which says what its cases were annotated for. Build one with
-    `from_dataset_json`.
-    """
+    """The labels that are known in each case: every case has exactly one source. Build it with `from_dataset_json`."""
 
     def __init__(
         self,
@@ -100,7 +96,7 @@ class SourceTable:
         return self._tags.axis
 
     def weight(self, case: str) -> float:
-        """Return how often a case is drawn within a label, relative to the others."""
+        """Return how often a case is sampled within a label, relative to the others."""
         return self.sources[self.source_of(case)].weight
 
     @property
@@ -120,7 +116,7 @@ class SourceTable:
         return self.modalities.index(modality) + 1 if modality else 0
 
     def groups(self) -> list[list[str]]:
-        """Return the largest sets of labels that are annotated together (those within no other set), sorted."""
+        """Return the largest sets of labels that are annotated together (those contained in no other), sorted."""
         sets = {frozenset(source.annotated) for source in self.sources.values()} - {frozenset()}
         largest = [one for one in sets if not any(one < other for other in sets)]
         return sorted([name for name in self.labels.names if name in one] for one in largest)

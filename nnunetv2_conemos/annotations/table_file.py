@@ -22,7 +22,7 @@ NO_TRAITS: Mapping[str, dict[str, str]] = MappingProxyType({})
 
 
 class CaseTable(NamedTuple):
-    """What a file says about the cases of a dataset."""
+    """The labels annotated in each case of a dataset, and its traits, as read from a file."""
 
     annotated: Annotated
     traits: Traits
@@ -108,7 +108,7 @@ def complete_table(annotated: Mapping[str, list[str]], cases: Iterable[str], res
         )
     if missing and rest is None:
         problems.append(
-            f"{len(missing)} case(s) of the dataset are not in the table: {shorten(missing)}. Add them, or say "
+            f"{len(missing)} case(s) of the dataset are not in the table: {shorten(missing)}. Add them, or pass "
             "`--missing unlabelled` (nothing is annotated in them) or `--missing all` (everything is)."
         )
     if problems:

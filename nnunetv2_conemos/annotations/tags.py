@@ -21,7 +21,7 @@ Present = bool | tuple[int, ...]
 
 
 class Tags(BaseModel):
-    """Case -> label -> the slices along `axis` of the image file, counted from 0, that show the label; no other does.
+    """Image tags: case -> label -> all slices along `axis` of the image file, counted from 0, that show the label.
 
     `false`: absent from the whole volume. `true`: present somewhere, which says nothing about a single slice unless the
     volume has only one.
@@ -101,7 +101,7 @@ def possible_labels(tags: Mapping[str, Present], names: Collection[str]) -> Bool
 
 
 def slices_of(mask: Bool[np.ndarray, "*S"], axis: Axis) -> tuple[int, ...]:
-    """Return the tag that a mask amounts to: the slices along `axis` in which it has voxels."""
+    """Return a mask as a tag: the slices along `axis` in which it has voxels."""
     others = tuple(other for other in ARRAY_AXIS.values() if other != ARRAY_AXIS[axis])
     return tuple(np.flatnonzero(mask.any(others)).tolist())
 

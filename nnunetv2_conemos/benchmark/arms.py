@@ -1,4 +1,4 @@
-"""Get the predictions of an arm for the test cases, and what they cost."""
+"""Compute the predictions of an arm for the test cases, and their cost."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ COMPLETED = "Dataset902_Completed"
 
 
 def perform(workspace: Workspace, runner: Runner, run: Run, images: Path) -> Costs:
-    """Train an arm and predict the test images into `predictions` of the run's folder; returns what it cost.
+    """Train an arm and predict the test images into `predictions` of the run's folder; return the cost.
 
-    What an earlier, interrupted call has finished is not done again. Raises CommandError where nnU-Net fails, and
+    Steps that an earlier, interrupted call has finished are not repeated. Raises CommandError where nnU-Net fails, and
     ValueError or OSError where the arm cannot run on this dataset.
     """
     workspace.run_folder(run).mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def copy_with_options(trained: Network, target: Path, options: Mapping[str, Any]
 def on_completed(workspace: Workspace, runner: Runner, run: Run, images: Path) -> Costs:
     """Fill in the missing labels with the network of another arm, the teacher, then train stock nnU-Net on the result.
 
-    The costs are those of the second network, but for the number of networks and steps.
+    The costs are those of the second network, except for the numbers of networks and steps.
     """
     recipe, folder = workspace.recipe, workspace.run_folder(run)
     teacher = network_of(workspace, run._replace(arm=run.arm.teacher), PARTIAL)
@@ -83,7 +83,7 @@ def on_completed(workspace: Workspace, runner: Runner, run: Run, images: Path) -
 
 
 def per_label(workspace: Workspace, runner: Runner, run: Run, images: Path) -> Costs:
-    """Train one stock network per label, and let the likeliest label of each voxel win."""
+    """Train one stock network per label, and give each voxel its most likely label."""
     folder, outputs, costs = workspace.run_folder(run), [], []
     for k in range(1, len(workspace.labels) + 1):
         dataset = one_label_dataset(workspace, k, run.fold, runner.processes)
@@ -121,7 +121,7 @@ def network_of(workspace: Workspace, run: Run, dataset: str, preprocessed: Path 
 
 
 def join_labels(plans: dict[str, Any], dataset_json: dict[str, Any], folders: Sequence[Path], output: Path) -> None:
-    """Join the predictions of K networks with one label each, a folder per network, into maps of all labels."""
+    """Join the predictions of K single-label networks, one folder per network, into maps of all labels."""
     ending = dataset_json["file_ending"]
     manager = PlansManager(plans).get_label_manager(dataset_json)
     examples = sorted(folders[0].glob(f"*{ending}"))
@@ -137,7 +137,7 @@ def join_labels(plans: dict[str, Any], dataset_json: dict[str, Any], folders: Se
 
 
 def joined(probabilities: Iterable[np.ndarray], values: Sequence[int], overlap: bool) -> np.ndarray:
-    """Join one probability map [*S] per label into a label map [*S]: the likeliest label above one half wins.
+    """Join one probability map [*S] per label into a label map [*S]: the most likely label above one half wins.
 
     Labels that overlap (regions) are written one over the other, as nnU-Net does. One map is held at a time.
     """

@@ -1,4 +1,4 @@
-"""Choose the cases of a benchmark: which train, which test, who annotated what. Checked before anything is written."""
+"""Choose the cases of a benchmark and check them before anything is written: which train, which test, who annotated."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ TO_HIDE = "Dataset899_ToHide"
 
 
 class BenchmarkCases(NamedTuple):
-    """The cases of a raw dataset and what each of them is for.
+    """The cases of a raw dataset and their use.
 
     `dataset_json` with `sources`, `files` case -> images and label map, `table` who annotated what, `held_out` the
-    cases that test instead of training, `test` the test set where it lies elsewhere.
+    cases that are tested on instead of trained on, `test` the test set where it lies elsewhere.
     """
 
     source: Path
@@ -49,7 +49,7 @@ class BenchmarkCases(NamedTuple):
 def choose_cases(recipe: Recipe, source: Path, processes: int) -> BenchmarkCases:
     """Choose the cases of the raw dataset in `source`.
 
-    Raises ValueError or OSError where labels are not partial, or test cases lack complete truth.
+    Raises ValueError or OSError where labels are not partial, or test cases lack complete ground truth.
     """
     dataset_json, files = read_raw_json(source), raw_cases(source)
     if recipe.annotated:
@@ -75,13 +75,13 @@ def check_partial(recipe: Recipe, source: Path, table: SourceTable) -> None:
         raise SourceError(f"{source} is partially labelled already: leave `hide` out of the recipe.")
     if table.is_complete and not recipe.hide:
         raise SourceError(
-            f"{source}: all labels are annotated in every case, so there is nothing to compare. Say who annotated what "
-            "(`conemos declare`, or `annotated` in a recipe), or what to `hide`."
+            f"{source}: all labels are annotated in every case, so there is nothing to compare. Declare who annotated "
+            "what (`conemos declare`, or `annotated` in a recipe), or what to `hide`."
         )
 
 
 def draw_held_out(recipe: Recipe, source: Path, table: SourceTable) -> list[str]:
-    """Draw completely annotated cases for the test; raises SourceError where there are too few."""
+    """Sample completely annotated cases for the test; raises SourceError where there are too few."""
     complete = [case for case in table.cases if table.known(case).all()]
     if len(complete) < recipe.hold_out or len(table.cases) <= recipe.hold_out:
         raise SourceError(
@@ -93,7 +93,7 @@ def draw_held_out(recipe: Recipe, source: Path, table: SourceTable) -> list[str]
 
 
 def test_set(recipe: Recipe, source: Path, dataset_json: Mapping[str, Any]) -> TestSet:
-    """Find test images and their truth; raises FileNotFoundError that names images without truth or channel."""
+    """Find test images and their ground truth; raises FileNotFoundError naming images without a map or channel."""
     ending = dataset_json["file_ending"]
     test = recipe.test or TestSet(images=source / "imagesTs", labels=source / "labelsTs")
     for folder in (test.images, test.labels):
@@ -131,10 +131,10 @@ def require_unseen_cases(test: TestSet, files: Mapping[str, Any], ending: str) -
 
 
 def check_truth(test: TestSet, labels: LabelSpace, dataset_json: Mapping[str, Any], processes: int) -> None:
-    """Read every map of the truth; raises OSError, ValueError or SourceError that names the one that is unusable."""
+    """Read every ground-truth map; raises OSError, ValueError or SourceError naming an unusable one."""
     maps = sorted(test.labels.glob(f"*{dataset_json['file_ending']}"))
     reader = reader_of(dataset_json, maps[0])
-    present = in_processes(values_of_map, [(file, reader, labels) for file in maps], processes, "Reading the truth")
+    present = in_processes(values_of_map, [(file, reader, labels) for file in maps], processes, "Reading test labels")
     require_labels_in_truth(present, labels, test.labels)
 
 
@@ -146,7 +146,7 @@ def require_labels_in_truth(present: Iterable[Collection[int]], labels: LabelSpa
     """Raise SourceError where no map shows any label; `present`: the values in each map."""
     scored = {value for values in labels.values for value in values}
     if not any(scored.intersection(values) for values in present):
-        raise SourceError(f"{where}: no test case shows any label, so nothing can be scored. Test on others.")
+        raise SourceError(f"{where}: no test case shows any label, so nothing can be scored. Use other test cases.")
 
 
 def write_datasets(workspace: Workspace, runner: Runner, cases: BenchmarkCases) -> TestSet:

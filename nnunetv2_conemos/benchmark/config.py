@@ -1,4 +1,4 @@
-"""The recipe of a benchmark: what it compares."""
+"""Recipes of benchmarks: what they compare."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ ALL_ARMS = (
 
 
 def slug(name: str) -> str:
-    """Turn a name into a part of a file's name."""
+    """Convert a name to one that is safe in a file name."""
     return re.sub(r"[^\w.-]+", "_", name)
 
 
 class Arm(BaseModel):
-    """One way to get all labels; in a recipe usually a word.
+    """One way to get all labels; in a recipe, usually a single word.
 
     - `TRAINER`: that trainer on the partially labelled cases.
     - `vanilla`: stock nnU-Net on the same cases; what is not annotated counts as background.
     - `annotated-only` or `annotated-only:TRAINER`: stock nnU-Net, or TRAINER, without the unlabelled cases.
-    - `per-label`: one stock network per label, each on the cases annotated for it; the likeliest label wins.
+    - `per-label`: one stock network per label, each on the cases annotated for it; the most likely label wins.
     - `completed` or `completed:TRAINER`: TRAINER fills in what is missing, then stock nnU-Net trains on the result.
-    - `ceiling` or `ceiling:TRAINER`: stock nnU-Net, or TRAINER, fully supervised: an upper bound.
+    - `ceiling` or `ceiling:TRAINER`: stock nnU-Net, or TRAINER, fully supervised (upper bound).
 
     As a mapping an arm can have a `name` of its own, another plans `configuration` and another `optimiser`.
-    `prediction` names a configuration whose options of the method hold at prediction; the network is that of the same
-    arm without this entry. `reference`: all arms are compared with this one.
+    `prediction` names a configuration whose method options apply at prediction; the network is that of the same arm
+    without this entry. `reference`: all arms are compared with this one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,9 +61,9 @@ class Arm(BaseModel):
     @model_validator(mode="after")
     def _complete(self) -> Arm:
         if not re.fullmatch(r"vanilla|per-label|(annotated-only|completed|ceiling)(:\w+)?|\w*Trainer\w*", self.arm):
-            raise ValueError(f"'{self.arm}' is no arm: expected {', '.join(ALL_ARMS)} or the name of a trainer")
+            raise ValueError(f"'{self.arm}' is not an arm: expected {', '.join(ALL_ARMS)} or the name of a trainer")
         if self.prediction and self.kind in ("per-label", "completed"):
-            raise ValueError(f"'{self.arm}' is no single network of this package: expected no `prediction`")
+            raise ValueError(f"'{self.arm}' is not a single network of this package: expected no `prediction`")
         words = (self.arm, self.configuration, self.optimiser, self.prediction)
         object.__setattr__(self, "name", self.name or " ".join(filter(None, words)))
         return self
@@ -86,7 +86,7 @@ class Arm(BaseModel):
 
     @property
     def is_fully_supervised(self) -> bool:
-        """Whether this trains on complete labels: an upper bound, not a baseline."""
+        """Whether this is fully supervised (upper bound), not a baseline."""
         return self.kind == "ceiling"
 
     @property
@@ -118,7 +118,7 @@ class Configuration(BaseModel):
 class TestSet(BaseModel):
     """The folders of test images and of their complete label maps."""
 
-    __test__ = False  # no test of pytest's
+    __test__ = False  # not a test for pytest
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     images: Path
@@ -126,7 +126,7 @@ class TestSet(BaseModel):
 
 
 class Hide(BaseModel):
-    """How to make a complete dataset partially labelled: the options of `conemos hide` by the same names."""
+    """Options that make a complete dataset partially labelled: those of `conemos hide`, by the same names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -162,17 +162,17 @@ class Run(NamedTuple):
 
 
 class Recipe(BaseModel):
-    """A benchmark.
+    """The recipe of a benchmark.
 
     - `dataset`: a partially labelled raw dataset (id, name or path), one that becomes so by `annotated` (a table case
       -> labels), or a complete one with `hide`.
     - `test`: default imagesTs and labelsTs of the dataset; `hold_out` takes that many of its completely annotated cases
-      instead, drawn by `hold_out_seed`.
+      instead, sampled with `hold_out_seed`.
     - `configuration`: of the plans, for every arm: one of nnU-Net's or of `configurations`.
     - `epochs`: nnU-Net's, of 250 steps; with several, Dice is shown against steps.
     - `folds`: numbers, or `all`, which trains on every case.
     - `optimiser`: of every arm that names no other: nnU-Net's SGD, or its AdamW with a learning rate of 0.001, which
-      short trainings need.
+      short trainings require.
     - `mirroring`: false for labels that have a side. `tta`: mirror at prediction. `tolerance`: of the NSD, in mm.
     - `notes` go into the report.
     """

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from nnunetv2_conemos.benchmark.config import Arm, Recipe
 from nnunetv2_conemos.errors import describe
 
-FREE = ("arms", "seeds", "folds", "epochs", "configurations", "notes")  # may grow while a benchmark goes on
+FREE = ("arms", "seeds", "folds", "epochs", "configurations", "notes")  # may grow between calls of a benchmark
 
 
 def read_recipe(file: Path | None, changes: dict[str, Any]) -> Recipe:
@@ -53,7 +53,7 @@ def absolute(content: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """Write the recipe as YAML, without defaults; arms as words where a word says it all."""
+    """Return the recipe as YAML, without defaults; arms as single words where that is enough."""
     content = recipe.model_dump(mode="json", exclude_defaults=True)
     arms = [arm.model_dump(exclude_defaults=True) for arm in recipe.arms]
     content["arms"] = [arm["arm"] if arm == {"arm": arm["arm"], "name": arm["arm"]} else arm for arm in arms]

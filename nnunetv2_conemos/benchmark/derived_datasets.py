@@ -1,4 +1,4 @@
-"""Datasets that arms train on, made from the partially labelled one: complete, annotated cases only, one label."""
+"""Derive the datasets that arms train on from the partially labelled one: complete, annotated cases only, one label."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def write_referenced(
 
 
 def complete_dataset(workspace: Workspace, fold: Fold) -> str:
-    """Make a dataset of the same cases with their complete label maps, which `conemos hide` keeps; returns its name.
+    """Make a dataset of the same cases with their complete label maps, which `conemos hide` keeps; return its name.
 
-    Raises FileNotFoundError where nobody kept them.
+    Raises FileNotFoundError where they were not kept.
     """
     maps = (workspace.raw / PARTIAL if workspace.recipe.hide else workspace.source) / COMPLETE
     if not maps.is_dir():
@@ -72,7 +72,7 @@ def annotated_dataset(workspace: Workspace, fold: Fold) -> str:
 
 
 def one_label_dataset(workspace: Workspace, k: int, fold: Fold, processes: int) -> str:
-    """Make a dataset of the cases that are annotated for label k (from 1), with that label alone; returns its name.
+    """Make a dataset of the cases that are annotated for label k (from 1), with that label alone; return its name.
 
     Raises SourceError where there is no such case.
     """

@@ -1,7 +1,7 @@
-"""Keep what was measured, in two tables that grow run by run.
+"""Record the measurements in two tables that grow run by run.
 
 `runs.csv`: one row per arm, epochs, seed and fold, with means and costs. `cases.csv`: the scores of every test case
-and label. The `status` of a run that failed says why; it is tried again when the benchmark goes on.
+and label. The `status` of a run that failed says why; it is tried again when the benchmark is continued.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Ledger:
         return DONE in set(of_run(self.runs, run)["status"])
 
     def enter(self, run: Run, scores: pd.DataFrame, facts: Mapping[str, Any]) -> None:
-        """Enter a run that is done; `scores` has a row per test case and label."""
+        """Record a run that is done; `scores` has a row per test case and label."""
         labels = list(dict.fromkeys(scores["label"]))
         summary = summarise(of_present(scores), labels)
         means = {metric: summary[metric].mean() for metric in METRICS}
@@ -70,7 +70,7 @@ class Ledger:
 
 @cache
 def code_hash() -> str:
-    """Hash the code of this package, to tell states of one version apart."""
+    """Return a hash of this package's code, to tell states of one version apart."""
     files = sorted(Path(nnunetv2_conemos.__file__).parent.rglob("*.py"))
     return blake2b(b"".join(file.read_bytes() for file in files), digest_size=6).hexdigest()
 

@@ -1,12 +1,12 @@
-"""Train or predict with nnU-Net in a process of its own, and measure what it costs.
+"""Train or predict with nnU-Net in a separate process, and measure the cost.
 
     python -m nnunetv2_conemos.benchmark.measure REPORT SEED train DATASET CONFIGURATION FOLD TRAINER PLANS DEVICE
     python -m nnunetv2_conemos.benchmark.measure REPORT SEED predict (the words of nnUNetv2_predict)
 
 `networks` starts it; what it measured is written to REPORT, a JSON file. A training ends with its last epoch, without
-nnU-Net's final validation: the benchmark measures on test cases. A training that was interrupted goes on.
+nnU-Net's final validation: the benchmark measures on test cases. An interrupted training is resumed.
 
-The seed sets the initial weights. nnU-Net draws patches in processes that it does not seed, so runs of one seed differ.
+The seed sets the initial weights. nnU-Net samples patches in processes without a seed, so runs of one seed differ.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from nnunetv2_conemos.inference.predictor import command_line
 
 
 def train(dataset: str, configuration: str, fold: str, trainer_name: str, plans: str, device: str) -> dict[str, Any]:
-    """Train, or go on with a training that was interrupted; returns step_s, parameters and train_peak_mib."""
+    """Train, or resume an interrupted training; return step_s, parameters and train_peak_mib."""
     set_threads(device)
     number: Any = fold if fold == "all" else int(fold)
     trainer = get_trainer_from_args(dataset, configuration, number, trainer_name, plans, device=torch.device(device))
@@ -53,12 +53,12 @@ def set_threads(device: str) -> None:
 
 
 def remove_damaged(folder: Path) -> None:
-    """Delete checkpoints that a kill cut short while nnU-Net wrote them; training goes on from another one."""
+    """Delete checkpoints left incomplete when nnU-Net was killed while writing; training resumes from another one."""
     for file in folder.glob("checkpoint_*.pth"):
         try:
             torch.load(file, map_location="cpu", weights_only=False)
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            print(f"{file} is damaged and deleted: {error}")
+            print(f"{file} is damaged and is deleted: {error}")
             file.unlink()
 
 
@@ -76,7 +76,7 @@ def parameters(trainer: nnUNetTrainer) -> int:
 
 
 def predict(*words: str) -> dict[str, Any]:
-    """Predict as nnUNetv2_predict does; returns predict_s and predict_peak_mib."""
+    """Predict as nnUNetv2_predict does; return predict_s and predict_peak_mib."""
     start = time.perf_counter()
     with command_line(["nnUNetv2_predict", *words]):
         predict_entry_point()

@@ -1,4 +1,4 @@
-"""Train one network of an arm and predict the test cases with it, in processes that measure what nnU-Net costs."""
+"""Train one network of an arm and predict the test cases with it, in processes that measure nnU-Net's cost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Costs = dict[str, Any]
 
 
 class Network(NamedTuple):
-    """One network of a run: what trains it, on which dataset, and where its results and preprocessed cases lie."""
+    """One network of a run: its trainer, its dataset, and where its results and preprocessed cases lie."""
 
     run: Run
     recipe: Recipe
@@ -48,7 +48,7 @@ class Network(NamedTuple):
 
 
 def train(runner: Runner, network: Network) -> Costs:
-    """Train, or go on with a training that was interrupted; returns what it cost. Raises CommandError."""
+    """Train, or resume an interrupted training; return the cost. Raises CommandError."""
     run, report = network.run, network.folder / f"fold_{network.run.fold}_costs.json"
     if not report.is_file():
         report.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def train(runner: Runner, network: Network) -> Costs:
 def train_and_predict(
     runner: Runner, network: Network, images: Path, output: Path, probabilities: bool = False
 ) -> Costs:
-    """Train a network and predict the test images into `output`; returns the costs of both. Raises CommandError."""
+    """Train a network and predict the test images into `output`; return the costs of both. Raises CommandError."""
     costs = train(runner, network)
     report = output.with_name(f"{output.name}.json")
     if not report.is_file():
@@ -101,7 +101,7 @@ def linked(images: Path, cases: Sequence[str], folder: Path) -> Path:
 def predict(
     runner: Runner, network: Network, images: Path, output: Path, modality: str | None, probabilities: bool
 ) -> Costs:
-    """Predict the images of one modality (None: of any) into `output`; returns what it cost. Raises CommandError."""
+    """Predict the images of one modality (None: of any) into `output`; return the cost. Raises CommandError."""
     run, recipe = network.run, network.recipe
     model = ("-d", network.dataset, "-c", network.configuration, "-f", str(run.fold), "-tr", network.variant)
     options = [] if recipe.tta else ["--disable_tta"]
@@ -117,6 +117,6 @@ def predict(
 def measured(
     runner: Runner, log: str, report: Path, seed: int, what: Sequence[str], variables: Mapping[str, str]
 ) -> None:
-    """Run nnU-Net in a process that writes what it costs to `report`; see `measure`."""
+    """Run nnU-Net in a process that writes its cost to `report`; see `measure`."""
     words = (sys.executable, "-m", "nnunetv2_conemos.benchmark.measure", report, str(seed), *what)
     runner.run(log, *words, variables=variables)

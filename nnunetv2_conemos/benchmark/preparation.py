@@ -60,7 +60,7 @@ def add_configurations(file: Path, recipe: Recipe) -> None:
 def share_plans(
     workspace: Workspace, name: str, fold: Fold, raw: Path | None = None, preprocessed: Path | None = None
 ) -> None:
-    """Give another dataset of the same cases the plans and the split of the partially labelled one.
+    """Copy plans and split of the partially labelled dataset to another dataset of the same cases.
 
     `raw` and `preprocessed` are the folders of its datasets, by default the benchmark's. Raises SourceError where no
     case of the fold is left to train on.
@@ -83,7 +83,7 @@ def restricted(splits: Splits, cases: set[str]) -> Splits:
 
 
 def with_validation(splits: Splits) -> Splits:
-    """Give folds without a validation case one: nnU-Net needs it, and it has no effect on the last checkpoint."""
+    """Add a validation case to folds that have none: nnU-Net needs one; the last checkpoint does not depend on it."""
     return [{"train": fold["train"], "val": fold["val"] or fold["train"][:1]} for fold in splits]
 
 

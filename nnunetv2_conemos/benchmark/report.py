@@ -22,7 +22,7 @@ REPORTS = ("report.md", "report.html")
 
 
 def write_report(workspace: Workspace, test: TestSet) -> dict[str, pd.DataFrame]:
-    """Write report.md, report.html and the figures; returns title -> table. Raises ValueError where no run is done."""
+    """Write report.md, report.html and the figures; return title -> table. Raises ValueError where no run is done."""
     recipe, ledger = workspace.recipe, Ledger(workspace.folder)
     results = Results.from_ledger(recipe, ledger)
     others = {n: Results.from_ledger(recipe, ledger, n) for n in results.budgets if n != results.epochs}
@@ -52,7 +52,7 @@ def templates() -> Environment:
 
 
 def facts(workspace: Workspace, results: Results) -> dict[str, Any]:
-    """Return what the report says beside its tables and figures."""
+    """Return the content of the report besides its tables and figures."""
     recipe, runs = workspace.recipe, results.runs
     return {
         "recipe": recipe,
@@ -74,7 +74,7 @@ def facts(workspace: Workspace, results: Results) -> dict[str, Any]:
 
 
 def training_cases(splits_file: Path, folds: tuple[Fold, ...], cases: int) -> str:
-    """Say how many of the cases train in each fold."""
+    """Return as text how many of the cases train in each fold."""
     numbers = {cases} if "all" in folds else set()
     splits = json.loads(splits_file.read_text()) if splits_file.is_file() else []
     numbers |= {len(splits[fold]["train"]) for fold in folds if fold != "all"}
@@ -82,6 +82,6 @@ def training_cases(splits_file: Path, folds: tuple[Fold, ...], cases: int) -> st
 
 
 def optimisers(recipe: Recipe, results: Results) -> str:
-    """Name the optimiser of the recipe, and the arms that have another."""
+    """Return as text the optimiser of the recipe, and the arms that have another."""
     others = [f"{arm.name}: {arm.optimiser}" for arm in results.arms if arm.optimiser not in (None, recipe.optimiser)]
     return recipe.optimiser + (f" ({', '.join(others)})" if others else "")

@@ -1,4 +1,4 @@
-"""Compute what a report says of each arm, from the two tables."""
+"""Compute the results of each arm for the report, from the two tables."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Results:
         return pd.DataFrame(trainings, index=[arm.name for arm in self.arms])
 
     def costs(self) -> pd.DataFrame:
-        """Return the median over runs of what each arm costs; prediction in seconds per test case."""
+        """Return the median cost of each arm over its runs; prediction in seconds per test case."""
         numbers = self.runs.reindex(columns=["arm", *COSTS]).set_index("arm").astype(float)
         costs = numbers.groupby(level=0).median().reindex([arm.name for arm in self.arms])
         costs["predict_s"] /= self.cases["case"].nunique()
@@ -137,7 +137,7 @@ class Results:
 
 
 def per_training(rows: pd.DataFrame, runs: pd.DataFrame) -> dict[str, float]:
-    """Return arm -> how many of these rows a training of it has, for the arms that have some."""
+    """Return arm -> number of these rows per training, for the arms that have any."""
     found, trainings = rows["arm"].tolist(), runs["arm"].tolist()
     return {arm: found.count(arm) / trainings.count(arm) for arm in dict.fromkeys(found)}
 

@@ -1,4 +1,4 @@
-"""Run a benchmark: the methods of this package, and what one would do without them, on one dataset."""
+"""Run a benchmark: the methods of this package and the alternatives to them, on one dataset."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PLAIN: dict[str, Any] = {"style": "red", "markup": False, "highlight": False}
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """What a benchmark found: the tables of its report by their titles, runs that `failed`, and `files` written."""
+    """Result of a benchmark: the tables of its report by their titles, runs that `failed`, and `files` written."""
 
     tables: dict[str, pd.DataFrame]
     failed: tuple[Run, ...]
@@ -54,13 +54,13 @@ def run_benchmark(
 ) -> BenchmarkResult:
     """Train and test every arm of a recipe, and write the report.
 
-    Called again, it goes on with what is missing. An arm that fails is reported and does not stop the others.
+    Called again, it continues with what is missing. An arm that fails is reported and does not stop the others.
 
     Args:
         recipe: what to compare, or a YAML file of it; it may grow by arms, seeds, folds and epochs from call to call.
         folder: where everything is written.
         device: cpu, cuda or mps.
-        processes: how many preprocess and score cases; more than one need a script with `if __name__ == "__main__":`.
+        processes: how many preprocess and score; more than one requires a script with `if __name__ == "__main__":`.
         report_only: train nothing, only write the report of `recipe` (see `recipe_in`).
 
     Raises ValueError or OSError for a recipe, dataset or folder that does not fit, before anything is trained.
@@ -90,7 +90,7 @@ def recipe_in(folder: Path) -> Recipe:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[int | None]:
-    """Keep other benchmarks out of a folder, also while commands outlive a killed one; raises FileExistsError."""
+    """Lock a folder against other benchmarks, even while commands outlive a killed one; raises FileExistsError."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / RECIPE).is_file():
         raise FileExistsError(f"{folder} is not empty and holds no {RECIPE}. Choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def write_recipe(folder: Path, recipe: Recipe) -> Recipe:
 
 
 def perform_all(workspace: Workspace, runner: Runner, runs: list[Run], test: TestSet) -> list[Run]:
-    """Perform the runs that are not done yet, behind a progress bar; returns those that failed."""
+    """Perform the runs that are not done yet, with a progress bar; return those that failed."""
     ledger, failed, console = Ledger(workspace.folder), [], Console(soft_wrap=True)
     columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(
@@ -142,7 +142,7 @@ def perform_all(workspace: Workspace, runner: Runner, runs: list[Run], test: Tes
             console.print(f"{run.folder}", style="bold", markup=False)
             try:
                 perform_and_enter(workspace, runner, ledger, run, test)
-            except Exception as error:  # whatever it is, the other arms go on
+            except Exception as error:  # whatever it is, the other arms continue
                 failed.append(run)
                 ledger.enter_failure(run, reason(error), facts(workspace, run, runner.device))
                 console.print(f"failed: {str(error) or repr(error)}", **PLAIN)
@@ -155,7 +155,7 @@ def perform_all(workspace: Workspace, runner: Runner, runs: list[Run], test: Tes
 
 
 def perform_and_enter(workspace: Workspace, runner: Runner, ledger: Ledger, run: Run, test: TestSet) -> None:
-    """Perform a run, evaluate its predictions, and enter it into the ledger."""
+    """Perform a run, evaluate its predictions, and record it in the ledger."""
     costs = perform(workspace, runner, run, test.images)
     predictions = workspace.run_folder(run) / "predictions"
     labels = ("--complete", "-djfile", workspace.raw / PARTIAL / "dataset.json")
@@ -172,7 +172,7 @@ def facts(workspace: Workspace, run: Run, device: str) -> dict[str, Any]:
 
 
 def reason(error: Exception) -> str:
-    """Say in one line why a run failed: of a command, its exit status and the first error in its log."""
+    """Return in one line why a run failed: for a command, its exit status and the first error in its log."""
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()] or [repr(error)]
     if not isinstance(error, CommandError):
         return lines[0][:500]
@@ -182,7 +182,7 @@ def reason(error: Exception) -> str:
 
 
 def write_costs_against_k(workspace: Workspace, runner: Runner) -> None:
-    """Measure what the recipe's trainers cost against the number of labels, in a process of its own; see `scaling`."""
+    """Measure the cost of the recipe's trainers against the number of labels, in a separate process; see `scaling`."""
     recipe, file = workspace.recipe, workspace.folder / AGAINST_K
     trainers = dict.fromkeys(arm.trainer for arm in recipe.arms)
     if file.is_file() and set(trainers) <= set(pd.read_csv(file)["trainer"]):

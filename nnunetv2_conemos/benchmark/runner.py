@@ -11,10 +11,10 @@ from nnunetv2_conemos.subprocesses import run_logged
 
 @dataclass(frozen=True)
 class Runner:
-    """How the commands of a benchmark are run.
+    """Settings with which the commands of a benchmark are run.
 
     `folder` is the benchmark's, `environment` the variables of every command, `lock` a file descriptor that commands
-    inherit; `report` is passed the last line of a command's log.
+    inherit; `report` is called with the last line of a command's log.
     """
 
     folder: Path

@@ -48,10 +48,10 @@ class Batch(NamedTuple):
 def costs_against_k(
     plans: dict[str, Any], configuration: str, channels: int, device: str, trainers: Sequence[str]
 ) -> pd.DataFrame:
-    """Return columns trainer, labels, step_s, predict_s (one patch); no values where a method refuses that many labels.
+    """Return columns trainer, labels, step_s, predict_s (one patch); empty where a method rejects that many labels.
 
     Each time is the fastest of several calls. The trainers take turns, so that other load on the machine affects all
-    alike. Trainers that learn from unlabelled cases have no `step_s`: random patches do not make a step of theirs.
+    alike. Trainers that learn from unlabelled cases have no `step_s`: their steps need more than random patches.
     """
     manager = PlansManager({key: value for key, value in plans.items() if key != PLANS_KEY})
     chosen = manager.get_configuration(configuration)
@@ -77,7 +77,7 @@ def costs_against_k(
 
 
 def works(trainer: type[nnUNetTrainer], network: nn.Module, batch: Batch) -> dict[str, Work]:
-    """Return column -> what is timed: a training step (forward, loss, backward), and the prediction of one patch."""
+    """Return column -> function to time: a training step (forward, loss, backward), the prediction of one patch."""
     inputs, loss = input_and_loss(trainer, batch)
     device = batch.image.device.type
 

@@ -1,4 +1,4 @@
-"""The tables of a report."""
+"""Tables of a report."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def means_table(results: Results) -> pd.DataFrame:
 
 
 def undefined_hd95(results: Results) -> dict[str, float]:
-    """Return arm -> pairs without HD95 in a training of it, because only the reference holds the label."""
+    """Return arm -> pairs per training without HD95, because only the reference holds the label."""
     lacking = results.cases["hd95_mm"].isna() & results.cases["dice"].notna()
     return per_training(results.cases.loc[lacking], results.runs)
 

@@ -30,7 +30,7 @@ MODALITIES = "modalities.json"  # beside the folder of held-out images: case -> 
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folder of a benchmark, its recipe, and the raw dataset that it was made from (`source`)."""
+    """The folder of a benchmark, its recipe, and the raw dataset that it uses (`source`)."""
 
     folder: Path
     recipe: Recipe
@@ -78,7 +78,7 @@ class Workspace:
         return run.arm.configuration or self.recipe.configuration
 
     def plans_hash(self, configuration: str) -> str:
-        """Hash what decides on network, patch and preprocessing, to tell configurations apart."""
+        """Return a hash of what determines network, patch and preprocessing, to tell configurations apart."""
         plans = PlansManager(self.read_plans())
         resolved = {**plans.get_configuration(configuration).configuration, "plans": plans.plans_name}
         facts = {key: plans.plans[key] for key in ("transpose_forward", "foreground_intensity_properties_per_channel")}

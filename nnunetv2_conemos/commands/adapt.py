@@ -1,4 +1,4 @@
-"""`conemos adapt`: turn a checkpoint into a start for -pretrained_weights."""
+"""`conemos adapt`: convert a checkpoint into initial weights for -pretrained_weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
     )
     print(
-        f"{adapted.taken} of {adapted.tensors} tensors taken, {adapted.tensors - adapted.taken} fresh; "
-        f"labels taken by name: {shorten(adapted.labels) or 'none'}\nWritten: {adapted.file}\n"
+        f"{adapted.taken} of {adapted.tensors} tensors copied, {adapted.tensors - adapted.taken} initialised; "
+        f"labels matched by name: {shorten(adapted.labels) or 'none'}\nWritten: {adapted.file}\n"
         f"Use: nnUNetv2_train {args.dataset} {args.c} FOLD -tr {args.tr} -p {args.p} -pretrained_weights {adapted.file}"
     )

@@ -22,7 +22,7 @@ def add_copy_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
-    """How to predict: nnU-Net's own choices."""
+    """Add nnU-Net's own options for prediction."""
     default = Inference()
     parser.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", help="[all that were trained]")
     parser.add_argument("-chk", default=default.checkpoint, help="[%(default)s]")
@@ -30,10 +30,10 @@ def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, less accurate")
     npp_help = "processes for preprocessing [%(default)s]"
     parser.add_argument("-npp", type=int, default=default.preprocessing, help=npp_help)
-    nps_help = "processes for export; both 0: all in one [%(default)s]"
+    nps_help = "processes for export; both 0: all in one process [%(default)s]"
     parser.add_argument("-nps", type=int, default=default.export, help=nps_help)
 
 
 def inference_of(args: argparse.Namespace) -> Inference:
-    """Read the choices of `add_inference_arguments`."""
+    """Return the options of `add_inference_arguments` as a record."""
     return Inference(args.folds, args.chk, args.device, not args.disable_tta, args.npp, args.nps)

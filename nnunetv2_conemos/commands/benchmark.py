@@ -20,7 +20,7 @@ from nnunetv2_conemos.parallel import default_processes
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", metavar="RECIPE.yaml|DATASET", help="a recipe, or a partially labelled raw dataset")
-    parser.add_argument("-o", dest="folder", type=Path, required=True, metavar="FOLDER", help="everything goes here")
+    parser.add_argument("-o", dest="folder", type=Path, required=True, metavar="FOLDER", help="folder for all outputs")
     parser.add_argument("--arms", nargs="+", metavar="ARM", help=f"some of {', '.join(ALL_ARMS)} [all]")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="[0 1]")
     parser.add_argument("--folds", nargs="+", metavar="N", help="or `all` [0]")
@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("-device", default=device, choices=("cuda", "cpu", "mps"), help="[%(default)s]")
     parser.add_argument("-np", dest="processes", type=int, default=default_processes(), help="[%(default)s]")
-    parser.add_argument("--report", action="store_true", help="train nothing: write the report of what is there")
-    parser.epilog = "Started again with the same FOLDER, it goes on with what is missing."
+    parser.add_argument("--report", action="store_true", help="train nothing: write the report of existing results")
+    parser.epilog = "Run again with the same FOLDER, it continues with what is missing."
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
-    """Read the recipe that is named, changed by the options of the command line."""
+    """Return the recipe named on the command line, changed by the options given there."""
     options = ("arms", "seeds", "folds", "epochs", "configuration", "plans", "planner")
     changes: dict[str, Any] = {name: getattr(args, name) for name in options if getattr(args, name) is not None}
     if not args.what.endswith((".yaml", ".yml")):

@@ -34,6 +34,6 @@ def run(args: argparse.Namespace) -> None:
     for table in ranking_tables(ranking.dice):
         Console().print(table)
     for ensemble, commands in ranking.not_ranked.items():
-        print("\n  ".join([f"Not ranked, for want of probabilities: {ensemble}. These commands make them:", *commands]))
+        print("\n  ".join([f"Not ranked, since probabilities are missing: {ensemble}. To write them:", *commands]))
     print("\n  ".join(["Predict with the best:", *ranking.commands]))
     print(f"Written: {ranking.file}")

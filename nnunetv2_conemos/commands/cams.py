@@ -13,9 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a model that learnt from image tags")
     parser.add_argument("-d", dest="dataset", required=True, help="raw dataset with tagged cases: id, name or path")
     parser.add_argument("-o", dest="output", required=True, metavar="DATASET", help="new dataset: Dataset101_Name")
-    margin_help = "from how far above its threshold an activation, of 0 to 1, is the label [%(default)s]"
+    margin_help = "an activation (0 to 1) at least this far above its threshold is the label [%(default)s]"
     parser.add_argument("--margin", type=float, default=0.1, metavar="A", help=margin_help)
-    background_help = "below which activation a voxel is background; in between, the ignore label [%(default)s]"
+    background_help = "below this activation, a voxel is background; in between, the ignore label [%(default)s]"
     parser.add_argument("--background", type=float, default=0.2, metavar="A", help=background_help)
     add_inference_arguments(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")

@@ -33,13 +33,13 @@ def run(args: argparse.Namespace) -> None:
     )
     Console().print(comparison_table(comparison))
     if comparison.left_out:
-        print(f"{comparison.left_out} (case, label) pair(s) without a {args.metric} of all models are left out.")
+        print(f"{comparison.left_out} (case, label) pair(s) without a {args.metric} from every model are left out.")
     for file in comparison.files:
         print(f"{'Drawn' if file == args.figure else 'Written'}: {file}")
 
 
 def named_folders(words: Sequence[str]) -> dict[str, Path]:
-    """Parse FOLDER (called by its last part) or NAME=FOLDER to name -> folder; raises ValueError for equal names."""
+    """Parse FOLDER (named after its last part) or NAME=FOLDER to name -> folder; raises ValueError for equal names."""
     plain = [word for word in words if "=" not in word or Path(word).is_dir()]
     pairs = [(Path(word).resolve().name, word) if word in plain else tuple(word.split("=", 1)) for word in words]
     twice = sorted({name for name, _ in pairs if [other for other, _ in pairs].count(name) > 1})

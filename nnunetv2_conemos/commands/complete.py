@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     uncertain_help = "write the ignore label where a probability lies within P of one half"
     parser.add_argument("--uncertain", type=float, metavar="P", help=uncertain_help)
     add_inference_arguments(parser)
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset, begin anew")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset and start over")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def table_of(completed: Completed) -> Table:
-    """Lay out in how many cases each label was annotated, and in how many it was filled in."""
+    """Return a table of how many cases each label was annotated in, and how many it was filled in for."""
     table = Table(title=f"{completed.folder.name}: {completed.cases} cases", caption="cases per label")
     for column in ("label", "annotated", "filled in"):
         table.add_column(column, justify="left" if column == "label" else "right")

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     console.print(dice_table(result.dice))
     console.print(
-        f"Stock nnU-Net takes an organ that a site did not annotate for background and loses it, or most of it.\n"
+        f"Stock nnU-Net learns an organ that a site did not annotate as background, and misses all or most of it.\n"
         f"Picture: {result.picture}\nEverything else: {result.folder}",
         markup=False,
         highlight=False,

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     counts.add_argument("--annotated", type=Path, metavar="FILE", help="case -> labels, as for `conemos declare`")
     counts.add_argument("--complete", action="store_true", help="every case is annotated for every label")
     parser.add_argument("-djfile", type=Path, help="dataset.json with the labels, without -d [the one in PRED_FOLDER]")
-    parser.add_argument("-o", dest="output", type=Path, metavar="FOLDER", help="where results go [PRED_FOLDER]")
+    parser.add_argument("-o", dest="output", type=Path, metavar="FOLDER", help="folder for the results [PRED_FOLDER]")
     parser.add_argument("-np", dest="processes", type=int, default=default_processes(), help="[%(default)s]")
     parser.add_argument("--tolerance", type=float, default=2.0, metavar="MM", help="of the NSD, in mm [%(default)s]")
     slices_help = "also the mean Dice of the slices along this axis that show a label"

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", metavar="DATASET", help="completely labelled raw dataset: id, name or path")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--per-case", type=int, metavar="N", help="each case keeps N labels, each label equally often")
-    how.add_argument("--groups", type=Path, metavar="FILE", help='JSON {"group": ["label", ...]}; cases dealt evenly')
+    how.add_argument("--groups", type=Path, metavar="FILE", help='JSON {"group": ["label", ...]}; cases divided evenly')
     how.add_argument("--fraction", type=float, metavar="P", help="each label stays in this fraction of the cases")
     parser.add_argument("--unlabelled", type=float, metavar="P", help="this fraction of the cases keeps no label")
     parser.add_argument(

@@ -19,7 +19,7 @@ from nnunetv2_conemos.parallel import default_processes
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
-    """Return the recipe that a command line spells out; raises ValueError for options that fit none of the datasets."""
+    """Return the recipe that a command line describes; raises ValueError for options that fit none of the datasets."""
     entries: list[dict[str, Any]] = [{"dataset": name} for name in args.datasets]
     entries += [{"images": str(folder)} for folder in args.unlabelled]
     recipe: dict[str, Any] = {"datasets": entries}
@@ -37,7 +37,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     for text in args.annotated:
         entry, file = addressed(text, recipe, "annotated")
         if entry is recipe and len(args.datasets) != 1:
-            raise ValueError(f"--annotated {text}: say which dataset it describes: DATASET:{text}.")
+            raise ValueError(f"--annotated {text}: name the dataset that it describes: DATASET:{text}.")
         (entries[0] if entry is recipe else entry)["annotated"] = file
     return absolute(checked_recipe(recipe, "merge"))
 
@@ -58,7 +58,7 @@ def addressed(text: str, recipe: dict[str, Any], option: str) -> tuple[dict[str,
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("datasets", nargs="*", metavar="DATASET", help="raw datasets: ids, names or paths")
     parser.add_argument("-o", dest="output", required=True, metavar="DATASET", help="new dataset: Dataset100_Name")
-    parser.add_argument("--recipe", type=Path, metavar="FILE", help="YAML file that says all of this instead")
+    parser.add_argument("--recipe", type=Path, metavar="FILE", help="YAML file with all of these options instead")
     every = "; DATASET: may be left out to mean all"
     parser.add_argument(
         "--rename", nargs="+", default=[], metavar="DATASET:OLD=NEW", help="labels that are called differently" + every
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
     if args.recipe and args.datasets:
         raise ValueError(f"--recipe {args.recipe} names the datasets already; leave {shorten(args.datasets)} out.")
     if not args.recipe and not args.datasets:
-        raise ValueError("say which datasets to merge, or give a --recipe.")
+        raise ValueError("name the datasets to merge, or give a --recipe.")
     recipe = read_recipe(args.recipe) if args.recipe else recipe_of(args)
     report = merge(recipe, args.output, processes=args.processes, overwrite=args.overwrite)
     print_report(report, Console(soft_wrap=True))

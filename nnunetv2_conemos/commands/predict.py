@@ -6,7 +6,7 @@ import argparse
 
 from nnunetv2_conemos.inference.predictor import predict_as_nnunet
 
-HANDS_ON = True  # arguments that are not ours are nnU-Net's
+HANDS_ON = True  # other arguments are passed on to nnU-Net
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,10 +9,10 @@ from nnunetv2_conemos.datasets.plans import add_slices_configuration
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", metavar="DATASET", help="name or id of a preprocessed dataset")
-    parser.add_argument("-c", dest="base", default="2d", metavar="CONFIGURATION", help="2D, preprocessed [%(default)s]")
+    parser.add_argument("-c", dest="base", default="2d", metavar="CONFIGURATION", help="preprocessed, 2D [%(default)s]")
     parser.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="[%(default)s]")
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="slices in a batch [%(default)s]")
-    parser.add_argument("--name", metavar="CONFIGURATION", help="of the new configuration [that of -c and _slices]")
+    parser.add_argument("--name", metavar="CONFIGURATION", help="of the new configuration [that of -c plus _slices]")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing configuration of that name")
 
 

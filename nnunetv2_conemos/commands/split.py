@@ -14,7 +14,7 @@ from nnunetv2_conemos.datasets.split import Setting, SplitReport, split
 
 
 def role_table(report: SplitReport) -> Table:
-    """Return how many cases have which role: domain x role."""
+    """Return a table of the number of cases per domain and role."""
     table, roles = report.original, report.roles
     parts = {"labelled": roles.labelled, "validate only": roles.validation, "unlabelled": roles.unlabelled}
     parts["left out"] = frozenset(table.cases) - roles.cases
@@ -32,7 +32,7 @@ def role_table(report: SplitReport) -> Table:
 
 
 def fold_table(report: SplitReport) -> Table:
-    """Return what each fold trains and validates on, and the domain that it does not see."""
+    """Return a table of what each fold trains and validates on, and of the domain that it does not see."""
     table, roles, view = report.table, report.roles, Table(title="Folds")
     for name in ("fold", *(["held out"] if roles.held_out else []), "labelled", "unlabelled", "validation"):
         view.add_column(name, justify="left" if name == "held out" else "right")
@@ -48,18 +48,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", metavar="DATASET", help="raw dataset: id, name or path")
     settings = "ssl: few labels; uda: labels of other domains; semidg: few labels in several domains, another is tested"
     parser.add_argument("--setting", required=True, choices=get_args(Setting), help=settings)
-    labelled = "annotated cases that stay so, of each domain for semidg: a number, or a fraction below 1 [uda: all]"
+    labelled = "annotated cases that stay labelled (semidg: in each domain): a number, or a fraction below 1 [uda: all]"
     parser.add_argument("--labelled", metavar="N", help=labelled)
-    validation = "so many further annotated cases (uda: of the target domain) only validate [labelled ones do, in turn]"
+    validation = "further annotated cases (uda: of the target domain) used only to validate [labelled ones, in turn]"
     parser.add_argument("--validation", metavar="N", help=validation)
-    parser.add_argument("--source-domain", nargs="+", default=[], metavar="NAME", help="uda [all that are no target]")
-    parser.add_argument("--target-domain", nargs="+", default=[], metavar="NAME", help="uda: trains unlabelled")
+    parser.add_argument("--source-domain", nargs="+", default=[], metavar="NAME", help="uda [all but the targets]")
+    parser.add_argument("--target-domain", nargs="+", default=[], metavar="NAME", help="uda: used without labels")
     parser.add_argument(
-        "--test-domain", nargs="+", default=[], metavar="NAME", help="semidg: unseen, a fold each [all]"
+        "--test-domain", nargs="+", default=[], metavar="NAME", help="semidg: unseen, one fold each [all]"
     )
-    folds = (
-        "labelled cases are dealt to so many folds [5, or as many as cases]; semidg: one of them for each test domain"
-    )
+    folds = "number of folds of the labelled cases [5, or as many as cases]; semidg: one of them for each test domain"
     parser.add_argument("--folds", type=int, metavar="N", help=folds)
     add_copy_arguments(parser)
 

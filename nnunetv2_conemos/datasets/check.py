@@ -44,7 +44,7 @@ def check(dataset: str | int, *, processes: int = 1) -> CheckReport:
 
     Args:
         dataset: name or id of a raw dataset.
-        processes: how many read label maps; more than one need a script with `if __name__ == "__main__":`.
+        processes: how many read label maps; more than one requires a script with `if __name__ == "__main__":`.
 
     Raises FileNotFoundError where there is no such dataset, and ValueError where its dataset.json is not a JSON object
     or nnU-Net has no reader for its images.
@@ -101,7 +101,7 @@ def check_readable(contents: Iterable[CaseContent]) -> list[Finding]:
 
 
 def check_values(table: SourceTable, contents: Iterable[CaseContent]) -> list[Finding]:
-    """Find values of no annotated label or region of their case, in one finding for the cases of a source."""
+    """Find values that belong to no annotated label or region of their case; cases of a source share a finding."""
     known = {v for values in table.labels.values for v in values}
     unannotated: dict[tuple[str, frozenset[int]], list[str]] = {}
     for content in contents:
@@ -138,7 +138,7 @@ def check_unlabelled(table: SourceTable, contents: Iterable[CaseContent]) -> lis
 
 
 def check_shown(table: SourceTable, contents: Collection[CaseContent]) -> list[Finding]:
-    """Find that no map shows a label: nnU-Net's fingerprint takes intensities from labelled voxels, and needs some."""
+    """Find maps without a labelled voxel among them all: nnU-Net's fingerprint needs intensities of labelled voxels."""
     foreground = {v for values in table.labels.values for v in values}
     if not contents or any(foreground & content.values for content in contents):
         return []
@@ -147,7 +147,7 @@ def check_shown(table: SourceTable, contents: Collection[CaseContent]) -> list[F
 
 
 def check_names(table: SourceTable) -> list[Finding]:
-    """Find labels whose names look like one label written in two ways, as a merge may leave them."""
+    """Find labels whose names look like two spellings of one label, as a merge may leave them."""
     what, remedy = "differ only in spelling.", "If they are one label, merge again with --rename."
     return [
         Finding("warning", f"labels {' and '.join(map(repr, alike))}", what, remedy)
@@ -156,7 +156,7 @@ def check_names(table: SourceTable) -> list[Finding]:
 
 
 def check_absent(table: SourceTable, contents: Collection[CaseContent]) -> list[Finding]:
-    """Find labels that a source declares annotated but that none of its cases shows: the worst mistake there is.
+    """Find labels that a source declares annotated but that none of its cases shows, the most harmful mistake.
 
     For one or two cases it may well be true, so that is a warning, unless more cases, of all sources together, lack it.
     """

@@ -27,14 +27,14 @@ class CaseEntry(BaseModel):
 
 
 class LabelMaps(BaseModel):
-    """What a dataset.json must say about label maps."""
+    """Entries that a dataset.json must have about label maps."""
 
     labels: dict[str, int | list[int]]
     file_ending: str
 
 
 class RawDataset(LabelMaps):
-    """What nnU-Net requires of the dataset.json of a raw dataset."""
+    """Entries that nnU-Net requires in the dataset.json of a raw dataset."""
 
     channel_names: dict[str, str]
     dataset: dict[str, CaseEntry] | None = None
@@ -46,7 +46,7 @@ def read_raw_json(folder: Path) -> dict[str, Any]:
 
 
 def read_checked(file: Path, model: type[BaseModel]) -> dict[str, Any]:
-    """Read a dataset.json that a model must accept; raises ValueError as `check_schema` does."""
+    """Read a dataset.json and validate it against a model; raises ValueError as `check_schema` does."""
     content = read_object(file)
     check_schema(content, file, model)
     return content

@@ -23,7 +23,7 @@ Missing = Literal["unlabelled", "all"]  # what cases that a table does not name 
 
 
 class Declaration(NamedTuple):
-    """What `declare` did: who annotated what, the files it wrote, and the cases that have no label map yet."""
+    """Result of `declare`: who annotated what, the files written, and the cases that have no label map yet."""
 
     table: SourceTable
     files: list[Path]
@@ -62,7 +62,7 @@ def declare(
         _require_same_entries(folder, content, raw, dataset_json)
         if content.get("sources", sources) != sources and not overwrite:
             raise SourceError(
-                f"{folder / 'dataset.json'} already has other `sources`. Say --overwrite to replace them."
+                f"{folder / 'dataset.json'} already has other `sources`. Pass --overwrite to replace them."
             )
         files[folder / "dataset.json"] = content | {"sources": sources}
     write_together(files)

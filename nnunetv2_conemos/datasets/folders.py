@@ -50,9 +50,9 @@ def cases_without_map(cases: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def require_new_dataset(target: Path, overwrite: bool) -> None:
-    """Raise FileExistsError where a raw dataset exists and is not to be replaced, or where it was preprocessed before.
+    """Raise FileExistsError where a raw dataset exists without `overwrite`, or where it was preprocessed before.
 
-    In that case nnU-Net would keep the old fingerprint, and fail with an assertion where the folds differ.
+    In the latter case, nnU-Net would keep the old fingerprint, and fail with an assertion where the folds differ.
     """
     require_absent(target, overwrite)
     folder = Path(nnUNet_preprocessed) / target.name if nnUNet_preprocessed.is_set() else None
@@ -70,7 +70,7 @@ def new_dataset_folder(dataset: str | Path) -> Path:
     name = str(dataset)
     folder = Path(name)
     if not re.fullmatch(r"Dataset\d{3}_\w[\w.-]*", folder.name):
-        raise ValueError(f"'{name}': expected a name like Dataset100_Name: three digits, then a name without blanks.")
+        raise ValueError(f"'{name}': expected a name like Dataset100_Name: three digits, then a name without spaces.")
     if folder.name == name.rstrip("/"):
         if not nnUNet_raw.is_set():
             raise FileNotFoundError(
@@ -84,9 +84,9 @@ def new_dataset_folder(dataset: str | Path) -> Path:
 
 
 def dataset_name(name_or_id: str | int) -> str:
-    """Return the full name, Dataset004_Hippocampus, of a name or an id, as nnU-Net resolves it.
+    """Return the full name (Dataset004_Hippocampus) for a name or an id, as nnU-Net resolves it.
 
-    Raises FileNotFoundError with nnU-Net's own words.
+    Raises FileNotFoundError with nnU-Net's own message.
     """
     try:
         return maybe_convert_to_dataset_name(name_or_id)
@@ -175,7 +175,7 @@ def require_same_tables(name: str) -> None:
 
 
 def preprocessed_table(plans: dict, configuration: str, dataset_json: dict) -> SourceTable:
-    """Build the source table of the cases preprocessed for a configuration; raises FileNotFoundError for none."""
+    """Build the source table of the cases preprocessed for a configuration; raises FileNotFoundError if none."""
     folder = preprocessed_data(plans, configuration)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist. Run nnUNetv2_preprocess for configuration {configuration}.")

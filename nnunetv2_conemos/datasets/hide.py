@@ -1,6 +1,6 @@
-"""Make a partially labelled copy of a completely labelled dataset, for experiments in which the truth is known.
+"""Make a partially labelled copy of a completely labelled dataset, for experiments with known ground truth.
 
-The complete maps stay in the copy, in `labelsTr_complete`, as the truth to test against.
+The complete maps stay in the copy, in `labelsTr_complete`, as the ground truth to test against.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Groups = Mapping[str, list[str]]  # name -> labels that its cases stay annotated
 
 
 class HideReport(NamedTuple):
-    """What `hide` did: the raw folder it wrote, who is annotated for what in it, and what else there is to know."""
+    """Result of `hide`: the raw folder written, which labels are annotated in which case, and notes."""
 
     folder: Path
     table: SourceTable
@@ -52,14 +52,14 @@ def hide(
     Args:
         dataset: id, name or path of the raw dataset.
         output: name or path of the new one, `Dataset100_Name`.
-        per_case: each case keeps so many labels, and each label is kept equally often.
-        groups: cases are dealt evenly to these groups; a JSON file may say the same.
+        per_case: each case keeps this many labels, and each label is kept equally often.
+        groups: cases are divided evenly among these groups, given here or in a JSON file.
         fraction: each label stays annotated in this fraction of the cases. At most one of these three may be given.
         unlabelled: this fraction of the cases keeps no label.
         tags: hidden labels stay known as image tags: the slices along this axis that show them.
         seed: of the random choice.
         images: how images are kept.
-        processes: how many read and write cases; more than one need a script with `if __name__ == "__main__":`.
+        processes: how many read and write cases; more than one requires a script with `if __name__ == "__main__":`.
         overwrite: replace an existing dataset of that name.
 
     Raises ValueError for options that do not fit the dataset, SourceError for a dataset that is partially labelled
@@ -73,7 +73,7 @@ def hide(
     labels, rng = original.table.labels, np.random.default_rng(seed)
     bare, others = draw_unlabelled(list(original.files), unlabelled, rng)
     if not bare and per_case is None and groups is None and fraction is None:
-        raise ValueError("nothing to hide: say what with --per-case, --groups, --fraction or --unlabelled.")
+        raise ValueError("nothing to hide: pass --per-case, --groups, --fraction or --unlabelled.")
     kept = keep_labels(others, labels, per_case, groups, fraction, rng)
     copy = plan_copy(original, {**kept, **{case: [] for case in bare}}, tags, processes)
     with write_copy(copy, target, images, processes, overwrite) as folder:
@@ -84,7 +84,7 @@ def hide(
 
 
 def draw_unlabelled(cases: Sequence[str], share: float | None, rng: np.random.Generator) -> tuple[list[str], list[str]]:
-    """Draw this share of the cases; returns them and, sorted, all others."""
+    """Choose this share of the cases at random; return them and, sorted, all others."""
     require_share("unlabelled", share)
     shuffled = rng.permutation(sorted(cases)).tolist()
     number = round((share or 0) * len(shuffled))
@@ -131,13 +131,13 @@ def deal_labels(cases: Sequence[str], labels: LabelSpace, per_case: int, rng: np
 
 
 def deal_groups(cases: Sequence[str], groups: Groups, rng: np.random.Generator) -> Annotated:
-    """Deal cases evenly to groups; each keeps the labels of its group."""
+    """Divide cases evenly among groups; each case keeps the labels of its group."""
     labels = list(groups.values())
     return {str(case): labels[place % len(labels)] for place, case in enumerate(rng.permutation(cases))}
 
 
 def thin_out_labels(cases: Sequence[str], labels: LabelSpace, fraction: float, rng: np.random.Generator) -> Annotated:
-    """Keep each label in this fraction of the cases, drawn anew for each label."""
+    """Keep each label in this fraction of the cases, sampled anew for each label."""
     require_share("fraction", fraction)
     number = round(fraction * len(cases))
     keepers = {name: set(rng.permutation(cases)[:number].tolist()) for name in labels.names}

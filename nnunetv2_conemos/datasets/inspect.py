@@ -21,7 +21,7 @@ from nnunetv2_conemos.parallel import in_processes
 
 @dataclass(frozen=True)
 class CaseContent:
-    """The values of one label map, or why they cannot be trusted and what to do."""
+    """The values of one label map, with what is wrong with the files of the case and what to do."""
 
     case: str
     values: frozenset[int]
@@ -30,7 +30,7 @@ class CaseContent:
 
 
 def count_occurrences(table: SourceTable, contents: Iterable[CaseContent]) -> np.ndarray:
-    """Count, integer [sources, K], the annotated cases whose label map shows a label."""
+    """Count the annotated cases whose label map shows a label, integer [sources, K]."""
     occurs = np.zeros_like(table.counts())
     rows = {source: row for row, source in enumerate(table.sources)}
     for content in contents:
@@ -72,7 +72,7 @@ def read_content(
     whole = np.isfinite(values) & (values == np.round(values))
     if not whole.all():
         strange = shorten(map(str, values[~whole]))
-        return CaseContent(case, nothing, f"{label} holds values that are no labels: {strange}.", "Correct the map.")
+        return CaseContent(case, nothing, f"{label} holds values that are not labels: {strange}.", "Correct the map.")
     problem, remedy = image_problem(images, label, channels, reader)
     return CaseContent(case, frozenset(map(int, values)), problem, remedy)
 

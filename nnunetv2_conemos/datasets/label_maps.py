@@ -1,4 +1,4 @@
-"""Values of a label map as sets of labels, so that nested regions, hidden labels and merged datasets are one problem.
+"""Values of a label map as sets of labels, to treat nested regions, hidden labels and merged datasets alike.
 
 A voxel belongs to a set of labels, its signature: one label in label mode, a region and those around it in region mode,
 none in the background. Whatever is hidden, renamed or filled in changes signatures; values follow from them.
@@ -85,7 +85,7 @@ def union(spaces: Iterable[Mapping[int, Signature]]) -> tuple[list[str], list[Si
 
 
 def is_whole(signature: Signature, space: Mapping[int, Signature], pool: Iterable[Signature]) -> bool:
-    """Return whether a signature of a space stands for itself among all signatures, not for one with more labels."""
+    """Return whether a signature of a space means itself among all signatures, rather than one with more labels."""
     seen = frozenset().union(*space.values())
     others = [other for other in pool if other != signature and other & seen == signature]
     return not others or frozenset.intersection(*others) == signature

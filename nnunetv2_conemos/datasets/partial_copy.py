@@ -1,4 +1,4 @@
-"""Copy a raw dataset so that less is annotated; complete maps stay in the copy as they were, in `labelsTr_complete`."""
+"""Copy a raw dataset with fewer annotations; complete maps are kept unchanged in the copy, in `labelsTr_complete`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KEPT_KEYS = ("modality", "dataset", "domain", "weight")  # what a source says be
 
 @dataclass(frozen=True)
 class Original:
-    """A raw dataset as it is: `files` is case -> {'images': [files], 'label': file}."""
+    """A raw dataset as read: `files` is case -> {'images': [files], 'label': file}."""
 
     folder: Path
     dataset_json: dict[str, Any]
@@ -38,7 +38,7 @@ class Original:
 
 @dataclass(frozen=True)
 class CopyPlan:
-    """A copy before anything is written: its dataset.json, who is annotated for what, and a job for each case."""
+    """A copy before anything is written: its dataset.json, who annotated what, and a job for each case."""
 
     original: Original
     dataset_json: dict[str, Any]
@@ -67,7 +67,7 @@ def plan_copy(original: Original, annotated: Annotated, tags: Axis | None = None
 
 
 def hidden_jobs(original: Original, annotated: Annotated) -> list[CaseJob]:
-    """Return a job for each case in `annotated`, whose map is to show these labels and no others."""
+    """Return a job for each case in `annotated` that writes a map of these labels and no others."""
     files = {case: entry for case, entry in original.files.items() if case in annotated}
     jobs = jobs_of(original.dataset_json, files)
     return [job._replace(values=kept_values(original.table.labels, annotated[job.case])) for job in jobs]
@@ -113,7 +113,7 @@ def kept_values(labels: LabelSpace, annotated: list[str]) -> dict[int, int]:
 
 @contextmanager
 def write_copy(copy: CopyPlan, target: Path, images: Images, processes: int, overwrite: bool) -> Iterator[Path]:
-    """Write a copy whole or not at all; within the block, its folder lies aside and further files can be added."""
+    """Write a copy whole or not at all; yields its temporary folder, to which the block can add further files."""
     original, ending = copy.original, copy.dataset_json["file_ending"]
     files = [Path(file) for entry in original.files.values() for file in (*entry["images"], entry["label"])]
     require_no_inputs_within(target, files)

@@ -62,7 +62,7 @@ def write_phantom(
     sources: Mapping[str, Sequence[str]] = SOURCES,
     seed: int = 0,
 ) -> dict[str, list[str]]:
-    """Write a raw nnU-Net dataset to `folder` (`.../nnUNet_raw/DatasetXXX_NAME`); returns case -> annotated organs.
+    """Write a raw nnU-Net dataset to `folder` (`.../nnUNet_raw/DatasetXXX_NAME`); return case -> annotated organs.
 
     `sources` maps a source to the organs it annotates (an empty list = unlabelled); its cases are named
     `<source>_<number>`. labelsTr holds the annotated organs only, truthTr the complete maps of the same cases,

@@ -26,7 +26,7 @@ def small_configuration(
     patch: Sequence[int] | None = None,
     batch: int | None = None,
 ) -> dict[str, Any]:
-    """Build an entry for `configurations` of the plans that inherits from `base`; what is None stays as planned.
+    """Build an entry for `configurations` of the plans that inherits from `base`; arguments of None keep the plan.
 
     `features` are those of the first stage, doubled from stage to stage up to nnU-Net's limit (320 in 3D, 512 in 2D).
     Stages whose feature map would get smaller than 3 voxels along an axis of `patch` are dropped; the strides of the
@@ -106,7 +106,7 @@ def add_slices_configuration(
         raise ValueError(f"-c {base}: {file} has {', '.join(content['configurations'])}.")
     entry = whole_slices(content, base, batch)
     if content["configurations"].get(new, entry) != entry and not overwrite:
-        raise ValueError(f"{file} has another configuration {new}. Choose a --name, or say --overwrite.")
+        raise ValueError(f"{file} has another configuration {new}. Choose a --name, or pass --overwrite.")
     content["configurations"][new] = entry
     write_json(file, content)
     return SlicesConfiguration(file, full_name, new, entry["patch_size"])
@@ -115,7 +115,7 @@ def add_slices_configuration(
 def whole_slices(plans: dict, base: str, batch: int) -> dict:
     """Return an entry for `configurations` of the plans, on the data preprocessed for `base`.
 
-    Raises ValueError where `base` is no 2D configuration, FileNotFoundError where it was not preprocessed.
+    Raises ValueError where `base` is not 2D, FileNotFoundError where it was not preprocessed.
     """
     planned = PlansManager(plans).get_configuration(base)
     if len(planned.patch_size) != 2:

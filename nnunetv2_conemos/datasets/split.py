@@ -1,7 +1,7 @@
 """Make a copy of a dataset with the folds of a semi-supervised setting.
 
-Which cases are labelled is said by `sources`, and the label maps of all others are empty; which take part in a fold is
-said by `splits_final.json`, which planning copies. Annotated cases of a held-out domain become test cases of the copy.
+`sources` says which cases are labelled, and the label maps of all others are empty; `splits_final.json`, which planning
+copies, says which take part in a fold. Annotated cases of a held-out domain become test cases of the copy.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Domains(NamedTuple):
 
 
 class SplitReport(NamedTuple):
-    """What `split` did: the raw folder it wrote, who was and who is annotated for what, roles, folds, and notes."""
+    """Result of `split`: the raw folder written, who annotated what before and after, roles, folds, and notes."""
 
     folder: Path
     original: SourceTable
@@ -73,16 +73,17 @@ def split(
         output: name or path of the new one, `Dataset100_Name`.
         setting: `ssl` (few labels), `uda` (labels of other domains) or `semidg` (few labels in several domains, others
             to test on).
-        labelled: annotated cases that stay so, in each domain for `semidg`: a number, or a fraction below 1. Only
+        labelled: annotated cases that stay labelled (`semidg`: in each domain): a number, or a fraction below 1. Only
             `uda` has a default, all.
-        validation: so many further annotated cases (`uda`: of the target domains) validate; None: labelled ones do.
-        source_domains: for `uda`; default: all that are no targets.
-        target_domains: for `uda`: domains that train unlabelled.
+        validation: number of further annotated cases (`uda`: of the target domains) that validate; None: labelled
+            ones do.
+        source_domains: for `uda`; default: all but the targets.
+        target_domains: for `uda`: domains that are used without labels.
         test_domains: for `semidg`: domains that are unseen, each in a fold of its own; default: all.
-        folds: labelled cases are dealt to so many folds; default: 5, or as many as there are cases.
+        folds: number of folds of the labelled cases; default: 5, or as many as there are cases.
         seed: of the random choice.
         images: how images are kept.
-        processes: how many read and write cases; more than one need a script with `if __name__ == "__main__":`.
+        processes: how many read and write cases; more than one requires a script with `if __name__ == "__main__":`.
         overwrite: replace an existing dataset of that name.
 
     Raises ValueError for options that do not fit the dataset or each other, SourceError for unknown domains and labels
@@ -92,7 +93,9 @@ def split(
     require_absent(target, overwrite)
     original = read_original(raw)
     if folds and validation is not None:
-        raise ValueError("--folds deals labelled cases to folds, --validation draws others to validate: say one.")
+        raise ValueError(
+            "--folds divides labelled cases into folds, --validation chooses others to validate: pass one of them."
+        )
     amounts = Amounts(share("labelled", labelled), share("validation", validation))
     domains = Domains(source_domains, target_domains, test_domains)
     roles = roles_of(original.table, setting, amounts, domains, seed)
@@ -118,7 +121,7 @@ def roles_of(table: SourceTable, setting: Setting, amounts: Amounts, domains: Do
         if named and setting != owner:
             raise ValueError(f"--{option}-domain belongs to --setting {owner}, not to {setting}.")
     if amounts.labelled is None and setting != "uda":
-        raise ValueError(f"--setting {setting}: say with --labelled how many cases stay labelled.")
+        raise ValueError(f"--setting {setting}: pass --labelled, the number of cases that stay labelled.")
     rng = np.random.default_rng(seed)
     if setting == "uda":
         roles = uda(table, domains.source, domains.target, amounts, rng)
@@ -144,8 +147,8 @@ def share(option: str, number: Number | None) -> Fraction | None:
 def preprocessed_split(name: str, dataset_json: dict[str, Any], folds: list[Fold], overwrite: bool) -> Path | None:
     """Return the second file to write, since nnU-Net plans only where raw and preprocessed folds are the same.
 
-    None where the dataset is not preprocessed. Raises FileExistsError where it is, with other folds (unless they are
-    to be replaced) or from label maps in which other cases are annotated.
+    None where the dataset is not preprocessed. Raises FileExistsError where it is, with other folds (unless `overwrite`
+    is set) or from label maps in which other cases are annotated.
     """
     folder = Path(nnUNet_preprocessed) / name if nnUNet_preprocessed.is_set() else None
     if folder is None or not folder.is_dir():
@@ -159,7 +162,7 @@ def preprocessed_split(name: str, dataset_json: dict[str, Any], folds: list[Fold
             )
     file = folder / SPLITS
     if file.is_file() and json.loads(file.read_text()) != folds and not overwrite:
-        raise FileExistsError(f"{file} holds other folds. Say --overwrite to replace them, or choose another name.")
+        raise FileExistsError(f"{file} holds other folds. Pass --overwrite to replace them, or choose another name.")
     return file
 
 
@@ -179,7 +182,7 @@ def write_unseen(original: Original, domain: str, folder: Path, fold: int, image
 def notes_on(
     setting: Setting, original: Original, table: SourceTable, folds: Sequence[Fold], validates_on_target: bool
 ) -> Iterator[str]:
-    """Yield what a user should know about the folds."""
+    """Yield notes for the user about the folds."""
     if "tags" in original.dataset_json:
         yield "Image tags are left out: what is not labelled is unlabelled."
     for number, fold in enumerate(folds):

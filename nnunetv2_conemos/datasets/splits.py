@@ -1,4 +1,4 @@
-"""Cross-validation splits and random draws in which every label is annotated, as far as there are cases for it."""
+"""Cross-validation splits and random samples in which every label is annotated, as far as there are cases for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def stratified_split(
 ) -> list[Fold]:
     """Split cases (default: all) by iterative stratification (Sechidis et al., ECML PKDD 2011) of labels and domains.
 
-    The rarest label or domain is dealt out first, each of its cases to the fold that is furthest below its share.
+    The rarest label or domain is distributed first, each of its cases to the fold that is furthest below its share.
     Unlabelled cases train in every fold. Where fewer cases than folds are annotated, tagged labels count as annotated.
     Raises ValueError where there are still fewer cases than folds.
     """
@@ -55,10 +55,10 @@ def domain_traits(table: SourceTable, case: str) -> np.ndarray:
 
 
 def stratified_draw(table: SourceTable, cases: Sequence[str], number: int, rng: np.random.Generator) -> list[str]:
-    """Draw `number` of these annotated cases (all, if there are fewer), each label in as equal a number as can be.
+    """Sample `number` of these annotated cases (all, if there are fewer), with cases per label as equal as possible.
 
-    The label that has the fewest so far, of several the rarest, gets the next: at random one of the cases that are
-    annotated for it and for most of the labels that have none yet.
+    The label with the fewest cases so far (of several, the rarest) gets the next one: a random case among those that
+    are annotated for it and for most of the labels that have none yet.
     """
     shuffled = rng.permutation(sorted(cases)).tolist()
     known = np.array([table.known(case) for case in shuffled]).reshape(-1, len(table.labels))  # [cases, K]
@@ -72,7 +72,7 @@ def stratified_draw(table: SourceTable, cases: Sequence[str], number: int, rng: 
 
 
 def write_split(table: SourceTable, folder: Path) -> list[str]:
-    """Write splits_final.json, which planning copies from a raw folder; returns a note if there are too few cases."""
+    """Write splits_final.json, which planning copies from a raw folder; return a note if there are too few cases."""
     try:
         write_json(folder / "splits_final.json", stratified_split(table))
     except ValueError as error:

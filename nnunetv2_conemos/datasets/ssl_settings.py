@@ -1,4 +1,4 @@
-"""Settings of semi-supervised learning: which cases train labelled, train unlabelled, validate, or are left out.
+"""Settings of semi-supervised learning: which cases train with or without labels, validate, or are left out.
 
 Nothing else distinguishes semi-supervised learning, unsupervised domain adaptation and semi-supervised domain
 generalisation (Wang & Li, NeurIPS 2023, arXiv:2310.11320).
@@ -22,7 +22,7 @@ MAX_FOLDS = 5
 
 @dataclass(frozen=True)
 class Amounts:
-    """How many annotated cases stay labelled (None: all), and how many others validate (None: labelled ones, in turn).
+    """Numbers of annotated cases that stay labelled (None: all) and of others that validate (None: labelled ones).
 
     Each is a number of cases or, below 1, a fraction of them, rounded up.
     """
@@ -33,7 +33,7 @@ class Amounts:
 
 @dataclass(frozen=True)
 class Roles:
-    """What cases are for: `labelled` and `validation` ones keep their annotations, those of `unlabelled` are hidden.
+    """The use of each case: `labelled` and `validation` ones keep their annotations, those of `unlabelled` are hidden.
 
     All others are left out. `held_out`: domains of which each is left out of one fold; none: all folds have all cases.
     """
@@ -49,7 +49,7 @@ class Roles:
         return self.labelled | self.validation | self.unlabelled
 
     def without(self, table: SourceTable) -> list[tuple[str, Roles]]:
-        """Return the roles without each domain that is held out, each after words that name this domain."""
+        """Return a pair for each domain held out: words for messages that name it, and the roles without it."""
         if not self.held_out:
             return [("", self)]
         kept = {domain: {c for c in self.cases if table.domain_of(c) != domain} for domain in self.held_out}
@@ -70,7 +70,7 @@ def uda(
     """Assign roles for unsupervised domain adaptation.
 
     Cases of the source domains (default: all that are not targets) stay labelled, those of the target domains become
-    unlabelled, apart from validation cases, which are drawn from them if some are wanted.
+    unlabelled, apart from validation cases, which are sampled from them if some are wanted.
     """
     require_known_domains(table, "source-domain", sources)
     require_known_domains(table, "target-domain", targets)
@@ -124,7 +124,7 @@ def require_known_domains(table: SourceTable, option: str, domains: Iterable[str
 
 
 def divide(table: SourceTable, pools: Mapping[str, Sequence[str]], amounts: Amounts, rng: np.random.Generator) -> Roles:
-    """Draw labelled cases, then validation cases, from the annotated ones of each pool; the rest becomes unlabelled.
+    """Sample labelled cases, then validation cases, from the annotated ones of each pool; the rest becomes unlabelled.
 
     `pools`: words that say which pool it is -> cases. Raises ValueError where too few of them are annotated.
     """
@@ -145,7 +145,7 @@ def divide(table: SourceTable, pools: Mapping[str, Sequence[str]], amounts: Amou
 
 
 def amount(share: Fraction, of: int) -> int:
-    """Return a number of cases, given it or a fraction below 1, which is rounded up."""
+    """Return a number of cases, given as such or as a fraction below 1, which is rounded up."""
     return math.ceil(share * of) if share < 1 else int(share)
 
 
@@ -156,26 +156,26 @@ def check_roles(table: SourceTable, roles: Roles) -> None:
         if not part.unlabelled:
             raise ValueError(
                 f"nothing is left to be unlabelled{where}: all {len(part.labelled)} cases would stay labelled. "
-                "Ask for fewer."
+                "Label fewer of them."
             )
         if len(part.labelled) < 2 - bool(part.validation):
             raise ValueError(
                 f"{len(part.labelled)} labelled case(s){where}: expected at least one to train and one to validate on. "
-                "Ask for more with --labelled, or for others with --validation."
+                "Raise --labelled, or pass --validation to validate on others."
             )
         lost = supervised & set(table.never_annotated(part.labelled))
         if lost:
             raise SourceError(
                 f"{shorten(sorted(lost))} would be annotated in none of {len(part.labelled)} labelled case(s){where}. "
-                "Ask for more with --labelled, or choose other domains."
+                "Raise --labelled, or choose other domains."
             )
 
 
 def folds_of(table: SourceTable, roles: Roles, folds: int | None, seed: int) -> list[Fold]:
     """Build nnU-Net's folds; `table` has the cases that take part, annotated as `roles` say.
 
-    Labelled cases are dealt to `folds` folds (default: 5, or as many as there are cases), and each validates in one of
-    them; for each domain held out, one such fold is kept. Where there are validation cases, they alone validate, in
+    Labelled cases are divided into `folds` folds (default: 5, or as many as there are cases), and each validates in one
+    of them; for each domain held out, one such fold is kept. Where there are validation cases, they alone validate, in
     every fold, and all others train.
     """
     made = []

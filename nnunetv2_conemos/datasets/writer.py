@@ -1,6 +1,6 @@
-"""Write the cases of a raw dataset from those of others: images referenced, linked or copied, label maps rewritten.
+"""Write a raw dataset from the cases of others: images are referenced, linked or copied, label maps rewritten.
 
-Every image is read once, so that a damaged file is found now and not in the middle of preprocessing. Axis letters:
+Every image is read once, so that a damaged file is found now, not in the middle of preprocessing. Axis letters:
 ***S** space.
 """
 
@@ -48,14 +48,14 @@ class CaseJob(NamedTuple):
 
 
 class CaseDigest(NamedTuple):
-    """What the files of a case held before: the values of its label map, and a digest of its image."""
+    """Content of the original files of a case: the values of its label map, and a digest of its image."""
 
     values: frozenset[int]
     image: str
 
 
 def reader_of(dataset_json: Mapping[str, Any], example: Path) -> BaseReaderWriter:
-    """Build nnU-Net's reader of a raw dataset, one that can read the example; raises ValueError where there is none."""
+    """Build a reader of nnU-Net's for a raw dataset that can read the example; raises ValueError where none can."""
     try:
         with redirect_stderr(StringIO()):  # tracebacks of readers that were tried
             return determine_reader_writer_from_dataset_json(dict(dataset_json), str(example), verbose=False)()
@@ -66,7 +66,7 @@ def reader_of(dataset_json: Mapping[str, Any], example: Path) -> BaseReaderWrite
 
 
 def jobs_of(dataset_json: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> list[CaseJob]:
-    """Return a job for each case of a raw dataset, which does not say yet what the new values are."""
+    """Return a job for each case of a raw dataset, as yet without new values."""
     if not files:
         raise FileNotFoundError("the dataset has no case. Images are imagesTr/CASE_0000.FILE_ENDING.")
     reader = reader_of(dataset_json, Path(next(iter(files.values()))["images"][0]))
@@ -85,7 +85,7 @@ def input_files(jobs: Iterable[CaseJob]) -> list[Path]:
 def write_cases(
     jobs: Sequence[CaseJob], folder: Path, ending: str, images: Images, processes: int, title: str
 ) -> dict[str, CaseDigest]:
-    """Write `labelsTr` and, unless images are only referenced, `imagesTr`; returns what each case held before.
+    """Write `labelsTr` and, unless images are only referenced, `imagesTr`; return the digest of each case.
 
     Images with another ending than `ending` are converted, whatever `images` says. Raises SourceError for values that
     are not mapped, ValueError where image and label map do not lie on one grid, OSError for files that cannot be read.
@@ -112,7 +112,7 @@ def dataset_entries(jobs: Sequence[CaseJob], ending: str) -> dict[str, dict[str,
 
 
 def write_case(job: CaseJob, folder: Path, ending: str, images: Images) -> CaseDigest:
-    """Write one case and return what it held before; see `write_cases`."""
+    """Write one case and return its digest; see `write_cases`."""
     data, properties = _read(job.case, job.reader.read_images, [str(file) for file in job.images], "image")
     if len(data) != job.channels:
         raise ValueError(
@@ -145,7 +145,7 @@ def write_seg(reader: BaseReaderWriter, label: np.ndarray, file: Path, propertie
 
 
 def read_label(job: CaseJob, shape: tuple[int, ...], image: Mapping[str, Any]) -> tuple[np.ndarray, frozenset[int]]:
-    """Read a label map [*S]: with its new values, and which old values it holds; raises what `write_cases` does."""
+    """Return a label map [*S] with its new values, and the set of its old ones; raises what `write_cases` does."""
     if not Path(job.label or "").is_file():
         raise FileNotFoundError(
             f"case '{job.case}': expected a label map {job.label}, found none. Write it, or "
@@ -205,7 +205,7 @@ def write_spacing(job: CaseJob, properties: Mapping[str, Any], folder: Path) -> 
 
 
 def common_ending(endings: Sequence[str], wanted: str | None = None) -> str:
-    """Choose the ending of all files: the wanted one or else the most frequent; one SimpleITK writes if they differ."""
+    """Choose the ending of all files: the wanted or else the most frequent one; if they differ, one of SimpleITK's."""
     choice = wanted or max(dict.fromkeys(endings), key=endings.count)
     if {choice} != set(endings) and choice not in SimpleITKIO.supported_file_endings:
         if wanted:

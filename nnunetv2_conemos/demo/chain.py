@@ -1,4 +1,4 @@
-"""Run the whole chain, by its real commands, on a generated phantom, with stock nnU-Net beside it.
+"""Run the whole chain with its real commands on a generated phantom, with stock nnU-Net for comparison.
 
 Three sites annotate one or two of four organs each. Both networks see the same cases and take the same number of steps
 of AdamW (with SGD, so few steps sometimes miss the smallest organ). Both are scored on test cases that are annotated
@@ -42,7 +42,7 @@ WRITTEN = (*FOLDERS, "logs", "predictions", "annotated.json", "demo.png")  # bel
 
 
 class Chain:
-    """Runs the steps of the demo, each command with a log of its own, and shows how far it is."""
+    """Runner of the demo's steps, which logs each command separately and shows the progress."""
 
     def __init__(self, folder: Path, steps: int, console: Console):
         self.folder, self.steps, self.console = folder, steps, console
@@ -51,7 +51,7 @@ class Chain:
         (folder / "logs").mkdir()
 
     def announce(self, title: str) -> None:
-        """Show that a step begins."""
+        """Print that a step begins."""
         self.done += 1
         elapsed = time.strftime("%M:%S", time.gmtime(time.monotonic() - self.start))
         self.console.print(f"[bold]{elapsed}  {self.done:2}/{self.steps}  {title}")
@@ -68,7 +68,7 @@ class Chain:
 
 
 def demo_environment(folder: Path, current: Mapping[str, str]) -> dict[str, str]:
-    """Return variables for the commands: everything below `folder`, few processes."""
+    """Return environment variables for the commands: everything below `folder`, few processes."""
     few = {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "2", "nnUNet_compile": "f"}
     return {**environment_below(folder, current), **few}
 
@@ -81,7 +81,7 @@ def with_small_configuration(plans: dict[str, Any], patch: tuple[int, ...]) -> d
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What a demo found: mean Dice on the test cases (organs x arms), its picture, and the folder of everything."""
+    """Result of a demo: mean Dice on the test cases (organs x arms), its picture, and the folder of everything."""
 
     dice: pd.DataFrame
     picture: Path
@@ -91,9 +91,9 @@ class DemoResult:
 def run_demo(
     folder: Path | str, *, epochs: int = 5, seed: int = 0, device: str = "cpu", overwrite: bool = False
 ) -> DemoResult:
-    """Train stock nnU-Net and ConditionalFiLMTrainer on a generated phantom, test them, and draw what they find.
+    """Train stock nnU-Net and ConditionalFiLMTrainer on a generated phantom, test them, and draw their predictions.
 
-    Each step is shown as it begins.
+    Each step is printed as it begins.
 
     Args:
         folder: where everything is written.
@@ -177,7 +177,7 @@ def make_room(folder: Path, overwrite: bool) -> None:
                 f"{folder} is not empty, and no demo of this version wrote it. Name another folder with -o."
             )
         if not overwrite:
-            raise FileExistsError(f"{folder} holds a demo. Say --overwrite to replace it, or name another with -o.")
+            raise FileExistsError(f"{folder} holds a demo. Pass --overwrite to replace it, or name another with -o.")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARKER).touch()
     for name in WRITTEN:

@@ -1,4 +1,4 @@
-"""The end of the demo: a table and a picture of what stock nnU-Net forgets and the conditional network finds."""
+"""Results of the demo: a table and a picture of what stock nnU-Net misses and the conditional network finds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def dice_table(dice: pd.DataFrame) -> Table:
 
 
 def picture(raw: Path, predictions: Mapping[str, Path], dice: pd.DataFrame) -> Figure:
-    """Draw what each site annotated (above), a test case with truth and predictions (below), Dice per organ (right).
+    """Draw each site's annotations (above), a test case with ground truth and predictions (below), and Dice (right).
 
     `raw` is the phantom written by `write_phantom`, `predictions` the folder of predicted test cases per arm, `dice`
     organs x arms.
@@ -62,13 +62,13 @@ def read_volume(file: Path) -> np.ndarray:
 
 
 def fullest_slice(truth: np.ndarray) -> int:
-    """Return the axial slice that shows all organs best: even the worst shown is close to its largest area there."""
+    """Return the axial slice that shows all organs best: the one with the largest minimum of relative areas."""
     areas = np.stack([(truth == label).sum((1, 2)) for label in range(1, len(ORGANS) + 1)])
     return int((areas / areas.max(1, keepdims=True).clip(1)).min(0).argmax())
 
 
 def show(axes: Axes, image: np.ndarray, labels: np.ndarray, title: str) -> None:
-    """Show one slice [y, x] in a soft-tissue window, organs in colour."""
+    """Draw one slice [y, x] in a soft-tissue window, with organs in colour."""
     axes.imshow(image, cmap="gray", vmin=-150, vmax=250)
     colours = np.array([(0, 0, 0, 0), *((*colour, 0.6) for colour in sns.color_palette("bright", len(ORGANS)))])
     axes.imshow(colours[labels], interpolation="nearest")
@@ -77,7 +77,7 @@ def show(axes: Axes, image: np.ndarray, labels: np.ndarray, title: str) -> None:
 
 
 def draw_bars(axes: Axes, dice: pd.DataFrame) -> None:
-    """Draw Dice per organ: an outlined bar for the first arm, a full one for the second, in the colour of the organ."""
+    """Draw Dice per organ in its colour: an outlined bar for the first arm, a filled one for the second."""
     colours = sns.color_palette("bright", len(dice))
     for column, (arm, offset) in enumerate(zip(dice.columns, (-0.2, 0.2), strict=True)):
         fill = ["none"] * len(dice) if column == 0 else colours

@@ -29,7 +29,7 @@ TEXTS = ("case", "source", "label", "status")
 
 
 class Row(NamedTuple):
-    """One model on one label, or on the mean over labels; the first model is compared with nothing."""
+    """Scores of one model on one label, or on the mean over labels; `against` is None for the first model."""
 
     label: str
     model: str
@@ -40,10 +40,10 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison found.
+    """Result of a comparison.
 
     `rows`: the mean over labels first, then each label, every model in each; `left_out`: how many (case, label) pairs
-    have no value of one of the models; `files` that were written.
+    lack a value from at least one model; `files` that were written.
     """
 
     metric: str
@@ -67,7 +67,7 @@ def compare(
 ) -> Comparison:
     """Compare models by their evaluations, paired by case with the first of them.
 
-    Only (case, label) pairs count of which every model has a value.
+    Only (case, label) pairs for which every model has a value count.
 
     Args:
         folders: name -> folder with an evaluation.csv.
@@ -112,7 +112,7 @@ def read_evaluations(folders: Mapping[str, Path | str], metric: str) -> pd.DataF
 
 
 def common_pairs(scores: pd.DataFrame, models: Sequence[str], metric: str) -> tuple[pd.DataFrame, int]:
-    """Keep the (case, label) pairs of which every model has a value, and count the others.
+    """Keep the (case, label) pairs for which every model has a value, and count the others.
 
     Labels that the reference lacks count for no model. Raises ValueError where no pair is left.
     """
@@ -127,7 +127,7 @@ def common_pairs(scores: pd.DataFrame, models: Sequence[str], metric: str) -> tu
 
 
 def compare_models(scores: pd.DataFrame, models: Sequence[str], metric: str) -> list[Row]:
-    """Compare on the mean over labels, then on each label; the first model is what the others are compared with."""
+    """Compare the other models with the first, on the mean over labels, then on each label."""
     of_model = case_scores(scores, metric)
     labels = list(of_model[models[0]].columns)
     groups = {MEAN: labels, **{label: [label] for label in labels}} if len(labels) > 1 else {labels[0]: labels}
@@ -143,7 +143,7 @@ def compare_models(scores: pd.DataFrame, models: Sequence[str], metric: str) -> 
 
 
 def corrected(rows: Sequence[Row]) -> list[float]:
-    """Correct the p of each row by Holm, those of the means apart from those of single labels; NaN without one."""
+    """Correct the p-values by Holm's method, means and single labels separately; NaN where a row has none."""
     found = np.array([np.nan if row.against is None else row.against.p for row in rows])
     of_mean = np.array([row.label == rows[0].label for row in rows])
     for chosen in (of_mean, ~of_mean):
@@ -152,7 +152,7 @@ def corrected(rows: Sequence[Row]) -> list[float]:
 
 
 def as_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """Lay the rows out as they are written: one line each, intervals as three columns."""
+    """Convert the rows to a table: one line each, intervals as three columns."""
     lines = []
     for row, p in zip(rows, corrected(rows), strict=True):
         mean = dict(zip(("mean", "mean_low", "mean_high"), row.mean, strict=True))

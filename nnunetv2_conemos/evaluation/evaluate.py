@@ -34,7 +34,7 @@ Annotated = Path | str | Mapping[str, Sequence[str]]  # a table of `conemos decl
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """Result of an evaluation.
 
     `scores`: a row per annotated (case, label): case, source, label, dice, nsd, hd95_mm, status. `summary`: the content
     of evaluation.json, means over labels, per label and per source. `labels` in the order of dataset.json, `tolerance`
@@ -71,8 +71,8 @@ def evaluate(
         references: folder of annotated label maps.
         predictions: folder of predicted label maps.
         dataset: its `sources` say which labels of a case count: name, id, folder or dataset.json.
-        annotated: or this does: case -> labels, or a JSON or CSV file that says so (see `read_table`).
-        complete: or all labels count in every case. Exactly one of these three is expected.
+        annotated: the labels that count: case -> labels, or a JSON or CSV file of them (see `read_table`).
+        complete: all labels count in every case. Exactly one of these three is expected.
         dataset_json: labels and file ending, without `dataset`; None: the dataset.json in `predictions`.
         output: folder of evaluation.csv, evaluation.json and evaluation.png; None: `predictions`.
         tolerance: of the NSD, in mm.
@@ -80,7 +80,7 @@ def evaluate(
         chill: leave out cases without a prediction.
         figure: also draw evaluation.png, Dice per label and source.
         overwrite: replace the results of an earlier evaluation.
-        processes: how many score cases; more than one need a script with `if __name__ == "__main__":`.
+        processes: how many score cases; more than one requires a script with `if __name__ == "__main__":`.
 
     Raises FileExistsError for results that are there already unless `overwrite`; FileNotFoundError, ValueError or
     SourceError, before anything is written, for input that does not fit together.
@@ -93,7 +93,7 @@ def evaluate(
     output = Path(output or predictions)
     files = tuple(output / name for name in (SCORES, SUMMARY, FIGURE)[: 3 if figure else 2])
     if not overwrite and (existing := [str(file) for file in files if file.exists()]):
-        raise FileExistsError(f"{shorten(existing)}: exists. Say --overwrite, or name another folder with -o.")
+        raise FileExistsError(f"{shorten(existing)}: exists. Pass --overwrite, or name another folder with -o.")
     pairs, unpredicted = paired_files(references, predictions, content["file_ending"], chill)
     table = annotated_labels(content, [pair.case for pair in pairs], annotated, complete)
     scores = score_cases(pairs, table, content, tolerance, processes, slices=slices)
@@ -157,7 +157,7 @@ def annotated_labels(
 
 
 def table_of_sources(dataset_json: Mapping[str, Any], cases: Collection[str]) -> SourceTable:
-    """Build the SourceTable of some of a dataset's cases: other than for all of them, a glob may match none."""
+    """Build the SourceTable of some of a dataset's cases; unlike for all of them, a glob may match none."""
     if "sources" not in dataset_json:
         return SourceTable.from_dataset_json(dataset_json, cases)
     sources = parse_sources(dataset_json["sources"])

@@ -32,7 +32,7 @@ Mask = Bool[np.ndarray, "*S"]
 
 
 def pair_scores(reference: Mask, prediction: Mask, spacing: Sequence[float], tolerance: float | None) -> dict[str, Any]:
-    """Measure Dice, NSD and HD95 (mm) of one label, NaN where undefined, with the status that says why."""
+    """Measure Dice, NSD and HD95 (mm) of one label, NaN where undefined, with a status that says why."""
     status = STATUS[bool(reference.any()), bool(prediction.any())]
     if status == BOTH_EMPTY:
         return {"dice": np.nan, "nsd": np.nan, "hd95_mm": np.nan, "status": status}
@@ -46,7 +46,7 @@ def pair_scores(reference: Mask, prediction: Mask, spacing: Sequence[float], tol
 def slice_scores(reference: Mask, prediction: Mask, axis: int) -> dict[str, Any]:
     """Measure the mean Dice of the slices along `axis` that show the label in the reference, and count them.
 
-    Slices without it are left out: a prediction of nothing would be right in each of them.
+    Slices without it are left out: an empty prediction would be right in each of them.
     """
     others = tuple(other for other in range(reference.ndim) if other != axis)
     size, found, both = (mask.sum(others) for mask in (reference, prediction, reference & prediction))
@@ -61,7 +61,7 @@ def read_named(file: Path, names: Sequence[str]) -> pd.DataFrame:
 
 
 def of_present(scores: pd.DataFrame) -> pd.DataFrame:
-    """Keep the pairs whose reference shows the label: in a comparison, a label that is not there counts for nobody."""
+    """Keep the pairs whose reference shows the label: in a comparison, an absent label counts for no model."""
     return scores.loc[~scores["status"].isin([REFERENCE_EMPTY, BOTH_EMPTY])]
 
 

@@ -60,7 +60,7 @@ def find_models(
     plans: Collection[str] | None = None,
     configurations: Collection[str] | None = None,
 ) -> list[Model]:
-    """Find the models in nnUNet_results/DATASET with these names; raises FileNotFoundError for a name that none has."""
+    """Find the models in nnUNet_results/DATASET with these names; raises FileNotFoundError for an unknown name."""
     if not nnUNet_results.is_set():
         raise FileNotFoundError("nnUNet_results is not set. Set it to the folder that holds the trained models.")
     folder = Path(nnUNet_results) / dataset
@@ -129,7 +129,7 @@ def require_same_cases(maps: Mapping[Model, Maps]) -> None:
 
 
 def probability_commands(model: Model, folds: Sequence[int], maps: Maps) -> list[str]:
-    """Return the commands that make the probabilities which an ensemble needs and this model lacks."""
+    """Return the commands that write the probabilities which an ensemble needs and this model lacks."""
     bare = {file.parent for case, file in maps.items() if not file.with_name(f"{case}.npz").is_file()}
     return [model.training_command(fold) for fold in folds if model.validation(fold) in bare]
 

@@ -1,4 +1,4 @@
-"""The figures of an evaluation and a comparison."""
+"""Figures of evaluations and comparisons."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 
 
 def draw_dice(scores: pd.DataFrame, labels: Sequence[str], file: Path) -> None:
-    """Draw the Dice of every counted pair per label (their number in brackets), boxes and points by source, as PNG."""
+    """Draw the Dice of every counted pair per label (with their number), boxes and points by source, as PNG."""
     import seaborn as sns  # takes seconds to import, and most evaluations draw nothing
     from matplotlib.figure import Figure
 

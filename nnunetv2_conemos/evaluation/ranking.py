@@ -1,9 +1,9 @@
 """Rank trained configurations and their pairwise ensembles by cross-validation on annotated pairs.
 
-nnUNetv2_find_best_configuration rescores the maps of the validation for every label in every case: a right organ where
-nobody annotated it counts as Dice 0, so a network that finds it loses. It may also choose keep-largest-component, which
-deletes organs. Here the score is the mean over labels of the mean Dice over annotated cases, and there is no
-postprocessing. Ensembles are nnU-Net's own.
+nnUNetv2_find_best_configuration rescores the validation maps for every label in every case: a correct organ where
+nobody annotated it counts as Dice 0, so a network that finds it is penalised. It may also choose
+keep-largest-component, which deletes organs. Here the score is the mean over labels of the mean Dice over annotated
+cases, and there is no postprocessing. Ensembles are nnU-Net's own.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Candidate(NamedTuple):
 class Ranking:
     """Trained models and their ensembles, best first.
 
-    `commands` predict with the best; `not_ranked`: ensembles without probabilities -> the commands that make them;
+    `commands` predict with the best; `not_ranked`: ensembles without probabilities -> the commands that write them;
     `file`: where the ranking was written.
     """
 
@@ -96,7 +96,7 @@ def rank(
         trainers, plans, configurations: of the models to rank; None: all that were trained.
         folds: whose validation cases count; None: all that were trained.
         ensembling: rank ensembles of two models as well.
-        processes: how many score cases; more than one need a script with `if __name__ == "__main__":`.
+        processes: how many score cases; more than one requires a script with `if __name__ == "__main__":`.
 
     Raises FileNotFoundError for models or validation results that are missing, SourceError for models that were trained
     for other labels.
@@ -115,7 +115,7 @@ def rank(
 def rank_models(
     models: Sequence[Model], folds: Sequence[int], dataset_json: Mapping[str, Any], ensembling: bool, processes: int
 ) -> tuple[list[Candidate], dict[str, list[str]]]:
-    """Score and sort candidates, best first (of equals the simpler); ensembles that lack probabilities are apart.
+    """Score and sort candidates, best first (ties: the simpler first); return ensembles without probabilities apart.
 
     Raises FileNotFoundError for missing validation results, SourceError for labels other than the dataset's.
     """
@@ -154,7 +154,7 @@ def reference_folder(dataset: str) -> Path:
 
 
 def entry_json(place: int, candidate: Candidate) -> dict[str, Any]:
-    """Return one place of the ranking as JSON; None where there is no value."""
+    """Return one entry of the ranking as JSON; None where there is no value."""
     per_label = json.loads(str(candidate.dice.to_json(double_precision=15)))
     dice = None if np.isnan(candidate.mean) else candidate.mean
     return {

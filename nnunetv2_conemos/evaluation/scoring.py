@@ -1,6 +1,6 @@
 """Scores of predicted label maps, on annotated (case, label) pairs only.
 
-What papers often leave open, and what is done here:
+Choices that papers often leave unstated:
 
 - A label that is annotated in a case but absent from both maps is not counted: status `both empty`.
 - A label that is absent from one of the two maps has Dice and NSD 0. Its HD95 is undefined; the number of such pairs is
@@ -52,7 +52,7 @@ def score_cases(
 ) -> pd.DataFrame:
     """Score every annotated pair: a long table case, source, label, dice, nsd, hd95_mm, status.
 
-    `tolerance` in mm belongs to the NSD; None measures Dice alone, which is many times faster. `slices` along this axis
+    `tolerance` of the NSD, in mm; None measures Dice alone, which is many times faster. `slices` along this axis
     add two columns, see `slice_scores`. Raises SourceError where nothing is annotated, ValueError or OSError for files
     that cannot be compared.
     """
@@ -116,11 +116,11 @@ def read_pair(files: CaseFiles, reader: BaseReaderWriter) -> tuple[LabelMap, Lab
 def read_map(file: Path, reader: BaseReaderWriter) -> tuple[LabelMap, dict[str, tuple[float, ...]]]:
     """Read a label map [*S], and its size, spacing and direction (empty where the file format stores none).
 
-    Raises OSError where the file is no image, ValueError where its values are no labels.
+    Raises OSError where the file is not an image, ValueError where its values are not labels.
     """
     try:
         data, properties = reader.read_seg(str(file))
-    except RuntimeError as error:  # of SimpleITK
+    except RuntimeError as error:  # from SimpleITK
         raise OSError(f"{file}: cannot be read as a label map. {error}") from None
     with np.errstate(invalid="ignore"):
         voxels = data[0].astype(np.uint16)

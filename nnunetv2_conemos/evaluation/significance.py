@@ -1,7 +1,7 @@
 """Means, intervals and paired tests over test cases.
 
 Seeds and folds of an arm are averaged for each case and label first. The intervals are therefore over test cases: they
-show what other patients would change. Comparing seeds shows what another training would change.
+show the variation between patients. Comparing seeds shows the variation between trainings.
 Axis letters: **N** test cases, **K** labels.
 """
 
@@ -16,7 +16,7 @@ import pandas as pd
 from scipy.stats import DegenerateDataWarning, bootstrap, wilcoxon
 
 RESAMPLES = 2000
-MAX_LOST = 0.1  # share of the bootstrap draws that may lose a label
+MAX_LOST = 0.1  # share of the bootstrap resamples that may lose a label
 MIN_CASES = 5  # with fewer, an interval or a test says nothing
 
 
@@ -36,7 +36,7 @@ class PairedDifference(NamedTuple):
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Correct p-values that are read together by Holm's method; NaN stays."""
+    """Correct a family of p-values by Holm's method; NaN stays."""
     values = np.array(ps, dtype=float)
     known = np.flatnonzero(~np.isnan(values))
     order = known[np.argsort(values[known])]
@@ -64,8 +64,8 @@ def mean_of(scores: np.ndarray) -> float:
 def interval(scores: np.ndarray) -> Interval:
     """Return the mean of scores [N, K] (see `mean_of`) and its bootstrap percentile interval over cases with a value.
 
-    Draws in which a label keeps none of its values are left out, for their mean is that of other labels. If these are
-    more than a tenth, there is no interval.
+    Resamples in which a label keeps none of its values are left out, since they average other labels. If more than a
+    tenth are left out, there is no interval.
     """
     known = ~np.isnan(scores)
     scores = scores[known.any(1)][:, known.any(0)]
@@ -73,7 +73,7 @@ def interval(scores: np.ndarray) -> Interval:
     if len(scores) < MIN_CASES:
         return Interval(mean, np.nan, np.nan)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DegenerateDataWarning)  # draws left out
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # resamples left out
         drawn = bootstrap(
             (np.arange(len(scores)),),
             lambda chosen: mean_of(scores[chosen]) if (~np.isnan(scores[chosen])).any(0).all() else np.nan,
@@ -101,7 +101,7 @@ def paired_difference(ours: pd.DataFrame, theirs: pd.DataFrame) -> PairedDiffere
 
 
 def shown(value: Interval | float, digits: int = 3, signed: bool = False) -> str:
-    """Write a value as `0.812 (0.790 to 0.831)`, or a dash."""
+    """Return a value as text: `0.812 (0.790 to 0.831)`, or a dash."""
     sign = "+" if signed else ""
     if not isinstance(value, Interval):
         return "-" if np.isnan(value) else f"{value:{sign}.{digits}f}"

@@ -73,5 +73,5 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def number(value: float) -> str:
-    """Write a value with three decimals, or a dash for NaN."""
+    """Return a value as text with three decimals, or a dash for NaN."""
     return "-" if pd.isna(value) else f"{value:.3f}"

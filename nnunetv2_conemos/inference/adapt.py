@@ -1,4 +1,4 @@
-"""From the checkpoint of another task to a start for nnU-Net's `-pretrained_weights`."""
+"""Convert the checkpoint of another task into initial weights for nnU-Net's `-pretrained_weights`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Named(NamedTuple):
 
 @dataclass(frozen=True)
 class Adapted:
-    """What became of a checkpoint: how many tensors were taken, of how many, and the labels taken by their names."""
+    """Result of `adapt`: the numbers of tensors copied and of all tensors, and the labels matched by name."""
 
     file: Path
     taken: int
@@ -53,9 +53,9 @@ def adapt(
 ) -> Adapted:
     """Write a file for `-pretrained_weights` from the checkpoint of stock nnU-Net or of a trainer of this package.
 
-    `dataset` (name or id) is the preprocessed one that `trainer` is to learn next. Raises SourceError where no backbone
-    weight fits, FileNotFoundError or FileExistsError for files that are not, or are already, there; nothing is then
-    written.
+    `dataset` (name or id) is the preprocessed one that `trainer` will train on. Raises SourceError where no backbone
+    weight fits, and FileNotFoundError or FileExistsError for files that are missing or exist already; nothing is
+    written then.
     """
     file = Path(output)
     require_absent(file, overwrite)
@@ -81,7 +81,7 @@ def names_in(checkpoint: dict[str, Any]) -> Named:
 
 
 def fresh_network(folder: Path, trainer: str, plans_name: str, configuration: str) -> tuple[nn.Module, Named]:
-    """Build the untrained network of a trainer for a preprocessed dataset, and return its names too."""
+    """Build the untrained network of a trainer for a preprocessed dataset, and return it with its names."""
     file = folder / f"{plans_name}.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist. Plan the dataset, or name its plans with -p.")
@@ -98,7 +98,7 @@ def fresh_network(folder: Path, trainer: str, plans_name: str, configuration: st
     network = planned_network(trainer, manager, configuration, dataset_json)
     if not hasattr(network, "encoder"):
         raise NotImplementedError(
-            f"{trainer} has no planned encoder that weights could be taken for. Train it from scratch."
+            f"{trainer} has no planned encoder that weights could be copied to. Train it from scratch."
         )
     return network, Named(table.labels.names, known_modalities(manager))
 
@@ -106,12 +106,12 @@ def fresh_network(folder: Path, trainer: str, plans_name: str, configuration: st
 def adapt_weights(
     trained: dict[str, Tensor], theirs: Named, network: nn.Module, ours: Named
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Return weights for `network`, and the keys of those taken: by name where shapes agree, else they stay fresh.
+    """Return weights for `network`, and the keys of those copied: by name where shapes agree; others stay initial.
 
     `network.label_dims` (`modality_dims`) maps a parameter to its dimension over labels (modalities), whose entries are
-    taken by the name of the label. Parameters that start with one of `network.of_classes` are taken only where the
-    labels are the same, in the same order. Fresh FiLM layers are zero, so that a stock network starts as itself. Raises
-    SourceError where no backbone weight fits.
+    copied by the name of the label. Parameters that start with one of `network.of_classes` are copied only where the
+    labels are the same, in the same order. Untrained FiLM layers are the identity, so a stock network is reproduced.
+    Raises SourceError where no backbone weight fits.
     """
     label_dims = getattr(network, "label_dims", {})
     dims = {key: (dim, ours.labels, theirs.labels) for key, dim in label_dims.items()}
@@ -136,7 +136,7 @@ def adapt_weights(
 
 
 def copy_named(mine: Tensor, other: Tensor, dim: int, ours: Sequence[str], theirs: Sequence[str]) -> None:
-    """Copy entries of a dimension by their names, and those behind them (of no label, of an unknown modality)."""
+    """Copy entries of a dimension by their names, then those after them (of no label, of an unknown modality)."""
     for place, name in enumerate(ours):
         if name in theirs:
             mine.select(dim, place).copy_(other.select(dim, theirs.index(name)))

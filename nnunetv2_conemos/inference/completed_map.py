@@ -1,4 +1,4 @@
-"""One label map of what is annotated and of what was predicted where annotations leave that open."""
+"""Join annotations and predictions into one label map: predictions where annotations leave the label open."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def completed_map(
 def absent_labels(
     table: SourceTable, case: str, shape: tuple[int, ...]
 ) -> tuple[int, dict[tuple[str, ...], list[int]]]:
-    """Return the axis of the slices, and labels that image tags say are absent -> the slices they are absent from."""
+    """Return the axis of the slices, and labels tagged as absent -> the slices they are absent from."""
     axis = ARRAY_AXIS[table.tag_axis]
     absent: list[tuple[str, ...]] = [()] * shape[axis]
     for name, (present, known) in slices_by_label(table.tags(case), shape[axis], case).items():
@@ -64,7 +64,7 @@ def absent_labels(
 def is_unsure(saved: np.ndarray, missing: list[int], has_regions: bool, margin: float) -> Any:
     """Mark, boolean [*S], where a probability that nnU-Net saved lies within `margin` of one half.
 
-    Region mode: sigmoids [K,*S]; any of the missing regions. Label mode: a softmax [K+1,*S]; the likeliest of the
+    Region mode: sigmoids [K,*S]; any of the missing regions. Label mode: a softmax [K+1,*S]; the most likely of the
     missing labels against background, because that is what decides.
     """
     if has_regions:

@@ -52,7 +52,7 @@ def complete(
 
     `model` is the folder of a trained model, `dataset` an id, name or path, `output` the name of the new dataset
     (Dataset101_Name) or a path that ends in it. `uncertain` P: write the ignore label where a probability lies within P
-    of one half. An interrupted run is gone on with; `overwrite` begins anew and replaces an existing dataset.
+    of one half. An interrupted run is resumed; `overwrite` starts over and replaces an existing dataset.
     Raises SourceError where model and dataset do not fit, nothing is missing, or a label was never annotated, and
     FileExistsError where the dataset exists.
     """
@@ -72,7 +72,7 @@ def complete(
 
 @dataclass(frozen=True)
 class Completion(Labelling):
-    """What is missing is filled in; `uncertain` P: ignore voxels of probability 0.5 - P to 0.5 + P."""
+    """A labelling in which missing labels are filled in; `uncertain` P: ignore probabilities 0.5 - P to 0.5 + P."""
 
     uncertain: float | None
 
@@ -82,7 +82,7 @@ class Completion(Labelling):
         return self.table.labels.ignore if self.uncertain is None else self.ignore_value
 
     def modality(self, case: str) -> str | None:
-        """Return what the model is conditioned on: the modality that the source of a case declares, if it is known."""
+        """Return the modality that the model is conditioned on: that of the source of a case, if the model knows it."""
         if not self.model.modalities:
             return None
         declared = self.table.sources[self.table.source_of(case)].modality
@@ -93,7 +93,7 @@ class Completion(Labelling):
         return tuple(name for name in self.table.labels.names if name not in self.table.annotated(case))
 
     def settings(self) -> dict[str, Any]:
-        """Return what an unfinished completion must have in common with this one to be gone on with."""
+        """Return the settings that an unfinished completion must share with this one to be resumed."""
         how = self.inference
         checkpoints = [self.model.folder / f"fold_{fold}" / how.checkpoint for fold in how.folds or ()]
         return {
@@ -110,13 +110,13 @@ class Completion(Labelling):
 
 
 def file_facts(files: Iterable[Path]) -> str:
-    """Hash the names, sizes and times of files, so that a change of any is seen."""
+    """Return a hash of the names, sizes and times of files, so that any change is detected."""
     facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return sha256(repr(facts).encode()).hexdigest()
 
 
 def plan_completion(labelling: Labelling, uncertain: float | None) -> Completion:
-    """Return what is to be completed; raises SourceError where nothing is missing, or a label was never annotated."""
+    """Return the plan of a completion; raises SourceError where nothing is missing, or a label was never annotated."""
     if "sources" not in labelling.dataset_json:
         raise SourceError(f"{labelling.raw} has no `sources`: every case is fully annotated, nothing is missing.")
     never_annotated = labelling.model.never_annotated
@@ -129,7 +129,7 @@ def plan_completion(labelling: Labelling, uncertain: float | None) -> Completion
 
 
 def unfinished_folder(completion: Completion, target: Path, overwrite: bool) -> Path:
-    """Return a folder beside the target, new or of an interrupted run; SourceError where that had other settings."""
+    """Return a folder beside the target, new or of an interrupted run; raises SourceError for other settings."""
     folder = target.with_name(f".{target.name}.completing")
     settings = completion.settings()
     if (folder / SETTINGS).is_file() and not overwrite:
@@ -137,8 +137,8 @@ def unfinished_folder(completion: Completion, target: Path, overwrite: bool) -> 
         different = [key for key in settings if settings[key] != theirs.get(key)]
         if different:
             raise SourceError(
-                f"{folder} was begun with other settings ({shorten(different)}). Go on with those, or say --overwrite "
-                "to begin anew."
+                f"{folder} was begun with other settings ({shorten(different)}). Use those, or pass --overwrite to "
+                "start over."
             )
         return folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -148,7 +148,7 @@ def unfinished_folder(completion: Completion, target: Path, overwrite: bool) -> 
 
 
 def fill_in(completion: Completion, folder: Path) -> None:
-    """Write the completed maps that are not there yet, cases with the same missing labels and modality together."""
+    """Write the completed maps that do not exist yet, in batches with the same missing labels and modality."""
     todo: dict[tuple[tuple[str, ...], str | None], list[CaseJob]] = {}
     for case, job in completion.jobs.items():
         if not (folder / "labelsTr" / f"{case}{job.ending}").is_file():
@@ -167,7 +167,7 @@ def fill_in(completion: Completion, folder: Path) -> None:
 def complete_batch(
     completion: Completion, predictor: nnUNetPredictor | None, jobs: Sequence[CaseJob], folder: Path
 ) -> None:
-    """Predict some cases with the same missing labels, and put their completed maps in place; None: nothing missing."""
+    """Predict some cases with the same missing labels, and write their completed maps; None: nothing is missing."""
     scratch, uncertain = folder / "scratch", completion.uncertain
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
@@ -185,7 +185,7 @@ def complete_batch(
 
 
 def finish(completion: Completion, folder: Path, target: Path) -> None:
-    """Write what nnU-Net needs beside the maps, and give the folder its name."""
+    """Write what nnU-Net needs beside the maps, and rename the folder to `target`."""
     labels = dict(completion.dataset_json["labels"])
     if completion.ignore is not None:
         labels["ignore"] = completion.ignore

@@ -1,4 +1,4 @@
-"""A stock nnU-Net model, of one label or of all, for places without this package.
+"""Export stock nnU-Net models, of one label or of all, for use without this package.
 
 For a fixed query FiLM folds into the affine weights of norms and logits, so the result is nnU-Net's own network with a
 background head of zeros: its segmentation is that of `conemos predict --labels LABEL`.
@@ -30,7 +30,7 @@ TRAINER = "nnUNetTrainer"
 
 @dataclass(frozen=True)
 class Exported:
-    """A stock model: its folder and, if an archive was written, where nnU-Net installs that in nnUNet_results."""
+    """A stock model: its folder and, if an archive was written, where nnU-Net installs it in nnUNet_results."""
 
     folder: Path
     archive: Path | None
@@ -58,7 +58,7 @@ def export(
 
     `label`: the one to export (None: all, for methods that predict all in one pass). `folds`: None is all that were
     trained. Raises SourceError for an unknown label or one that was never annotated, NotImplementedError for a model
-    that does not fold into a stock network, and FileExistsError or ValueError for an output that is not to be replaced.
+    that does not fold into a stock network, and FileExistsError or ValueError for an output that must not be replaced.
     """
     register_trainers()
     trained, folder = read_model(Path(model)), Path(output)
@@ -82,7 +82,7 @@ def export(
 
 
 def stock_plans(plans: dict[str, Any]) -> dict[str, Any]:
-    """Copy the plans without what only this package reads."""
+    """Return a copy of the plans without the entries that only this package reads."""
     stock = {key: value for key, value in copy.deepcopy(plans).items() if key != PLANS_KEY}
     for configuration in stock["configurations"].values():
         configuration.pop(PLANS_KEY, None)
@@ -97,7 +97,7 @@ def stock_dataset_json(dataset_json: dict[str, Any], label: str | None) -> dict[
 
 
 def with_background(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Put a background logit that is always 0 before those of the labels: nnU-Net's argmax needs one."""
+    """Add a background logit that is always 0 before those of the labels: nnU-Net's argmax needs one."""
     return {
         key: torch.cat((torch.zeros_like(value[:1]), value)) if is_head(key) else value
         for key, value in weights.items()
@@ -105,7 +105,7 @@ def with_background(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def stock_weights(model: ModelFolder, checkpoint: dict[str, Any], label: str | None) -> dict[str, Tensor]:
-    """Return the weights of a stock network; NotImplementedError where the trained one does not fold into one."""
+    """Return the weights of a stock network; raises NotImplementedError where the model does not fold into one."""
     network: Any = model.network(checkpoint)
     if not hasattr(network, "stock_weights"):
         raise NotImplementedError(f"models of {checkpoint['trainer_name']} do not fold into a stock network.")
@@ -115,7 +115,7 @@ def stock_weights(model: ModelFolder, checkpoint: dict[str, Any], label: str | N
 
 
 def stock_checkpoint(model: ModelFolder, file: Path, label: str | None) -> dict[str, Any]:
-    """Make a checkpoint that stock nnU-Net predicts with."""
+    """Return a checkpoint that stock nnU-Net can predict with."""
     checkpoint = read_checkpoint(file)
     arguments = {
         **checkpoint["init_args"],
@@ -133,7 +133,7 @@ def stock_checkpoint(model: ModelFolder, file: Path, label: str | None) -> dict[
 def write_stock_model(
     model: ModelFolder, folds: Sequence[str], checkpoint: str, label: str | None, folder: Path
 ) -> str:
-    """Write the stock model into an empty folder; returns the name of its configuration."""
+    """Write the stock model into an empty folder; return the name of its configuration."""
     write_json(folder / "plans.json", stock_plans(model.plans))
     write_json(folder / "dataset.json", stock_dataset_json(model.dataset_json, label))
     content: dict[str, Any] = {}
@@ -156,7 +156,7 @@ def write_zip(folder: Path, file: Path, inside: str) -> None:
 
 
 def installed_plans(model: ModelFolder, label: str | None) -> str:
-    """Return a name for the plans without double underscores, at which nnU-Net parts the name of a model folder."""
+    """Return a name for the plans without double underscores, at which nnU-Net splits the name of a model folder."""
     readable = re.sub(r"[^A-Za-z0-9]+", "_", label or "exported").strip("_")
     if not readable:
         readable = f"label_{model.labels.names.index(str(label)) + 1}"
@@ -164,7 +164,7 @@ def installed_plans(model: ModelFolder, label: str | None) -> str:
 
 
 def require_replaceable(folder: Path, model: ModelFolder) -> None:
-    """Raise ValueError where what is to be replaced is no model folder, or holds the model that is exported."""
+    """Raise ValueError where the output exists and is not a model folder, or holds the model that is exported."""
     require_no_inputs_within(folder, [model.folder / "plans.json"])
     if folder.exists() and not ((folder / "plans.json").is_file() and list(folder.glob("fold_*"))):
-        raise ValueError(f"{folder} exists and is no model folder, so it is not replaced. Choose another name.")
+        raise ValueError(f"{folder} exists and is not a model folder, so it is not replaced. Choose another name.")

@@ -1,4 +1,4 @@
-"""A dataset whose training cases a model is to label, as `complete` and `annotate_from_tags` do."""
+"""Plan how a model labels the training cases of a dataset, for `complete` and `annotate_from_tags`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from nnunetv2_conemos.errors import SourceError
 from nnunetv2_conemos.inference.model_folder import ModelFolder, read_model
 from nnunetv2_conemos.inference.predictor import Inference
 
-AT_ONCE = 16  # cases between two moments at which everything predicted so far is safe
+AT_ONCE = 16  # cases that are predicted before their maps are written
 
 
 @dataclass(frozen=True)
 class Labelling:
-    """A model, how it predicts (`folds` are known), and the raw dataset with a job for each case."""
+    """A model, its options of prediction (with `folds`), and the raw dataset with a job for each case."""
 
     model: ModelFolder
     inference: Inference
@@ -31,13 +31,13 @@ class Labelling:
 
     @property
     def ignore_value(self) -> int:
-        """That of the dataset, or the next free value."""
+        """The ignore value of the dataset, or else the next free value."""
         labels = self.table.labels
         return 1 + max(v for values in labels.values for v in values) if labels.ignore is None else labels.ignore
 
 
 def plan_labelling(model: Path | str, dataset: Path | str, inference: Inference | None) -> Labelling:
-    """Read model and dataset (id, name or path); raises SourceError where their labels differ."""
+    """Read a model and a dataset (id, name or path); raises SourceError where their labels differ."""
     register_trainers()
     trained, how, raw = read_model(Path(model)), inference or Inference(), named_or_path(str(dataset))
     folds = trained.folds(how.checkpoint, how.folds)

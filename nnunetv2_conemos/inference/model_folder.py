@@ -40,11 +40,11 @@ class ModelFolder:
 
     @property
     def modalities(self) -> list[str]:
-        """Modalities that the network can be conditioned on; none for methods that look at no modality."""
+        """Modalities that the network can be conditioned on; none for methods that are not conditioned on it."""
         return self.plans[PLANS_KEY].get("modalities", [])
 
     def folds(self, checkpoint: str, wanted: Sequence[str] | None = None) -> list[str]:
-        """Return the folds wanted, or all that have this checkpoint; FileNotFoundError for those that lack it."""
+        """Return the wanted folds, or all with this checkpoint; raises FileNotFoundError for those that lack it."""
         found = sorted(file.parent.name[5:] for file in self.folder.glob(f"fold_*/{checkpoint}"))
         lacking = [fold for fold in wanted or () if fold not in found]
         if lacking or not found:
@@ -89,7 +89,7 @@ def read_model(folder: Path) -> ModelFolder:
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
-    """Load a checkpoint of nnU-Net's or of this package's trainers; raises SourceError for any other file."""
+    """Load a checkpoint of nnU-Net's trainers or of this package's; raises SourceError for any other file."""
     if not file.is_file():
         raise FileNotFoundError(f"checkpoint {file} does not exist.")
     try:
@@ -98,5 +98,5 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         raise SourceError(f"{file} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from None
     missing = [key for key in ("network_weights", "init_args") if key not in checkpoint]
     if missing:
-        raise SourceError(f"{file} is no checkpoint of nnU-Net: it lacks {', '.join(missing)}.")
+        raise SourceError(f"{file} is not a checkpoint of nnU-Net: it lacks {', '.join(missing)}.")
     return checkpoint

@@ -31,10 +31,10 @@ def default_device() -> str:
 
 @dataclass(frozen=True)
 class Inference:
-    """How to predict: nnU-Net's own choices.
+    """nnU-Net's own options of prediction.
 
     `folds`: an ensemble of these (None: all that were trained). `mirroring`: average over mirrored images.
-    `preprocessing` and `export` are numbers of processes; with both 0, all is done in this one.
+    `preprocessing` and `export` are numbers of processes; with both 0, everything runs in the current process.
     """
 
     folds: Sequence[str] | None = None
@@ -89,7 +89,7 @@ def predict_as_nnunet(
 def make_predictor(
     model: ModelFolder, how: Inference, labels: Sequence[str] | None = None, modality: str | None = None
 ) -> nnUNetPredictor:
-    """Load nnU-Net's predictor, its network set to compute only some labels, in images of a modality."""
+    """Load nnU-Net's predictor, with the network set to compute only some labels, in images of a modality."""
     check_choice(model, labels, modality)
     predictor = nnUNetPredictor(use_mirroring=how.mirroring, device=torch.device(how.device), allow_tqdm=False)
     folds: Any = tuple(model.folds(how.checkpoint, how.folds))
@@ -117,7 +117,7 @@ def predict_files(
 
 
 def check_choice(model: ModelFolder, labels: Sequence[str] | None, modality: str | None) -> None:
-    """Raise SourceError for a name that is no label of the model, ValueError for what it was not trained on."""
+    """Raise SourceError for a name that is not a label of the model, ValueError for what it was not trained on."""
     for label in labels or ():
         model.labels.index(label, "labels")
         if label in model.never_annotated:
@@ -133,14 +133,14 @@ def model_of(arguments: Sequence[str]) -> Path:
     if "-m" in given:
         return Path(given["-m"])
     if not ("-d" in given and "-c" in given):
-        raise ValueError("say which model: -d DATASET -c CONFIGURATION -tr TRAINER, or -m MODEL_FOLDER.")
+        raise ValueError("name the model: -d DATASET -c CONFIGURATION -tr TRAINER, or -m MODEL_FOLDER.")
     trainer, plans = given.get("-tr", "nnUNetTrainer"), given.get("-p", "nnUNetPlans")
     return Path(get_output_folder(given["-d"], trainer, plans, given["-c"]))
 
 
 @contextmanager
 def environment_choice(labels: Sequence[str] | None, modality: str | None) -> Iterator[None]:
-    """Within, networks are built to compute only these labels, in images of this modality; None changes nothing."""
+    """Build networks, within the block, for only these labels, in images of this modality; None changes nothing."""
     chosen = {LABELS_VARIABLE: ",".join(labels) if labels else None, MODALITY_VARIABLE: modality}
     before = {name: os.environ.get(name) for name in chosen}
     os.environ |= {name: value for name, value in chosen.items() if value is not None}
@@ -154,7 +154,7 @@ def environment_choice(labels: Sequence[str] | None, modality: str | None) -> It
 
 @contextmanager
 def command_line(words: list[str]) -> Iterator[None]:
-    """Within, `sys.argv` is as given: nnU-Net's programs read it."""
+    """Set `sys.argv`, which nnU-Net's programs read, within the block."""
     before, sys.argv = sys.argv, words
     try:
         yield

@@ -1,6 +1,6 @@
 """Soft Dice pooled over the pairs of a batch that query the same label.
 
-Axis letters: **B** sample, **Q** labels queried, **N** = B x Q pairs (over all processes), ***S** space.
+Axis letters: **B** sample, **Q** queried labels, **N** = B x Q pairs (over all processes), ***S** space.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def mean_of_processes(weight: Float[Tensor, ""], ddp: bool) -> Float[Tensor, ""]
 
 
 def of_all_processes(rows: Tensor) -> Tensor:
-    """Gather the rows of every process, one after the other, with zeros where a process has fewer than another."""
+    """Gather the rows of all processes, one process after the other, padded with zeros to equal numbers."""
     most = torch.tensor(len(rows), device=rows.device)
     dist.all_reduce(most, dist.ReduceOp.MAX)
     missing = rows.new_zeros(int(most) - len(rows), *rows.shape[1:])

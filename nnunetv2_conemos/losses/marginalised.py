@@ -1,4 +1,4 @@
-"""Labels that exclude each other, where what is not annotated counts as background (Fang & Yan, IEEE TMI 2020).
+"""Marginalise labels that exclude each other: those not annotated count as background (Fang & Yan, IEEE TMI 2020).
 
 Axis letters: **B** sample, **K** labels, all queried in order, **C** = K + 1 classes, background first, ***S** space.
 Logits are [B,K,*S] against background, whose logit is 0.
@@ -23,7 +23,7 @@ def class_log_probabilities(logits: Float[Tensor, "B K *S"]) -> Float[Tensor, "B
 def marginalised_log_probabilities(
     logits: Float[Tensor, "B K *S"], known: Bool[Tensor, "B K"]
 ) -> Float[Tensor, "B C *S"]:
-    """Return log p of background or anything unknown, then of each known label; p of unknown labels is 0."""
+    """Return log p of background marginalised with all unknown labels, then of each known label (unknown: p = 0)."""
     log_p = class_log_probabilities(logits)
     own = known.view(*known.shape, *(1,) * (logits.ndim - 2))
     apart = torch.cat((torch.zeros_like(own[:, :1]), own), 1)
@@ -32,7 +32,7 @@ def marginalised_log_probabilities(
 
 
 def shown_labels(truth: Truth) -> Bool[Tensor, "B K *S"]:
-    """Return the map of each known label."""
+    """Return the mask of each known label."""
     return truth.onehot() & truth.known.view(*truth.known.shape, *(1,) * (truth.target.ndim - 2))
 
 

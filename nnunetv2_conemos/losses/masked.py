@@ -1,6 +1,6 @@
-"""Dice + BCE that counts what is annotated, and nothing else.
+"""Dice + BCE that counts only what is annotated.
 
-Axis letters: **B** sample, **Q** labels queried, **N** = B x Q pairs (over all processes), ***S** space.
+Axis letters: **B** sample, **Q** queried labels, **N** = B x Q pairs (over all processes), ***S** space.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nnunetv2_conemos.records import Truth
 
 
 class MaskedDiceBCE(nn.Module):
-    """nnU-Net's recipe for binary maps (soft Dice + BCE, equal weights) over the known (sample, label) pairs.
+    """nnU-Net's loss for binary maps (soft Dice + BCE, equal weights) over the known (sample, label) pairs.
 
     The BCE is a mean over the valid voxels of every known pair. The Dice is pooled over the pairs of the batch that
     query the same label, and skipped where their pooled target is empty: one sample at a time, an empty target rewards
@@ -43,6 +43,6 @@ class MaskedDiceBCE(nn.Module):
 
 
 def counted_voxels(truth: Truth) -> Bool[Tensor, "B Q *S"]:
-    """Mark what counts: known pairs, outside the ignore label. Broadcasts over space where nothing is ignored."""
+    """Mark voxels that count: of known pairs, outside the ignore label. Broadcasts over space if nothing is ignored."""
     known = (truth.known & (truth.labels > 0)).view(*truth.labels.shape, *(1,) * (truth.target.ndim - 2))
     return known if truth.valid is None else known & truth.valid

@@ -12,7 +12,7 @@ from nnunetv2_conemos.training.variants import EPOCHS, variant
 
 
 def variants(trainer: type[PartialLabelTrainer]) -> dict[str, type[PartialLabelTrainer]]:
-    """Make `Trainer_1epoch`, ..., `Trainer_NoMirroring`, ..., `Trainer_Adam1en3_NoMirroring_1epoch`, ...
+    """Create `Trainer_1epoch`, ..., `Trainer_NoMirroring`, ..., `Trainer_Adam1en3_NoMirroring_1epoch`, ...
 
     They are set in the module of the trainer, where pickle looks for them.
     """

@@ -1,6 +1,6 @@
 """CoNeMOS: one network, one label queried at a time (Billot et al., MIDL 2024, PMLR 250:119-130).
 
-Axis letters: **B** sample, **M** input channel, **Q** labels queried, **A** output labels, ***S** space.
+Axis letters: **B** sample, **M** input channel, **Q** queried labels, **A** output labels, ***S** space.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LABELS_AT_ONCE = 4  # at prediction; bounds the memory of the network whatever K
 
 
 class ConditionalUNet(FiLMUNet):
-    """A one-output U-Net modulated by the one label that is queried; several labels are several passes."""
+    """A one-output U-Net modulated by the one queried label; several labels take several passes."""
 
     def __init__(self, spec: NetworkSpec):
         super().__init__(spec, num_outputs=1)
@@ -37,7 +37,7 @@ class ConditionalUNet(FiLMUNet):
         return torch.cat([self._each_label(shared, some)[0] for some in labels.split(LABELS_AT_ONCE, dim=1)], dim=1)
 
     def stock_weights(self, labels: Sequence[int]) -> dict[str, Tensor]:
-        """Return the weights of the stock one-output network for one label; NotImplementedError for several."""
+        """Return the weights of the stock one-output network of one label; raises NotImplementedError for several."""
         if len(labels) != 1:
             raise NotImplementedError("this network predicts one label at a time: export one (--label).")
         return self.folded(labels)
@@ -49,6 +49,6 @@ class ConditionalUNet(FiLMUNet):
 
 
 class ConditionalFiLMTrainer(PartialLabelTrainer):
-    """FiLM in every norm, a label drawn uniformly for each sample, Dice + BCE on that label alone."""
+    """FiLM in every norm, a label sampled uniformly for each sample, Dice + BCE on that label alone."""
 
     method = Method(network=ConditionalUNet, sampler=Pairs(), loss=without_options(MaskedDiceBCE))

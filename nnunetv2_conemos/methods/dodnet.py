@@ -1,6 +1,6 @@
 """A planned U-Net whose last layers are generated from image and label (DoDNet: Zhang et al., CVPR 2021).
 
-Axis letters: **B** sample, **M** input channel, **Q** labels queried, **A** output labels, **F** features,
+Axis letters: **B** sample, **M** input channel, **Q** queried labels, **A** output labels, **F** features,
 **P** generated weights, ***S** space.
 """
 
@@ -58,7 +58,7 @@ class DynamicHeadUNet(PartialLabelNetwork):
 
 
 def dynamic_head(features: Float[Tensor, "B F *S"], weights: Float[Tensor, "B Q P"]) -> Float[Tensor, "B Q *S"]:
-    """Apply three 1x1 convolutions, ReLU between, with weights of their own for every sample and label."""
+    """Apply three 1x1 convolutions, with ReLU between and separate weights for every sample and label."""
     batch, queried = weights.shape[:2]
     w1, b1, w2, b2, w3, b3 = weights.flatten(0, 1).split(SIZES, dim=1)
     x = features.flatten(2).repeat_interleave(queried, 0)
@@ -69,6 +69,6 @@ def dynamic_head(features: Float[Tensor, "B F *S"], weights: Float[Tensor, "B Q 
 
 
 class DoDNetTrainer(PartialLabelTrainer):
-    """A dynamic head for the queried label, drawn as in ConditionalFiLMTrainer; one decoder pass predicts all."""
+    """A dynamic head for the queried label, sampled as in ConditionalFiLMTrainer; one decoder pass predicts all."""
 
     method = Method(network=DynamicHeadUNet, sampler=Pairs(), loss=without_options(MaskedDiceBCE))

@@ -1,6 +1,6 @@
 """A planned U-Net conditioned on the set of queried labels: one output channel per label, one pass for all of them.
 
-Axis letters: **B** sample, **M** input channel, **K** labels, **Q** labels queried, **A** output labels, ***S** space.
+Axis letters: **B** sample, **M** input channel, **K** labels, **Q** queried labels, **A** output labels, ***S** space.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from nnunetv2_conemos.training.trainer import PartialLabelTrainer
 
 
 class LabelSetOptions(FiLMOptions):
-    """`one_by_one`: at prediction, query each label alone, in a pass of its own, instead of all at once."""
+    """Options of FiLM, and `one_by_one`: at prediction, query each label in a separate pass, not all at once."""
 
     one_by_one: bool = False
 
@@ -58,9 +58,9 @@ class LabelSetUNet(FiLMUNet):
 
 
 class LabelSetFiLMTrainer(PartialLabelTrainer):
-    """FiLM conditioned on a set: one label, those annotated in the case, or all; each a third of the samples.
+    """FiLM conditioned on a set of labels: one, those annotated in the case, or all; each for a third of the samples.
 
-    Every label is drawn equally often, as in ConditionalFiLMTrainer; the loss counts the queried labels that are known.
+    Every label is sampled equally often, as in ConditionalFiLMTrainer; the loss counts queried labels that are known.
     """
 
     method = Method(

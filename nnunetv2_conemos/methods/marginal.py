@@ -26,10 +26,10 @@ from nnunetv2_conemos.training.trainer import PartialLabelTrainer
 
 
 class MarginalExclusionLoss(nn.Module):
-    """Cross-entropy + Dice on what is annotated, labels that are not annotated counted as background.
+    """Cross-entropy + Dice, marginalised over the labels that are not annotated, which count as background.
 
     The probability of background in a case is that of background or any label not annotated there (marginal loss). The
-    exclusion term, of weight `exclusion`, penalises labels that are not annotated where an annotated one stands,
+    exclusion term, of weight `exclusion`, penalises labels that are not annotated where an annotated label is,
     because labels never overlap. With everything annotated this is nnU-Net's `DC_and_CE_loss` with batch Dice; samples
     in which nothing is annotated do not count. With `ddp` all three cover the samples of all processes. Logits are
     [B,K,*S] against background, whose logit is 0.

@@ -1,6 +1,6 @@
 """One planned encoder and a planned decoder for each label (Med3D-like: Chen et al., arXiv:1904.00625).
 
-Axis letters: **B** sample, **M** input channel, **Q** labels queried, **A** output labels, ***S** space.
+Axis letters: **B** sample, **M** input channel, **Q** queried labels, **A** output labels, ***S** space.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_LABELS = 16
 
 
 class Decoders(nn.ModuleList):
-    """The decoders, with nnU-Net's one switch for deep supervision."""
+    """The decoders, with nnU-Net's switch for deep supervision of all of them."""
 
     @property
     def deep_supervision(self) -> bool:
@@ -39,7 +39,7 @@ class Decoders(nn.ModuleList):
 
 
 class MultiDecoderUNet(PartialLabelNetwork):
-    """One-output networks of the plans, of which the encoder of the first and all decoders are used.
+    """One encoder and a one-output decoder for each label, taken from networks of the plans.
 
     In training every decoder runs for every sample, so that each step gives every parameter a gradient. Raises
     NotImplementedError above MAX_LABELS labels.

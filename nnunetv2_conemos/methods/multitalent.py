@@ -10,7 +10,7 @@ from nnunetv2_conemos.training.trainer import PartialLabelTrainer
 
 
 class MultiTalentTrainer(PartialLabelTrainer):
-    """The masked multi-head baseline: all annotated labels of a case at once, datasets drawn by the root of their size.
+    """The masked multi-head baseline: all annotated labels of a case, datasets sampled by the root of their size.
 
     Labels are shared between sources by name; `conemos merge --keep-apart` gives each its own channel.
     """

@@ -1,6 +1,6 @@
-"""The one forward of every network: queries in training, nnU-Net's heads at prediction.
+"""The common forward pass of all networks: queries in training, nnU-Net's heads at prediction.
 
-Axis letters: **B** sample, **M** input channel, **K** labels, **Q** labels queried, **A** output labels, ***S** space.
+Axis letters: **B** sample, **M** input channel, **K** labels, **Q** queried labels, **A** output labels, ***S** space.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nnunetv2_conemos.records import Query
 class PartialLabelNetwork(nn.Module, ABC):
     """A network for K labels, of which `output_labels` (1..K) are predicted; these may be set on a built network.
 
-    A subclass says how queried labels and how the output labels are computed, and has a `decoder` (which may be any
+    A subclass defines how queried labels and how the output labels are computed, and has a `decoder` (which may be any
     object) on which nnU-Net switches `deep_supervision`.
     """
 
@@ -34,11 +34,11 @@ class PartialLabelNetwork(nn.Module, ABC):
 
     @final
     def forward(self, query: Any) -> Any:
-        """Compute what is queried; no graph outlives the call in what the layers are conditioned on.
+        """Compute what is queried, then clear the condition of the layers, so that it keeps no graph alive.
 
         A `Query` gives `queried_logits`, of all scales (fine to coarse) under deep supervision and else of the finest.
         An image [B,M,*S] gives nnU-Net's heads [B,heads,*S] in memory of their own, because nnU-Net adds mirrored
-        passes in place. Anything else is a request of the method's own.
+        passes in place. Anything else is a request specific to the method.
         """
         try:
             if isinstance(query, Query):
@@ -55,7 +55,7 @@ class PartialLabelNetwork(nn.Module, ABC):
     def queried_logits(self, query: Query) -> Any:
         """Return the logits [B,Q,*S] of the queried labels, or a list of them over scales, fine to coarse.
 
-        A method whose loss looks at more returns a record that begins with the logits.
+        A method whose loss needs more returns a record that begins with the logits.
         """
 
     @abstractmethod
@@ -63,16 +63,16 @@ class PartialLabelNetwork(nn.Module, ABC):
         """Return the logits of `output_labels` at full resolution."""
 
     def training_request(self, request: Any) -> Any:
-        """Compute what a training step of this method needs beside queries, given in a record of its own."""
+        """Compute what a training step of this method needs beside queries; `request` is a record of the method."""
         raise TypeError(f"{type(self).__name__} takes a Query or an image, found {type(request).__name__}.")
 
     def clear_condition(self) -> None:
-        """Forget what the layers were conditioned on, in networks that have such a thing."""
+        """Clear what the layers were conditioned on, in networks with such layers."""
 
     def output_queries(self, image: Float[Tensor, "B M *S"]) -> Int[Tensor, "B A"]:
         """Return the output labels as queries of every sample."""
         return torch.tensor(self.output_labels, device=image.device).expand(len(image), -1)
 
     def output_channels(self, logits: Float[Tensor, "B K *S"]) -> Float[Tensor, "B A *S"]:
-        """Return the channels of the output labels, of logits of all labels."""
+        """Return the channels of the output labels from the logits of all labels."""
         return logits[:, torch.tensor(self.output_labels, device=logits.device) - 1]

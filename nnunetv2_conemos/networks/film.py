@@ -19,18 +19,18 @@ from nnunetv2_conemos.networks.planned import repeat_samples
 
 
 class Condition:
-    """The one place where the layers of a network read what they are conditioned on, filled by its `forward`."""
+    """The shared condition that all modulated layers of a network read, set in its `forward`."""
 
     code: Tensor | None = None  # [N,E], one row for each image and query
     image: Tensor | None = None  # [B,F], bottleneck features averaged over space, one row per image
 
     def clear(self) -> None:
-        """Forget, so that no graph is kept alive between calls."""
+        """Clear the condition, so that no graph is kept alive between calls."""
         self.code = self.image = None
 
 
 class FiLM(nn.Module):
-    """gamma, beta [N,F] = one dense layer of the condition; y = (1 + gamma) x + beta. Starts as the identity.
+    """Modulation y = (1 + gamma) x + beta, with gamma, beta [N,F] from one dense layer; the identity at first.
 
     With `image_length` > 0 the dense layer also reads the pooled bottleneck features, which are that long.
     """
@@ -93,7 +93,7 @@ class FiLMConv(nn.Module):
 
 
 class FiLMAfter(nn.Module):
-    """Any layer followed by FiLM as an operation of its own."""
+    """Any layer followed by FiLM as a separate operation."""
 
     def __init__(self, inner: nn.Module, film: FiLM):
         super().__init__()

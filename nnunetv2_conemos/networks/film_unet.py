@@ -1,6 +1,6 @@
 """A planned U-Net conditioned on the queried label or labels (Billot et al., CoNeMOS, MIDL 2024, PMLR 250:119-130).
 
-Axis letters: **B** sample, **K** labels, **Q** labels queried, **N** rows of the condition (images, or
+Axis letters: **B** sample, **K** labels, **Q** queried labels, **N** rows of the condition (images, or
 images x labels), **E** length of the code, ***S** space.
 """
 
@@ -26,9 +26,9 @@ CODE_LENGTH = 64
 class FiLMOptions(BaseModel):
     """Options of a plans configuration under the key `conemos`.
 
-    `last_layers`: modulate only the last n layers, the logits being the last (0 = all, the method).
+    `last_layers`: modulate only the last n layers, the logits being the last (0 = all, as published).
     `after_nonlinearity`: FiLM after the nonlinearity (the reference placement) instead of inside the norm.
-    `image_features`: the decoder's layers also see the bottleneck features, averaged over space.
+    `image_features`: the decoder's layers are also conditioned on the bottleneck features, averaged over space.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -57,7 +57,7 @@ class FiLMUNet(PartialLabelNetwork):
         self.first_modulated_stage = self._modulate()
 
     def _modulate(self) -> int:
-        """Put FiLM into the last layers; returns the first stage in which a norm is modulated, or one past the last."""
+        """Modulate the last layers; return the first stage in which a norm is modulated, or one past the last."""
         stages = [*self.encoder.stages, *self.decoder.stages]
         blocks = [*conv_blocks(self.encoder), *conv_blocks(self.decoder.stages)]
         n, in_decoder = self.options.last_layers, set(conv_blocks(self.decoder.stages))
@@ -74,7 +74,7 @@ class FiLMUNet(PartialLabelNetwork):
         for i, head in enumerate(heads):
             heads[i] = FiLMConv(head, FiLM(self.condition, CODE_LENGTH, head.out_channels, image))
         if len(chosen) == len(blocks):
-            return 0  # that of the stem, too
+            return 0  # the stem is modulated too
         modulated = (number for number, stage in enumerate(stages) if not set(chosen).isdisjoint(stage.modules()))
         return next(modulated, len(stages))
 
@@ -83,7 +83,7 @@ class FiLMUNet(PartialLabelNetwork):
         return self._run(UNetState(image), range(self._first_conditioned()))
 
     def conditioned(self, state: UNetState, queried: Bool[Tensor, "N K"]) -> list[Tensor]:
-        """Run the rest on features [N,F,*S], each with the labels of its row; returns the logits, fine to coarse."""
+        """Run the other stages on features [N,F,*S], each with the labels of its row; return logits, fine to coarse."""
         self.condition.code = self.embed(queried.to(next(self.embed.parameters()).dtype))
         logits = self._run(state, range(self._first_conditioned(), num_stages(self))).logits
         return list(logits[::-1])
@@ -92,7 +92,7 @@ class FiLMUNet(PartialLabelNetwork):
         self.condition.clear()
 
     def _first_conditioned(self) -> int:
-        """The first stage that ends in logits or holds a modulated norm."""
+        """Return the first stage that ends in logits or holds a modulated norm."""
         with_logits = len(self.encoder.stages) if self.decoder.deep_supervision else num_stages(self) - 1
         return min(self.first_modulated_stage, with_logits)
 
@@ -133,7 +133,7 @@ def multi_hot(labels: Int[Tensor, "N Q"], num_labels: int) -> Bool[Tensor, "N K"
 def label_code(num_labels: int) -> nn.Sequential:
     """Build the layers from a multi-hot row of labels [N,K] to its code [N,E]: four of 64 features with LeakyReLU(0.2).
 
-    Initialised so that every label starts with a code of its own at unit scale; the framework's default would shrink
+    Initialised so that every label starts with a distinct code at unit scale; PyTorch's default would shrink
     the differences between labels by an order of magnitude.
     """
     layers: list[nn.Module] = []

@@ -1,6 +1,6 @@
-"""From logits of labels to nnU-Net's heads, and choices among channels.
+"""Convert logits of labels to nnU-Net's heads, and select channels.
 
-Axis letters: **B** sample, **K** labels, **Q** labels queried, **A** output labels, ***S** space.
+Axis letters: **B** sample, **K** labels, **Q** queried labels, **A** output labels, ***S** space.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def nnunet_heads(
 def label_vs_rest(logits: Float[Tensor, "B K *S"], labels: Sequence[int]) -> Float[Tensor, "B A *S"]:
     """Return logits of some labels (1..K) of a softmax against background and all other labels together.
 
-    `logits` are those against background. What nobody annotated was trained as background and shares its probability.
+    `logits` are those against background. Labels never annotated were trained as background and share its probability.
     """
     chosen = torch.tensor(labels, device=logits.device) - 1
     rest = [channel for channel in range(logits.shape[1]) if channel + 1 not in labels]
@@ -52,5 +52,5 @@ def chosen_heads(weights: dict[str, Tensor], labels: Sequence[int]) -> dict[str,
 
 
 def is_head(key: str) -> bool:
-    """Tell whether a parameter belongs to the logits of some resolution."""
+    """Return whether a parameter belongs to the logits of some resolution."""
     return ".seg_layers." in key

@@ -1,6 +1,6 @@
 """A planned U-Net with one output channel per label, as the baselines use it.
 
-Axis letters: **B** sample, **M** input channel, **K** labels, **Q** labels queried, **A** output labels, ***S** space.
+Axis letters: **B** sample, **M** input channel, **K** labels, **Q** queried labels, **A** output labels, ***S** space.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nnunetv2_conemos.records import Query
 
 
 class MultiHeadUNet(PartialLabelNetwork):
-    """All labels in one pass: sigmoids, each by itself, or with `softmax` classes that exclude each other.
+    """A network of all labels in one pass: independent sigmoids, or with `softmax` classes that exclude each other.
 
     The network of a softmax has a background channel too. It is subtracted from the others, so that nnU-Net's softmax
     over its heads (background 0) is the softmax of the network.

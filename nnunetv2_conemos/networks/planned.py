@@ -1,4 +1,4 @@
-"""The U-Net that the plans ask for, run as a whole or stage by stage.
+"""The U-Net of the plans, run as a whole or stage by stage.
 
 Running the stages ourselves lets a network compute those that do not depend on the label once per image.
 """
@@ -19,7 +19,7 @@ PlannedUNet: TypeAlias = PlainConvUNet | ResidualEncoderUNet
 
 @runtime_checkable
 class UNet(Protocol):
-    """What is used of a planned U-Net; the parts themselves are not typed upstream."""
+    """The parts of a planned U-Net that are used; they are not typed upstream."""
 
     encoder: Any
     decoder: Any
@@ -36,7 +36,7 @@ class UNetState(NamedTuple):
 def planned_unet(
     configuration: ConfigurationManager, num_input_channels: int, num_output_channels: int, deep_supervision: bool
 ) -> PlannedUNet:
-    """Build nnU-Net's own network of a configuration; raises NotImplementedError where it is no planned U-Net."""
+    """Build nnU-Net's own network of a configuration; raises NotImplementedError for other networks."""
     unet = get_network_from_plans(
         configuration.network_arch_class_name,
         configuration.network_arch_init_kwargs,
@@ -65,7 +65,7 @@ def num_stages(unet: UNet) -> int:
 
 
 def run_stages(unet: UNet, state: UNetState, stages: range) -> UNetState:
-    """Run some stages, those of the encoder first; logits at every scale of the decoder if it supervises deeply.
+    """Run some stages, those of the encoder first; with deep supervision, compute logits at every decoder scale.
 
     Skips of fewer samples than the features have are repeated for each query.
     """
@@ -87,5 +87,5 @@ def run_stages(unet: UNet, state: UNetState, stages: range) -> UNetState:
 
 
 def repeat_samples(x: Tensor, times: int) -> Tensor:
-    """Repeat each sample of [B,...] in place, to [B*times,...]; a copy unless times is 1."""
+    """Repeat each sample of [B,...] consecutively, to [B*times,...]; a copy unless times is 1."""
     return x if times == 1 else x.repeat_interleave(times, 0)

@@ -1,4 +1,4 @@
-"""What a network is built from: read from nnU-Net's plans, at training and at prediction alike."""
+"""Specification of a network, read from nnU-Net's plans, at training and at prediction alike."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from nnunetv2_conemos.networks.planned import PlannedUNet, planned_unet
 PLANS_KEY = "conemos"  # in the plans: what inference must know; in a configuration of the plans: options of the method
 LABELS_VARIABLE = "CONEMOS_LABELS"  # environment, for nnUNetv2_predict: comma-separated labels to compute
 MODALITY_VARIABLE = "CONEMOS_MODALITY"  # environment, for nnUNetv2_predict: the modality of the images
-UNKNOWN = "unknown"  # the modality of images of none that the model was trained on
+UNKNOWN = "unknown"  # the modality of images whose modality the model was not trained on
 Options = TypeVar("Options", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """Everything that a method may build its network from.
+    """Everything that a method may use to build its network.
 
     Labels are numbered 1..K and modalities 1..; the modality 0 is unknown.
     """
@@ -34,8 +34,8 @@ class NetworkSpec:
     deep_supervision: bool
     output_labels: tuple[int, ...]  # those that prediction computes
     groups: tuple[tuple[int, ...], ...]  # the sets of labels that training cases are annotated for
-    modalities: tuple[str, ...]  # those of the training cases, for methods that look at the modality
-    given_modality: str  # of images that come without one, as at prediction; for methods that look at it
+    modalities: tuple[str, ...]  # those of the training cases, for methods conditioned on the modality
+    given_modality: str  # of images without one, as at prediction; for methods conditioned on it
 
     @classmethod
     def from_plans(
@@ -46,7 +46,7 @@ class NetworkSpec:
         num_heads: int,
         deep_supervision: bool,
     ) -> NetworkSpec:
-        """Read what nnU-Net hands to `build_network_architecture`, and the variables CONEMOS_LABELS and _MODALITY.
+        """Read the arguments of `build_network_architecture`, and the variables CONEMOS_LABELS and CONEMOS_MODALITY.
 
         Plans without facts of this package are of label mode, with all labels annotated together. Raises ValueError for
         labels that the model does not have.
@@ -71,7 +71,7 @@ class NetworkSpec:
 
     @property
     def modality(self) -> int:
-        """The modality (1..) of images that come without one, or 0; ValueError for one that the model does not know."""
+        """The modality (1..) of images that come without one, or 0; raises ValueError for an unknown name."""
         if self.given_modality not in (*self.modalities, UNKNOWN):
             known = ", ".join(self.modalities) or "none"
             raise ValueError(
@@ -88,7 +88,7 @@ class NetworkSpec:
     ) -> PlannedUNet:
         """Build the U-Net of the plans with this number of output channels.
 
-        Raises NotImplementedError where the plans ask for another network.
+        Raises NotImplementedError where the plans name another network.
         """
         return planned_unet(
             self.configuration,

@@ -1,4 +1,4 @@
-"""Further numbers of a training step, averaged over tenths of an epoch, in nnU-Net's log and as a picture."""
+"""Log and draw further numbers of training steps, averaged over tenths of an epoch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TENTHS = 10  # points of a curve in each epoch
 
 
 def within_epochs(name: str) -> str:
-    """Return the key in nnU-Net's log of a curve: pairs of epochs done and mean since the pair before."""
+    """Return the key of a curve in nnU-Net's log: pairs of epochs done and the mean since the previous pair."""
     return f"{name}, within epochs"
 
 
@@ -32,7 +32,7 @@ def tenths_of_epoch(outputs: Sequence[Mapping[str, Any]], names: Sequence[str], 
 
 
 def log_curves(logger: Any, tenths: Mapping[str, Sequence[float]], epoch: int) -> dict[str, float]:
-    """Add the tenths of an epoch to nnU-Net's log, which checkpoints carry; returns the mean of each over the epoch."""
+    """Add the tenths of an epoch to nnU-Net's log, which checkpoints carry; return the mean of each over the epoch."""
     curves = logger.local_logger.my_fantastic_logging
     means = {name: float(np.mean(values)) for name, values in tenths.items()}
     for name, values in tenths.items():
@@ -52,7 +52,7 @@ def draw_logged(logger: Any, names: Iterable[str], file: Path) -> None:
 
 
 def draw_curves(curves: Mapping[str, Iterable[tuple[float, float]]], file: Path) -> None:
-    """Draw one panel per number, each value at the number of epochs that were done."""
+    """Draw one panel per number, against the number of epochs done."""
     figure = Figure(figsize=(6, 2.2 * len(curves)), layout="constrained")
     for axes, (name, pairs) in zip(figure.subplots(len(curves), 1, squeeze=False)[:, 0], curves.items(), strict=True):
         axes.plot(*zip(*pairs, strict=True), "o-", ms=3)

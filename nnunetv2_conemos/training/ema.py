@@ -1,4 +1,4 @@
-"""A moving average of a network's weights, which is what is validated and saved while training goes on beside it."""
+"""Exponential moving average (EMA) of a network's weights, which is validated and saved instead of the weights."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from torch.optim.swa_utils import AveragedModel
 from nnunetv2_conemos.files import write_aside
 from nnunetv2_conemos.training.method import Method
 
-TRAINING = "conemos_training"  # in a checkpoint, beside the averaged weights: what training goes on with
+TRAINING = "conemos_training"  # in a checkpoint, beside the averaged weights: the state from which training resumes
 
 
 class MovingAverage:
-    """Exponential, with a decay of min(1 - 1/n, `largest`) at the n-th update; the first is a copy."""
+    """EMA with a decay of min(1 - 1/n, `largest`) at the n-th update; the first update is a copy."""
 
     def __init__(self, network: nn.Module, largest: float):
         self.trained, self.largest, self.updates = network, largest, 0
         self.model = AveragedModel(network, multi_avg_fn=self._average).eval()
 
     def update(self) -> None:
-        """Follow a step of the training."""
+        """Update the average after a training step."""
         self.updates += 1
         self.model.update_parameters(self.trained)
 
@@ -37,7 +37,7 @@ class MovingAverage:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Within, the network that is trained holds the averaged weights."""
+        """Load the averaged weights into the trained network within the block."""
         own = copy.deepcopy(self.trained.state_dict())
         self.trained.load_state_dict(self.model.module.state_dict())
         try:
@@ -46,12 +46,12 @@ class MovingAverage:
             self.trained.load_state_dict(own)
 
     def add_training(self, file: Path) -> None:
-        """Add to a checkpoint, saved `in_place`, what training goes on with."""
+        """Add the state from which training resumes to a checkpoint that was saved `in_place`."""
         saved = torch.load(file, map_location="cpu", weights_only=False)
         torch.save({**saved, TRAINING: {"weights": self.trained.state_dict(), "updates": self.updates}}, file)
 
     def resume(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from a checkpoint of `add_training`."""
+        """Resume from a checkpoint of `add_training`."""
         state = checkpoint[TRAINING]
         self.model.module.load_state_dict(checkpoint["network_weights"])
         self.trained.load_state_dict(state["weights"])
@@ -60,7 +60,7 @@ class MovingAverage:
 
 
 class AveragedTrainer(nnUNetTrainer):
-    """nnU-Net's trainer that validates and saves a moving average of the weights, where its method wants one."""
+    """nnU-Net's trainer, which validates and saves an EMA of the weights where its method has one."""
 
     method: ClassVar[Method]
     network: Any
@@ -78,16 +78,16 @@ class AveragedTrainer(nnUNetTrainer):
         return getattr(network, "_orig_mod", network)
 
     def update_average(self) -> None:
-        """Let the average follow a step of the training."""
+        """Update the average, if there is one, after a training step."""
         if self.average:
             self.average.update()
 
     def averaged_weights(self) -> AbstractContextManager[None]:
-        """Within, the network holds the averaged weights, if there are any."""
+        """Load the averaged weights, if there are any, into the network within the block."""
         return self.average.in_place() if self.average else nullcontext()
 
     def save_checkpoint(self, filename: str) -> None:
-        """nnU-Net's, with averaged weights if there are any, and those of the training beside them."""
+        """Save a checkpoint as nnU-Net does; where there is an average, with averaged and with trained weights."""
         if not self.average or self.local_rank != 0 or self.disable_checkpointing:
             return super().save_checkpoint(filename)
         average, nnunets = self.average, super().save_checkpoint

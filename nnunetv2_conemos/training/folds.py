@@ -1,4 +1,4 @@
-"""The cases of a fold: unlabelled ones only train, and what is left out is said in the log."""
+"""The cases of a fold: unlabelled ones only train, and the log reports what is left out."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def supervised_parts(
 def what_is_left_out(
     dataset: Any, table: SourceTable, method: Method, learnt_from: Callable[[str], bool]
 ) -> Iterator[str]:
-    """Yield a line for each thing that the training cases of a fold (`dataset`: nnU-Net's) cannot teach."""
+    """Yield a log line for each limitation of the training cases of a fold (`dataset`: nnU-Net's)."""
     cases = list(dataset.identifiers)
     never_annotated = table.never_annotated(cases, method.tags)
     if never_annotated:
-        yield f"No training case of this fold is annotated for {shorten(never_annotated)}: never learnt."
+        yield f"No training case of this fold is annotated for {shorten(never_annotated)}: not learnt."
     never_drawn = [case for case in cases if not learnt_from(case)]
     if never_drawn:
-        yield f"Not annotated for anything, so never drawn: {shorten(never_drawn)}."
+        yield f"Not annotated for anything, so never sampled: {shorten(never_drawn)}."
     unknown = [case for case in cases if not table.modality_of(case)]
     if unknown and method.modalities:
         yield f"`modality` is not declared, so it is taken as unknown: {shorten(unknown)}."
@@ -42,7 +42,7 @@ def what_is_left_out(
 
 
 def cases_with_unannotated_values(dataset: Any, table: SourceTable) -> list[str]:
-    """List the cases whose maps hold labels that they are not annotated for; such voxels are background nowhere."""
+    """List the cases whose maps hold labels that they are not annotated for; such voxels never count as background."""
     found = []
     for case in dataset.identifiers:
         allowed = table.allowed_values(case) | {-1}

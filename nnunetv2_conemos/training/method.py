@@ -1,4 +1,4 @@
-"""The scientific content of a trainer in one record."""
+"""The record of a method: the scientific content of a trainer."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Loss = Callable[[ConfigurationManager, bool], nn.Module]
 
 @dataclass(frozen=True)
 class Method:
-    """What makes a method; everything else is nnU-Net's or the frame's.
+    """The parts that define a method; everything else is nnU-Net's or that of the base trainer.
 
-    `network(spec)` builds the network. `sampler`: what the loader draws and which labels a sample queries.
+    `network(spec)` builds the network. `sampler`: what the loader samples and which labels a sample queries.
     `loss(configuration, ddp)` builds the loss of (logits [B,Q,*S], Truth) at one resolution; options of the plans are
-    in the configuration, and with `ddp` it is to cover the samples of all processes.
+    in the configuration, and with `ddp` it should cover the samples of all processes.
     `regions`: whether the method allows labels that overlap; `modalities`: whether it is conditioned on the modality of
     a case; `tags`: whether it learns from image tags; `dimensions`: those of the configurations that it trains.
     `optimiser(parameters, configuration, epochs)` gives optimiser and schedule, or None for nnU-Net's. `averaging`: the
@@ -44,5 +44,5 @@ class Method:
 
 
 def without_options(loss: Callable[[bool], nn.Module]) -> Loss:
-    """Turn `loss(ddp)` into the loss of a method that reads no options."""
+    """Convert `loss(ddp)` to the loss of a method without options."""
     return lambda configuration, ddp: loss(ddp)

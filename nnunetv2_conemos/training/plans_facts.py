@@ -1,4 +1,4 @@
-"""What a training writes into the plans, so that its network can be built again at prediction."""
+"""Facts that a training writes into the plans, so that its network can be built again at prediction."""
 
 from __future__ import annotations
 

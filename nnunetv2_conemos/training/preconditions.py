@@ -1,4 +1,4 @@
-"""What must hold before nnU-Net makes the results folder of a training; every error says what to do."""
+"""Check what must hold before nnU-Net creates the results folder of a training; every error says what to do."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nnunetv2_conemos.training.method import Method
 
 
 def checked_table(method: Method, plans: dict, configuration: str, dataset_json: dict, trainer: str) -> SourceTable:
-    """Return who annotated what among the preprocessed cases; raises where a training on them cannot work."""
+    """Return who annotated what among the preprocessed cases; raises an error where training on them cannot work."""
     require_no_prediction_variables(method)
     require_no_cascade(plans, configuration, trainer)
     require_dimension(method, plans, configuration, trainer)
@@ -73,11 +73,11 @@ def require_supervision(method: Method, table: SourceTable, trainer: str) -> Non
 
 
 def require_regions_supported(method: Method, dataset_json: dict, trainer: str) -> None:
-    """Raise NotImplementedError for regions, where the method takes labels to exclude each other."""
+    """Raise NotImplementedError for regions, where the method assumes that labels exclude each other."""
     if LabelSpace.from_dataset_json(dataset_json).has_regions and not method.regions:
         raise NotImplementedError(
-            f"{trainer} takes labels to exclude each other, so it does not train regions. Use ConditionalFiLMTrainer "
-            "or MultiTalentTrainer, or labels that do not overlap."
+            f"{trainer} assumes that labels exclude each other, so it does not train regions. Use "
+            "ConditionalFiLMTrainer or MultiTalentTrainer, or labels that do not overlap."
         )
 
 
@@ -92,7 +92,7 @@ def require_unlabelled_case(table: SourceTable, cases: Iterable[str], trainer: s
 
 
 def require_fold(file: Path, fold: int | str) -> None:
-    """Raise SourceError for a fold that the split lacks: nnU-Net would draw one at random, test cases included."""
+    """Raise SourceError for a fold that the split lacks: nnU-Net would make a random one, test cases included."""
     if fold == "all" or not file.is_file():
         return
     folds = len(json.loads(file.read_text()))
@@ -104,7 +104,7 @@ def require_fold(file: Path, fold: int | str) -> None:
 
 
 def require_supervised_case(has_supervision: Iterable[str], part: str, fold: int | str, file: Path) -> None:
-    """Raise SourceError where a part of the fold has no case that something is known about."""
+    """Raise SourceError where a part of the fold has no supervised case."""
     if not any(has_supervision):
         what = {"train": "training", "val": "validation"}[part]
         raise SourceError(
@@ -122,7 +122,7 @@ def require_labels_of_folder(plans: dict, configuration: str, trainer: str, data
 def require_same_facts(plans: dict, configuration: str, trainer: str) -> None:
     """Raise SourceError where the model folder was trained for other modalities or sets of labels than `plans` say.
 
-    The folds of one model folder share its plans, and those say what prediction queries.
+    The folds of one model folder share its plans, and those determine what prediction queries.
     """
     folder = model_folder(plans, configuration, trainer)
     if not (folder and (folder / "plans.json").is_file()):

@@ -1,6 +1,6 @@
-"""What is drawn and queried: nnU-Net's loader stays as it is and draws virtual identifiers.
+"""Sampling and queries: nnU-Net's loader stays as it is and samples virtual identifiers.
 
-Axis letters: **B** sample, **Q** labels queried, numbered 1..K.
+Axis letters: **B** sample, **Q** queried labels, numbered 1..K.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.records import QueriedLabels, Query, Truth, to_truth
 
 SEPARATOR = "::"  # of the parts of a virtual identifier
-COPIES = 10  # length of every label's list in units of the longest: the finer, the better weights are met
+COPIES = 10  # length of every label's list in units of the longest: the larger, the closer sampling is to the weights
 
 
 class Sample(NamedTuple):
-    """What an identifier stands for: a case, the queried labels (1..K; 0 is padding), those to centre a patch on."""
+    """The meaning of an identifier: a case, the queried labels (1..K; 0 is padding), those to centre a patch on."""
 
     case: str
     queried: tuple[int, ...]
@@ -29,14 +29,14 @@ class Sample(NamedTuple):
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Which identifiers the loader draws from, uniformly, and what an identifier stands for."""
+    """The identifiers that the loader samples uniformly, and the meaning of each."""
 
     def identifiers(self, table: SourceTable, cases: Sequence[str]) -> np.ndarray:
-        """Return a 1-D array of strings; a list would cost the loader milliseconds a draw."""
+        """Return a 1-D array of strings; with a list, each draw would cost the loader milliseconds."""
         ...
 
     def parse(self, identifier: str, table: SourceTable) -> Sample:
-        """Return what an identifier stands for."""
+        """Return the meaning of an identifier."""
         ...
 
 
@@ -46,14 +46,14 @@ def annotated_labels(case: str, table: SourceTable) -> tuple[int, ...]:
 
 
 def copies(shares: Sequence[float], length: int) -> np.ndarray:
-    """Return how often each item must be in a list of this length so that a uniform draw meets its share."""
+    """Return how often each item must be in a list of this length so that uniform sampling matches its share."""
     ends = np.cumsum(shares)
     return np.diff(np.round(ends / ends[-1] * length).astype(int), prepend=0)
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """A label uniformly, then a case annotated for it, and patches that centre on it (Billot et al., MIDL 2024).
+    """Sampler of a label, uniformly, then a case annotated for it; patches centre on it (Billot et al., MIDL 2024).
 
     `queries` says what is then queried, each equally often: "one" (that label), "annotated" (all labels annotated in
     the case) or "all" (every label that is annotated in some case, as at prediction). A label that is annotated but
@@ -63,16 +63,18 @@ class Pairs:
     queries: tuple[Literal["one", "annotated", "all"], ...] = ("one",)
 
     def identifiers(self, table: SourceTable, cases: Sequence[str], seed: int = 12345) -> np.ndarray:
-        """Return `case::label::query` such that a uniform draw takes each annotated label equally often.
+        """Return `case::label::query` such that uniform sampling takes each annotated label equally often.
 
-        Within a label, cases are drawn in proportion to the weight of their source. Raises ValueError where no case
+        Within a label, cases are sampled in proportion to the weight of their source. Raises ValueError where no case
         is annotated for anything.
         """
         rng = np.random.default_rng(seed)
         per_label = [[case for case in cases if table.known(case)[k]] for k in range(len(table.labels))]
         length = COPIES * max(map(len, per_label))
         if length == 0:
-            raise ValueError(f"none of these {len(cases)} cases is annotated for any label: there is nothing to draw.")
+            raise ValueError(
+                f"none of these {len(cases)} cases is annotated for any label: there is nothing to sample."
+            )
         pairs = []
         for label, annotated in enumerate(per_label, start=1):
             if annotated:
@@ -94,12 +96,12 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Cases:
-    """A dataset in proportion to a power of its number of cases, then a case.
+    """Sampler of a dataset, in proportion to a power of its number of cases, then a case.
 
-    The power 0.5 is that of Ulrich et al. (MICCAI 2023), 0 draws every dataset equally often. Queried are the labels
+    The power 0.5 is that of Ulrich et al. (MICCAI 2023), 0 samples all datasets equally often. Queried are the labels
     annotated in the case, padded to the largest set that a case has, so that queries have one shape; or every label
-    (`every`), for losses that look at the others too. Sources that name the same `dataset` are one; a case of weight 2
-    is drawn twice as often as one of weight 1.
+    (`every`), for losses that need the others too. Sources that name the same `dataset` are one; a case of weight 2
+    is sampled twice as often as one of weight 1.
     """
 
     every: bool = False
@@ -109,7 +111,9 @@ class Cases:
         """Return case identifiers, repeated; raises ValueError where no case is annotated for anything."""
         annotated = [case for case in cases if table.known(case).any()]
         if not annotated:
-            raise ValueError(f"none of these {len(cases)} cases is annotated for any label: there is nothing to draw.")
+            raise ValueError(
+                f"none of these {len(cases)} cases is annotated for any label: there is nothing to sample."
+            )
         weights = np.array([table.weight(case) for case in annotated])
         datasets = np.array([table.dataset_of(case) for case in annotated])
         shares = np.zeros(len(annotated))
@@ -125,7 +129,7 @@ class Cases:
 
 
 def queried_labels(sampler: Sampler, identifiers: Iterable[str], table: SourceTable) -> QueriedLabels:
-    """Return what a drawn batch queries; shorter rows are padded with 0."""
+    """Return the queried labels of a sampled batch; shorter rows are padded with 0."""
     drawn = [sampler.parse(str(identifier), table) for identifier in identifiers]
     width = max(len(one.queried) for one in drawn)
     rows = np.zeros((len(drawn), width), dtype=np.int64)
@@ -138,7 +142,7 @@ def queried_labels(sampler: Sampler, identifiers: Iterable[str], table: SourceTa
 
 
 def query_and_truth(sampler: Sampler, batch: dict[str, Any], table: SourceTable) -> tuple[Query, list[Truth] | Truth]:
-    """Turn a batch of nnU-Net's loader into what is queried and what is known, at one resolution or at several."""
+    """Convert a batch of nnU-Net's loader to its query and its ground truth, at one resolution or at several."""
     queried = queried_labels(sampler, batch["keys"], table)
     target, ignore = batch["target"], table.labels.ignore
     query = Query(batch["data"], queried.labels, queried.modality)
@@ -148,7 +152,7 @@ def query_and_truth(sampler: Sampler, batch: dict[str, Any], table: SourceTable)
 
 
 class QueryDataset:
-    """An nnU-Net dataset whose foreground, for nnU-Net's loader, is the labels that an identifier centres on.
+    """An nnU-Net dataset that presents to nnU-Net's loader, as foreground, the labels that an identifier centres on.
 
     `dataset` has nnU-Net's `identifiers` and `load_case`. `location_keys`: the keys of nnU-Net's `class_locations` in
     label order (ids, or regions), `always` those that stay whatever is queried (nnU-Net's key for annotated voxels when

@@ -1,4 +1,4 @@
-"""The frame for methods that learn from cases without annotations too: a second loader, and steps on both batches."""
+"""Base trainer of methods that also learn from unlabelled cases: a second loader, and steps on both batches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from nnunetv2_conemos.training.trainer import PartialLabelTrainer
 
 
 class SemiSupervisedTrainer(PartialLabelTrainer):
-    """`two_stream_step` replaces nnU-Net's training step where training cases are not annotated for anything.
+    """A trainer whose `two_stream_step` replaces nnU-Net's training step where some training cases are unlabelled.
 
     It returns "loss" and the `extras`, further numbers that are logged and drawn over the training (streams.png).
     """
@@ -32,7 +32,7 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
     learns_from_unlabelled = True
     needs_unlabelled: ClassVar[bool] = False
     unlabelled_per_sample: ClassVar[int] = 1  # samples of the unlabelled batch for each of the labelled one
-    weak_views: ClassVar[bool] = True  # of unlabelled images: without what changes intensities
+    weak_views: ClassVar[bool] = True  # of unlabelled images: augmented without changes of intensity
     extras: ClassVar[tuple[str, ...]] = ()
     training_cases: Sequence[str] = ()
     steps_in_epoch = 0
@@ -53,7 +53,7 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
 
     @property
     def progress(self) -> float:
-        """The share of the training that is done."""
+        """The share of the training that is completed."""
         return (self.current_epoch + self.steps_in_epoch / self.num_iterations_per_epoch) / self.num_epochs
 
     def on_train_epoch_start(self) -> None:
@@ -84,9 +84,9 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
         return Streams(labelled, self.unlabelled_loader(cases)), validation
 
     def unlabelled_loader(self, cases: list[str]) -> Any:
-        """Return a loader of these cases, drawn by the weight of their source, at random positions.
+        """Return a loader of these cases, sampled by the weight of their source, at random positions.
 
-        The augmentation is nnU-Net's; that of weak views moves and deforms, but changes no intensities.
+        The augmentation is nnU-Net's; that of weak views moves and deforms, but does not change intensities.
         """
         assert self.dataset_class is not None
         patch_size: Any = self.configuration_manager.patch_size
@@ -120,7 +120,7 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
         return report
 
     def backward_in_turn(self, terms: Sequence[Callable[[], Tensor]]) -> list[float]:
-        """Step on the sum of several losses, each differentiated before the next is computed: memory as of one."""
+        """Step on the sum of several losses, differentiating each before the next, which takes the memory of one."""
         self.optimizer.zero_grad(set_to_none=True)
         scaler, values = self.grad_scaler, []
         for number, term in enumerate(terms, start=1):

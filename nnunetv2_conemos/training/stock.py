@@ -31,7 +31,7 @@ class _OtherLength(nnUNetTrainer):
 
 
 def stock_trainers() -> dict[str, type[nnUNetTrainer]]:
-    """Make those that nnU-Net itself lacks, by name."""
+    """Return name -> trainer of the variants that nnU-Net itself lacks."""
     made = {}
     for mirroring, adam in ((False, False), (True, True), (False, True)):
         bases: Any = (nnUNetTrainerAdam1en3,) * adam + (nnUNetTrainerNoMirroring,) * (not mirroring)

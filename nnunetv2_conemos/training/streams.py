@@ -32,7 +32,7 @@ class Streams(Iterator[tuple[dict[str, Any], dict[str, Any]]]):
 
 
 def started(loader: nnUNetDataLoader, pin_memory: bool) -> Any:
-    """Run a loader in half as many processes as nnU-Net's own, or in this one; its first batch is drawn."""
+    """Start a loader in half as many processes as nnU-Net's own, or in the current one; discard its first batch."""
     processes = get_allowed_n_proc_DA()
     if processes == 0:
         augmenter: Any = SingleThreadedAugmenter(loader, None)
@@ -45,7 +45,7 @@ def started(loader: nnUNetDataLoader, pin_memory: bool) -> Any:
 
 
 def without_intensity(transforms: ComposeTransforms) -> ComposeTransforms:
-    """Leave out of nnU-Net's augmentation what changes intensities; -1 in the map still marks what is outside."""
+    """Return nnU-Net's augmentation without changes of intensity; -1 in the map still marks voxels outside."""
 
     def left_out(transform: Any) -> bool:
         inner = transform.transform if isinstance(transform, RandomTransform) else transform

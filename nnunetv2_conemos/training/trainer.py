@@ -1,4 +1,4 @@
-"""The frame between nnU-Net's trainer and a `Method`: what nnU-Net calls, in the order in which it does."""
+"""The base trainer between nnU-Net's trainer and a `Method`: methods that nnU-Net calls, in the order of the calls."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class PartialLabelTrainer(AveragedTrainer):
     preprocessed_dataset_folder_base: str
     settings: ClassVar[dict[str, Any]] = {
         # Two thirds of the samples are centred on the queried label (nnU-Net: one third on any foreground): with one
-        # label queried, most other patches show none of it. Drawn per sample, so that it holds for every batch size.
+        # queried label, most other patches show none of it. Chosen per sample, so that it holds for every batch size.
         "oversample_foreground_percent": 0.67,
         "probabilistic_oversampling": True,
     }
@@ -58,7 +58,7 @@ class PartialLabelTrainer(AveragedTrainer):
         apply_settings(self)
 
     def check_data(self, plans: dict, configuration: str) -> None:
-        """Raise where the data do not fit the method; `self.table` is there, and nothing has been written yet."""
+        """Raise an error where the data do not fit the method; `self.table` is set, and nothing is written yet."""
 
     @classmethod
     def build_network_architecture(
@@ -69,12 +69,12 @@ class PartialLabelTrainer(AveragedTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """Called by nnU-Net at training and at prediction, where no trainer object exists."""
+        """Build the network; nnU-Net calls this at training and at prediction, where no trainer object exists."""
         counts = num_input_channels, num_output_channels, enable_deep_supervision
         return cls.method.network(NetworkSpec.from_plans(plans_manager, configuration_manager, *counts))
 
     def configure_optimizers(self) -> Any:
-        """Those of the method if it has its own, else nnU-Net's."""
+        """Return optimiser and schedule of the method, else nnU-Net's."""
         choose = self.method.optimiser
         chosen = choose and choose(self.network.parameters(), self.configuration_manager, self.num_epochs)
         return chosen or super().configure_optimizers()
@@ -82,7 +82,7 @@ class PartialLabelTrainer(AveragedTrainer):
     def _set_batch_size_and_oversample(self) -> None:
         share = self.oversample_foreground_percent
         super()._set_batch_size_and_oversample()
-        self.oversample_foreground_percent = share  # drawn per sample, so ranks need no shares of their own
+        self.oversample_foreground_percent = share  # chosen per sample, so ranks need no shares of their own
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, Any, Any, Any]:  # noqa: N802
         rotation, dummy_2d, patch_size, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
@@ -98,7 +98,7 @@ class PartialLabelTrainer(AveragedTrainer):
         return loss
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """nnU-Net's, on a split stratified by annotated labels where none exists; unlabelled cases only train."""
+        """Return nnU-Net's split, stratified by annotated labels where none exists yet; unlabelled cases only train."""
         splits_file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
         if self.fold != "all" and "sources" in self.dataset_json and not splits_file.is_file():
             self.print_to_log_file("Creating new 5-fold cross-validation split, stratified by annotated labels...")
@@ -112,7 +112,7 @@ class PartialLabelTrainer(AveragedTrainer):
         return train, validation
 
     def has_supervision(self, case: str) -> bool:
-        """Tell whether anything is known about a case that the method learns from."""
+        """Return whether anything that the method learns from is known about a case."""
         return bool((self.table.known(case) | (self.table.tagged(case) & self.method.tags)).any())
 
     def get_tr_and_val_datasets(self) -> tuple[QueryDataset, QueryDataset]:
@@ -123,11 +123,11 @@ class PartialLabelTrainer(AveragedTrainer):
         return self.wrap_dataset(train), self.wrap_dataset(validation)
 
     def wrap_dataset(self, dataset: Any) -> QueryDataset:
-        """Return what nnU-Net's loader draws from, given a dataset of nnU-Net's."""
+        """Wrap a dataset of nnU-Net's into one that nnU-Net's loader samples queries from."""
         return QueryDataset(dataset, self.method.sampler, self.table, *location_keys(self.label_manager))
 
     def to_query_and_truth(self, batch: dict) -> tuple[Query, list[Truth] | Truth]:
-        """Turn a drawn batch into what is queried and what is known."""
+        """Convert a sampled batch to its query and its ground truth."""
         return query_and_truth(self.method.sampler, batch, self.table)
 
     def train_step(self, batch: dict) -> dict:
@@ -137,7 +137,7 @@ class PartialLabelTrainer(AveragedTrainer):
         return report
 
     def validation_step(self, batch: dict) -> dict:
-        """Count the queried labels, [K] each: one pass whatever K is."""
+        """Count hits and errors of the queried labels, [K] each, in one pass whatever K is."""
         query, truth = self.to_query_and_truth(batch)
         query, truth = query.to(self.device, non_blocking=True), move(truth, self.device)
         with self.precision():
@@ -147,17 +147,17 @@ class PartialLabelTrainer(AveragedTrainer):
         return {"loss": loss.detach().cpu().numpy(), **counts}
 
     def precision(self) -> Any:
-        """nnU-Net's mixed precision on a GPU, else nothing."""
+        """Return the context of nnU-Net's mixed precision on a GPU, else an empty one."""
         return autocast("cuda") if self.device.type == "cuda" else dummy_context()
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
-        """nnU-Net's, unless no label was predicted or present: a NaN there would end `checkpoint_best` for good."""
+        """Log as nnU-Net does, unless no label was predicted or present: a NaN would end `checkpoint_best` for good."""
         if validation.anything_counted(val_outputs, self.device, self.is_ddp):
             return super().on_validation_epoch_end(val_outputs)
         return validation.repeat_last_dice(self.logger, val_outputs, self.current_epoch, len(self.table.labels))
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """nnU-Net's final validation; its summary.json is then reduced to annotated (case, label) pairs."""
+        """Run nnU-Net's final validation, then reduce its summary.json to annotated (case, label) pairs."""
         with self.averaged_weights():
             super().perform_actual_validation(save_probabilities)
         if self.local_rank == 0:
@@ -168,13 +168,13 @@ class PartialLabelTrainer(AveragedTrainer):
             self.print_to_log_file("Mean Validation Dice on annotated labels: ", dice, also_print_to_console=True)
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        """nnU-Net's; raises SourceError where the checkpoint was trained for other labels."""
+        """Load a checkpoint as nnU-Net does; raises SourceError where it was trained for other labels."""
         preconditions.require_checkpoint_of(filename_or_checkpoint, self.dataset_json["labels"])
         super().load_checkpoint(filename_or_checkpoint)
 
 
 def all_settings(trainer: type[PartialLabelTrainer]) -> dict[str, Any]:
-    """Collect `settings` along the inheritance, those of subclasses winning."""
+    """Return the `settings` of all base classes; those of subclasses take precedence."""
     return {k: v for base in reversed(trainer.__mro__) for k, v in vars(base).get("settings", {}).items()}
 
 

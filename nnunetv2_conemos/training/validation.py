@@ -1,4 +1,4 @@
-"""Validation on what is annotated: counts of the labels, and nnU-Net's summary.json reduced to annotated pairs."""
+"""Validation on annotated labels: counts per label, and nnU-Net's summary.json reduced to annotated pairs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COUNTED = "counted"  # key that marks a reduced summary
 def counts_of(
     output: Any, truth: Sequence[Truth] | Truth, table: SourceTable, exclusive: bool
 ) -> dict[str, np.ndarray]:
-    """Count true positives, false positives and false negatives per label [K] in what a network says, at full size.
+    """Count true positives, false positives and false negatives per label [K] in a network's output, at full size.
 
     `output` is the logits, or begins with them (the finest scale, or a record). With `exclusive`, labels compete.
     """
@@ -41,7 +41,7 @@ def counts_of(
 
 
 def likeliest_alone(logits: Float[Tensor, "B K *S"], never_annotated: Sequence[int]) -> Float[Tensor, "B K *S"]:
-    """Return logits of which, at each voxel, only the likeliest of the annotated labels can be positive."""
+    """Return logits of which, at each voxel, only the most likely of the annotated labels can be positive."""
     own = logits.clone()
     own[:, [label - 1 for label in never_annotated]] = -torch.inf
     return torch.where(own == own.amax(1, keepdim=True), own, -torch.inf)
@@ -60,7 +60,7 @@ def hard_counts(logits: Float[Tensor, "B Q *S"], truth: Truth, num_labels: int) 
 
 
 def anything_counted(val_outputs: Sequence[dict[str, Any]], device: torch.device, ddp: bool) -> bool:
-    """Tell whether any label was predicted or present in an epoch of validation, in any process."""
+    """Return whether any label was predicted or present in an epoch of validation, in any process."""
     seen = torch.tensor(float(sum(output[name].sum() for output in val_outputs for name in COUNTS)), device=device)
     if ddp:
         dist.all_reduce(seen)
@@ -68,7 +68,7 @@ def anything_counted(val_outputs: Sequence[dict[str, Any]], device: torch.device
 
 
 def repeat_last_dice(logger: Any, val_outputs: Sequence[dict[str, Any]], epoch: int, num_labels: int) -> None:
-    """Log an epoch in which nothing was counted: the mean Dice is that of the epoch before, or 0."""
+    """Log an epoch in which nothing was counted: the mean Dice is that of the previous epoch, or 0."""
     previous = logger.get_value("mean_fg_dice", step=None)
     logger.log("mean_fg_dice", previous[-1] if previous else 0.0, epoch)
     logger.log("dice_per_class_or_region", [float("nan")] * num_labels, epoch)
@@ -78,11 +78,11 @@ def repeat_last_dice(logger: Any, val_outputs: Sequence[dict[str, Any]], epoch: 
 def annotated_summary(summary_file: Path, table: SourceTable, ending: str) -> dict[str, Any]:
     """Rewrite a summary.json of nnU-Net so that only annotated (case, label) pairs count, and return it.
 
-    nnU-Net scores every label in every case: a right organ where it was not annotated counts as Dice 0. Means are
+    nnU-Net scores every label in every case: a correct organ where it was not annotated counts as Dice 0. Means are
     nnU-Net's: over cases, then over the labels that have a value. `ending` is the dataset's `file_ending`.
     """
     original = summary_file.with_name(ALL_LABELS)
-    if COUNTED not in load_summary_json(str(summary_file)):  # fresh from nnU-Net
+    if COUNTED not in load_summary_json(str(summary_file)):  # just written by nnU-Net
         shutil.copyfile(summary_file, original)
     full = load_summary_json(str(original))
     cases = [_annotated_only(entry, table, ending) for entry in full["metric_per_case"]]

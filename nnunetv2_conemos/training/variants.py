@@ -1,4 +1,4 @@
-"""Names of trainers of other lengths, of those that do not mirror, and of those that train with AdamW."""
+"""Names of the variants of trainers: other numbers of epochs, no mirroring, AdamW."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ STOCK = "nnUNetTrainer"
 
 
 def variant(trainer: str, epochs: int | None = None, mirroring: bool = True, adam: bool = False) -> str:
-    """Return the name of a variant, `Trainer_Adam1en3_NoMirroring_10epochs`; None is the trainer's own length.
+    """Return the name of a variant, `Trainer_Adam1en3_NoMirroring_10epochs`; `epochs` None: the default number.
 
     nnU-Net's own have no underscores before the epochs: `nnUNetTrainerNoMirroring`, `nnUNetTrainerAdam1en3`.
     """

@@ -187,7 +187,7 @@ def test_missing_and_broken_maps_are_named(phantom: Path):
     assert "a map of zeros" in missing
     assert "case 'site_a_00'" in broken
     assert "cannot be read" in broken
-    assert "holds values that are no labels: 0.5, 3.5" in fractional
+    assert "holds values that are not labels: 0.5, 3.5" in fractional
 
 
 def test_an_image_that_nnunet_cannot_read_is_bad_input(phantom: Path):

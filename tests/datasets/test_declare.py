@@ -113,7 +113,7 @@ def test_missing_label_maps_are_said(table_of: Path, phantom: Path, capsys: pyte
 def test_other_sources_stay_without_overwrite(phantom: Path, nnunet_folders: Path):
     before = (phantom / "dataset.json").read_text()
     table = {case: ["liver"] for case in datasets.raw_cases(phantom)}
-    with pytest.raises(SourceError, match=r"already has other `sources`\. Say --overwrite"):
+    with pytest.raises(SourceError, match=r"already has other `sources`\. Pass --overwrite"):
         declare(NAME, table)
     assert (phantom / "dataset.json").read_text() == before
     source_table, files, _ = declare(NAME, table, overwrite=True)

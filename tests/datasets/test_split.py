@@ -250,7 +250,7 @@ SSL, UDA, SEMIDG = (["--setting", setting] for setting in ("ssl", "uda", "semidg
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (SSL, "say with --labelled how many cases stay labelled"),
+        (SSL, "pass --labelled, the number of cases that stay labelled"),
         ([*SSL, "--labelled", "0"], "--labelled 0: expected a number of cases"),
         ([*SSL, "--labelled", "5%"], "--labelled 5%: expected a number of cases"),
         ([*SSL, "--labelled", "1.5"], "--labelled 1.5: expected a number of cases"),
@@ -259,7 +259,7 @@ SSL, UDA, SEMIDG = (["--setting", setting] for setting in ("ssl", "uda", "semidg
         ([*SSL, "--labelled", "1"], "1 labelled case(s): expected at least one to train and one to validate on"),
         ([*SSL, "--labelled", "4", "--folds", "5"], "--folds 5: expected 2 to 4"),
         ([*SSL, "--labelled", "4", "--folds", "1"], "--folds 1: expected 2 to 4"),
-        ([*SSL, "--labelled", "4", "--folds", "2", "--validation", "1"], "say one"),
+        ([*SSL, "--labelled", "4", "--folds", "2", "--validation", "1"], "pass one of them"),
         (
             [*SSL, "--labelled", "4", "--validation", "16"],
             "expected annotated cases, 4 to stay labelled and 16 to validate; found 19",
@@ -270,7 +270,7 @@ SSL, UDA, SEMIDG = (["--setting", setting] for setting in ("ssl", "uda", "semidg
         ([*UDA, "--target-domain", "MR", "--source-domain", "MR"], "MR cannot be both source and target domain"),
         ([*UDA, "--target-domain", "MR", "CT", "US"], "leave a source domain (CT, MR, US)"),
         (UDA, "name a --target-domain"),
-        (SEMIDG, "say with --labelled how many cases stay labelled"),
+        (SEMIDG, "pass --labelled, the number of cases that stay labelled"),
         ([*SEMIDG, "--labelled", "5"], "annotated cases in domain 'US', 5 to stay labelled; found 4"),
         ([*SEMIDG, "--labelled", "0.99"], "nothing is left to be unlabelled without domain 'CT'"),
         ([*SEMIDG, "--labelled", "1", "--test-domain", "US", "--folds", "3"], "--folds 3: expected 2 to 2"),
@@ -316,7 +316,7 @@ def test_what_exists_stays(raw, capsys):
     assert folds(raw) == before
     in_place = ["split", "3", *SSL, "--labelled", "4", "-o", "Dataset003_Sites", "--overwrite"]
     assert cli.main(in_place) == 2
-    assert "holds files that the result is made of" in capsys.readouterr().err
+    assert "holds files that are read to make the result" in capsys.readouterr().err
     assert cli.main([*in_place[:-2], "Dataset003_Other"]) == 2
     assert "its id already belongs to Dataset003_Sites" in capsys.readouterr().err
 

@@ -69,7 +69,9 @@ def test_an_export_replaces_no_other_folder(model, tmp_path, capsys, own):
     output.mkdir(exist_ok=True)
     (output / "kept").touch()
     assert cli.main(["export", "-m", str(model), "--label", "liver", "-o", str(output), "--overwrite"]) == 2
-    assert ("holds files that the result" if own else "is no model folder") in capsys.readouterr().err
+    assert (
+        "holds files that are read to make the result" if own else "is not a model folder"
+    ) in capsys.readouterr().err
     assert (output / "kept").is_file()
 
 

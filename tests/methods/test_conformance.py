@@ -202,7 +202,7 @@ def test_regions_are_trained_or_refused_before_anything_is_made(trainer, nnunet_
     if trainer.method.regions:
         assert make_trainer(nnunet_folders, trainer).label_manager.has_regions
     else:
-        with pytest.raises(NotImplementedError, match=f"{trainer.__name__} takes labels to exclude each other"):
+        with pytest.raises(NotImplementedError, match=f"{trainer.__name__} assumes that labels exclude each other"):
             make_trainer(nnunet_folders, trainer)
         assert not list((nnunet_folders / "nnUNet_results").iterdir())
 

@@ -114,7 +114,7 @@ def test_datasets_are_drawn_by_the_root_of_their_size():
     assert share == pytest.approx(np.sqrt(90) / (np.sqrt(90) + np.sqrt(10)), abs=0.02)
     assert not any(i.startswith("u") for i in identifiers), "unlabelled cases teach nothing here"
     assert len(set(identifiers)) == 100
-    with pytest.raises(ValueError, match="nothing to draw"):
+    with pytest.raises(ValueError, match="nothing to sample"):
         Cases().identifiers(table, ["u0"])
 
 

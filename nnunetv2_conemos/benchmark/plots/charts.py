@@ -1,4 +1,4 @@
-"""The charts of a report."""
+"""Charts of a report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PANELS = {
 
 
 def colours(arms: Sequence[str]) -> Mapping[str, tuple[float, float, float]]:
-    """Give each arm the same colour in every figure."""
+    """Return a colour for each arm, the same in every figure."""
     return dict(zip(arms, sns.color_palette("colorblind" if len(arms) <= 10 else "husl", len(arms)), strict=True))
 
 
@@ -107,7 +107,7 @@ def with_several_budgets(per_budget: Sequence[Results]) -> list[str]:
 
 
 def draw_steps(per_budget: Sequence[Results], arms: Sequence[str], file: Path) -> None:
-    """Draw the mean Dice of some arms against the steps of a whole training, each with its own schedule."""
+    """Draw the mean Dice of some arms against the steps of a complete training, each with its own schedule."""
     figure = Figure(figsize=(9, 5.4))
     axes, palette = figure.subplots(), colours(arms)
     for arm in arms:

@@ -1,4 +1,4 @@
-"""How many pseudo-labels were confident enough to count while a network learnt from unlabelled cases."""
+"""Draw the share of confident pseudo-labels while a network learnt from unlabelled cases."""
 
 from __future__ import annotations
 

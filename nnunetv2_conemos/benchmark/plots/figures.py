@@ -30,7 +30,7 @@ Captions = dict[str, str]  # caption -> name of the file
 
 
 def draw_figures(workspace: Workspace, results: Results, budgets: Sequence[Results], test: TestSet) -> Captions:
-    """Draw the figures to figures/ of the benchmark; returns caption -> file, relative to the report.
+    """Draw the figures to figures/ of the benchmark; return caption -> file, relative to the report.
 
     `budgets`: the results at every number of epochs, rising.
     """
@@ -41,7 +41,7 @@ def draw_figures(workspace: Workspace, results: Results, budgets: Sequence[Resul
     drawn |= draw_all_costs(results, workspace.folder / AGAINST_K, folder)
     if several := with_several_budgets(budgets):
         draw_steps(budgets, several, folder / "steps.png")
-        drawn["Mean Dice against the steps of a training (each point is one of its own), of arms with several."] = (
+        drawn["Mean Dice against the steps of a training (one per point), of arms with several numbers of steps."] = (
             "steps.png"
         )
     drawn |= draw_learned(first_checkpoints(workspace, results), folder)
@@ -62,7 +62,7 @@ def draw_scores(results: Results, annotated: dict[str, int], folder: Path) -> Ca
 def draw_all_costs(results: Results, against_k: Path, folder: Path) -> Captions:
     """Draw the costs of each arm, and those against the number of labels where they were measured."""
     draw_costs(results, folder / "costs.png")
-    drawn = {"What each arm costs.": "costs.png"}
+    drawn = {"Cost of each arm.": "costs.png"}
     if against_k.is_file():
         draw_against_k(pd.read_csv(against_k), folder / "against_k.png")
         drawn["Cost against the number of labels, on random patches, without deep supervision."] = "against_k.png"
@@ -92,17 +92,17 @@ def draw_learned(checkpoints: dict[str, Path], folder: Path) -> Captions:
     if shares:
         draw_confident(shares, folder / "accepted.png")
         drawn[
-            "Share of the voxels of unlabelled images whose pseudo-label was confident enough to count, in the first "
-            "training."
+            "Share of the voxels of unlabelled images whose pseudo-label was confident (above the threshold), in the "
+            "first training."
         ] = "accepted.png"
     if similar:
         draw_priors(similar, folder / "priors.png")
-        drawn["How alike the learned priors of any two labels are (cosine), in the first training."] = "priors.png"
+        drawn["Cosine similarity of the learnt priors of any two labels, in the first training."] = "priors.png"
     return drawn
 
 
 def draw_pictures(workspace: Workspace, results: Results, test: TestSet, folder: Path) -> Captions:
-    """Draw predictions of the first training of each arm beside the truth."""
+    """Draw predictions of the first training of each arm beside the ground truth."""
     pictured = {}
     for run in workspace.recipe.runs():
         predicted = workspace.run_folder(run) / "predictions"
@@ -111,5 +111,5 @@ def draw_pictures(workspace: Workspace, results: Results, test: TestSet, folder:
     if not pictured:
         return {}
     draw_overlays(pictured, test, workspace.dataset_json, folder / "overlays.png")
-    caption = "The median and the worst test case of the first training of each arm, truth beside prediction."
+    caption = "The median and the worst test case of the first training of each arm, ground truth beside prediction."
     return {caption: "overlays.png"}

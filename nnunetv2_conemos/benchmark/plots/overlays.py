@@ -1,4 +1,4 @@
-"""Pictures of predictions beside the truth: for each arm its median and its worst test case."""
+"""Pictures of predictions beside the ground truth: for each arm, its median and its worst test case."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nnunetv2_conemos.evaluation.significance import case_scores
 
 
 def draw_overlays(arms: Mapping[str, tuple[Path, pd.DataFrame]], test: TestSet, dataset_json: dict, file: Path) -> None:
-    """Draw a row per arm: truth and prediction of its median case, then of its worst, if that is another.
+    """Draw a row per arm: ground truth and prediction of its median case, then of its worst, if that is another.
 
     `arms`: folder of label maps, and the scores of each case and label in them.
     """
@@ -81,7 +81,7 @@ def fullest_slice(truth: np.ndarray) -> int:
 
 
 def show(axes: Axes, image: np.ndarray, labels: np.ndarray, number: int, aspect: float, title: str) -> None:
-    """Show one slice [y, x], its labels in colour."""
+    """Draw one slice [y, x], with its labels in colour."""
     low, high = np.percentile(image, (1, 99))
     axes.imshow(image, cmap="gray", vmin=low, vmax=high, aspect=aspect)
     palette = np.array([(0, 0, 0, 0), *((*colour, 0.55) for colour in sns.color_palette("bright", number))])

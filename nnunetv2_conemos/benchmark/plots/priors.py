@@ -1,4 +1,4 @@
-"""Which labels look alike to networks that learn a prior for each label."""
+"""Draw how similar labels are to networks that learn a prior for each label."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def prior_similarity(model: ModelFolder, checkpoint: dict[str, Any]) -> pd.DataF
 
 
 def draw_priors(arms: Mapping[str, pd.DataFrame], file: Path) -> None:
-    """Draw a map of similarities for each arm; the diagonal, where a label meets itself, is left blank."""
+    """Draw a map of similarities for each arm; the diagonal is left blank."""
     size = 1.8 + 0.45 * max(len(similarity) for similarity in arms.values())
     figure = Figure(figsize=(size * len(arms) + 1, size), layout="constrained")
     for axes, (arm, similarity) in zip(figure.subplots(1, len(arms), squeeze=False)[0], arms.items(), strict=True):

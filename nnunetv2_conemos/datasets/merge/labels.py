@@ -17,7 +17,7 @@ Parts = dict[str, list[str]]  # merged name -> own labels that make it up
 def parts_of(spec: DatasetSpec, labels: LabelSpace, name: str, recipe: Recipe) -> tuple[Parts, dict[str, str | None]]:
     """Return merged name -> own labels that make it up, and own name -> merged name (None: dropped).
 
-    Two labels that are renamed alike become one. Raises SourceError for names that the dataset does not have.
+    Two labels with the same new name become one. Raises SourceError for names that the dataset does not have.
     """
     where = f"dataset '{name}'"
     for own in (*spec.rename, *spec.drop, *(part for owns in spec.regions.values() for part in owns)):

@@ -1,4 +1,4 @@
-"""Read the datasets of a merge: their cases, channels and labels, under the names that they get in the result."""
+"""Read the datasets of a merge: their cases, channels and labels, under their names in the result."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def read_images(spec: DatasetSpec, folder: Path, name: str, like: SourceDataset)
 
 
 def require_channels(cases: Mapping[str, SourceCase], channels: int, name: str, ending: str) -> None:
-    """Raise ValueError where a case has not one file per channel; colour images hold theirs in one, counted later."""
+    """Raise ValueError where a case lacks one file per channel; colour images hold all in one file, counted later."""
     for own, case in cases.items():
         if len(case.images) != channels and ending not in NaturalImage2DIO.supported_file_endings:
             raise ValueError(

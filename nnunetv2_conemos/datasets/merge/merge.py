@@ -1,6 +1,6 @@
 """Merge several raw datasets, each annotated for other labels, into one with `sources`.
 
-Labels are joined by name. The result is written aside and renamed at the end; what it is made of is only read.
+Labels are joined by name. The result is written under a temporary name and renamed at the end; inputs are only read.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def merge(
         channels: channel name -> merged name.
         images: how images are kept: `reference` (the default), `link` or `copy`.
         file_ending: of the result; default: the most frequent one.
-        processes: how many read and write cases; more than one need a script with `if __name__ == "__main__":`.
+        processes: how many read and write cases; more than one requires a script with `if __name__ == "__main__":`.
         overwrite: replace an existing dataset of that name.
 
     Raises SourceError or ValueError where the datasets do not fit together, OSError for files that are missing, cannot

@@ -89,7 +89,7 @@ def channel_order(dataset: SourceDataset, channels: Sequence[str]) -> list[int]:
 
 
 def common_reader(datasets: Sequence[SourceDataset], ending: str) -> tuple[str | None, list[str]]:
-    """Return the reader that every dataset asks for, if it reads the result, and a note where they differ."""
+    """Return the reader that every dataset requires, if it reads the result, and a note where they differ."""
     wanted = {dataset.files.required_reader for dataset in datasets}
     if len(wanted) > 1:
         return None, [f"`overwrite_image_reader_writer` differs ({shorten(sorted(map(str, wanted)))}); it is left out."]
@@ -98,7 +98,7 @@ def common_reader(datasets: Sequence[SourceDataset], ending: str) -> tuple[str |
 
 
 def require_unique(jobs: Sequence[CaseJob]) -> None:
-    """Raise ValueError for equal case ids, also where only capital letters differ, and for images in several cases."""
+    """Raise ValueError for equal case ids (regardless of upper or lower case) and for images in several cases."""
     ids = [job.case.casefold() for job in jobs]
     twice = sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []
     if twice:
@@ -129,7 +129,7 @@ def merged_sources(
 
 
 def source_groups(dataset: SourceDataset, labels: LabelSpace) -> list[tuple[str, dict[str, Any]]]:
-    """Group the cases of a dataset that are known alike: name and entry of a source for each group."""
+    """Group the cases of a dataset with the same labels, tags and facts: name and entry of a source for each group."""
     alike: dict[tuple[Facts, tuple[str, ...]], dict[str, list[str]]] = {}
     for case in dataset.cases.values():
         alike.setdefault((case.facts, case.tagged), {})[case.id] = sorted(case.annotated)
@@ -142,7 +142,7 @@ def source_groups(dataset: SourceDataset, labels: LabelSpace) -> list[tuple[str,
 
 
 def narrowed(labels: LabelSpace, names: Collection[str]) -> LabelSpace:
-    """Return the labels of one dataset, so that a source is named after what it lacks of those."""
+    """Return only the labels of one dataset, so that a source is named after those of them that it lacks."""
     kept = [(name, values) for name, values in zip(labels.names, labels.values, strict=True) if name in names]
     return replace(labels, names=tuple(name for name, _ in kept), values=tuple(values for _, values in kept))
 

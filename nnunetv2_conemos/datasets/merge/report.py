@@ -20,7 +20,7 @@ REPORT, PICTURE = "merge_report.json", "merge_report.png"
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What `merge` did: the raw folder it wrote, who annotated what in it, and what happened on the way (`notes`).
+    """Result of `merge`: the raw folder written, who annotated what in it, and `notes` on how it was made.
 
     `occurs` [sources, K] counts the annotated cases that show a label; `datasets` are what the result is made of.
     """
@@ -60,7 +60,7 @@ class MergeReport:
 
 
 def duplicate_notes(found: Mapping[str, CaseDigest]) -> list[str]:
-    """Return a note on cases that have the same image, voxel by voxel: collections borrow scans from each other."""
+    """Return a note on cases that have the same image, voxel by voxel: public collections share scans."""
     alike: dict[str, list[str]] = {}
     for case, digest in found.items():
         alike.setdefault(digest.image, []).append(case)

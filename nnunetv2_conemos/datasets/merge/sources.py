@@ -1,4 +1,4 @@
-"""The datasets of a merge as they were read: one record per dataset, one per case, all names those of the result."""
+"""Records of the datasets of a merge, as read: one per dataset, one per case, under the names of the result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nnunetv2_conemos.datasets.merge.spec import DatasetSpec
 
 
 class Facts(NamedTuple):
-    """What the source of a case says besides its labels; the modality is by default that of its channels."""
+    """Entries of a case's source besides its labels; the modality is by default that of its channels."""
 
     modality: str
     dataset: str | None = None
@@ -28,7 +28,7 @@ class Facts(NamedTuple):
 
 @dataclass(frozen=True)
 class SourceCase:
-    """One case of a dataset: its id in the result, its files, what is known about it, and what its source says.
+    """One case of a dataset: its id in the result, its files, its annotated labels, and the facts of its source.
 
     `label` is None where nothing is annotated; `annotated` are the labels that somebody looked for.
     """
@@ -64,7 +64,7 @@ class SourceLabels(NamedTuple):
 
 
 class FileFormat(NamedTuple):
-    """File ending, nnU-Net's reader, and the reader's name where dataset.json asks for a certain one."""
+    """File ending, nnU-Net's reader, and the reader's name where dataset.json requires a certain one."""
 
     ending: str
     reader: BaseReaderWriter
@@ -73,7 +73,7 @@ class FileFormat(NamedTuple):
 
 @dataclass(frozen=True)
 class SourceDataset:
-    """One dataset of a merge: `cases` under the ids that they have in it; its channels in order, by merged names.
+    """One dataset of a merge: `cases` under their ids in that dataset; its channels in order, by merged names.
 
     `tag_axis`: the axis along which its tags count slices; None where it has no tags.
     """

@@ -1,4 +1,4 @@
-"""What a merge is asked to do, as records: the command line, a YAML recipe and Python say the same."""
+"""Settings of a merge, as records: the same for the command line, a YAML recipe and Python."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class DatasetSpec(BaseModel):
 
 
 class Recipe(BaseModel):
-    """A merge: its datasets, and what holds for all of them.
+    """The recipe of a merge: its datasets, and the options that hold for all of them.
 
     `rename`, `drop` and `channels` apply to every dataset that has the name (at least one must); labels in `keep_apart`
     stay one per dataset. `images` and `file_ending` say how the files of the result are kept.

@@ -1,7 +1,7 @@
-"""A model that learnt from image tags annotates the tagged cases, as far as it is sure.
+"""Annotate the tagged cases with a model that learnt from image tags, where it is confident.
 
-The result is a raw dataset in which these cases have label maps of their own sources, marked as pseudo. Cases with
-label maps stay as they are.
+The result is a raw dataset in which these cases have pseudo-labels, in sources of their own marked as `pseudo`. Cases
+with label maps stay as they are.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class AnnotatedFromTags:
-    """A dataset with pseudo-labels: its raw folder, how many cases the model annotated, and how it went.
+    """A dataset with pseudo-labels: its raw folder, the number of cases that the model annotated, and statistics.
 
     `slices`: label -> slices that are tagged with it, and those of them in which it was annotated. `has_folds`: whether
     there are enough other cases for folds in which they validate.
@@ -58,8 +58,8 @@ def annotate_from_tags(
     """Write a copy of a raw dataset in which a model that learnt from image tags has annotated the tagged cases.
 
     `model` is the folder of a model of CMERTrainer, `dataset` an id, name or path, `output` the name of the new dataset
-    (Dataset101_Name) or a path that ends in it. A voxel is a label from `margin` above its threshold on, and background
-    below the activation `background`; in between it is ignored. Raises SourceError where the model did not learn from
+    (Dataset101_Name) or a path that ends in it. A voxel is a label from `margin` above its threshold, and background
+    below the activation `background`; in between, it is ignored. Raises SourceError where the model did not learn from
     tags or does not fit the dataset, or nothing is tagged, and FileExistsError where the dataset exists.
     """
     if not 0 <= margin < 0.5:
@@ -85,7 +85,7 @@ def annotate_from_tags(
 
 
 def plan_annotation(labelling: Labelling, margin: float, background: float) -> Annotation:
-    """Return what is to be annotated; raises SourceError where the model cannot do it, or nothing is tagged."""
+    """Return the plan of an annotation; raises SourceError where the model cannot do it, or nothing is tagged."""
     how, folder = labelling.inference, labelling.model.folder
     folds = [folder / f"fold_{fold}" / how.checkpoint for fold in how.folds or ()]
     thresholds = [read_checkpoint(fold)["network_weights"].get("threshold") for fold in folds]
@@ -103,7 +103,7 @@ def plan_annotation(labelling: Labelling, margin: float, background: float) -> A
 
 
 def predict_tagged(annotation: Annotation, folder: Path) -> np.ndarray:
-    """Write the label maps of the tagged cases, some at a time; returns `found_slices` of all of them together."""
+    """Write the label maps of the tagged cases in batches; return the sum of their `found_slices`."""
     predictor = make_predictor(annotation.model, annotation.inference)
     scratch, jobs = folder / "scratch", annotation.tagged
     slices = np.zeros((len(annotation.table.labels), 2), dtype=int)
@@ -139,7 +139,7 @@ def annotated_json(annotation: Annotation) -> dict[str, Any]:
 
 
 def training_only(annotation: Annotation) -> list[dict[str, list[str]]] | None:
-    """Return folds in which cases with predicted labels only train, given or new ones; None: too few other cases."""
+    """Return existing or new folds in which cases with pseudo-labels only train; None if too few others validate."""
     table, tagged = annotation.table, {job.case for job in annotation.tagged}
     folders = (preprocessed_folder(annotation.raw.name), annotation.raw)
     files = [folder / "splits_final.json" for folder in folders if folder is not None]

@@ -23,7 +23,7 @@ Warp = Callable[[Tensor], Tensor]  # [B,C,H,W] -> [B,C,H',W']
 
 @dataclass(frozen=True)
 class Flip:
-    """Along one axis."""
+    """Flip along one axis."""
 
     axis: int  # -2 or -1
 
@@ -33,7 +33,7 @@ class Flip:
 
 @dataclass(frozen=True)
 class Rotation:
-    """By multiples of 90 degrees, exactly, per sample."""
+    """Exact rotation by a multiple of 90 degrees per sample."""
 
     times: tuple[int, ...]
 
@@ -43,7 +43,7 @@ class Rotation:
 
 @dataclass(frozen=True)
 class Translation:
-    """Per sample by (down, right) in shares of the sides: bilinear, filled with zeros as nnU-Net pads."""
+    """Bilinear translation per sample by (down, right) in shares of the sides, filled with zeros as nnU-Net pads."""
 
     shifts: Tensor  # [B,2]
 
@@ -57,7 +57,7 @@ class Translation:
 
 @dataclass(frozen=True)
 class Scaling:
-    """To other sides: bilinear."""
+    """Bilinear scaling to another size."""
 
     size: tuple[int, int]
 
@@ -74,7 +74,7 @@ def jittered(x: Tensor, largest: float) -> Tensor:
 
 
 def drawn(families: Sequence[Family], samples: int, size: Sequence[int]) -> Warp:
-    """Draw one family for the whole batch, uniformly; slices of unequal sides are rotated by 180 degrees only."""
+    """Sample a family uniformly, and a transform for the batch; slices that are not square only turn by 180 degrees."""
     family = families[int(torch.randint(len(families), ()))]
     if family == "flip":
         return Flip(-1 - int(torch.randint(2, ())))

@@ -1,4 +1,4 @@
-"""Learning maps from image tags: equivariance within and across input channels (Patel & Dolz, MedIA 2022).
+"""Losses that learn maps from image tags: equivariance within and across channels (Patel & Dolz, MedIA 2022).
 
 Each term is a vector with one loss per channel, [M]; losses count known tags only. Computed in full precision.
 Axis letters: **B** sample, **M** input channel, **K** labels, **H**, **W** sides of a slice.
@@ -19,7 +19,7 @@ EPS = 1e-12
 
 
 class Tags(NamedTuple):
-    """Whether a label is `present` in a slice, and whether that is `known`: boolean [B,K] each."""
+    """Tags of slices: whether a label is `present`, and whether that is `known`; boolean [B,K] each."""
 
     present: Tensor
     known: Tensor
@@ -29,7 +29,7 @@ class Tags(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """Both views as the network of each channel sees them.
+    """Outputs of the network of each channel for both views.
 
     `first`, `second`: logits [B,M,K,2] of (absent, present). `warped`: normalised maps of the first view, transformed
     as the second view was; `maps`: those of the second view; [B,M,K,H,W] in [0, 1].
@@ -52,7 +52,7 @@ def per_channel(loss: Callable[[int], Tensor], channels: int) -> Float[Tensor, "
 
 
 def classification(seen: Seen, tags: Tags) -> Float[Tensor, " M"]:
-    """Return the cross-entropy of the tags, mean of both views."""
+    """Return the cross-entropy of the tags, averaged over both views."""
     target = tags.present.long()
 
     def of(logits: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def unit(maps: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K H W"]:
 
 
 def distance(a: Tensor, b: Tensor, counted: Bool[Tensor, "B K"], tags: Tags, reduction: Reduction) -> Tensor:
-    """Compare unit maps [B,K,H,W] where `counted`: square difference, as mean of the pixels or sum, 2 - 2 cos(a, b)."""
+    """Compare unit maps [B,K,H,W] where `counted`: squared difference, as mean over pixels or sum, 2 - 2 cos(a, b)."""
     difference = (unit(a) - unit(b)).square()
     return known_mean(getattr(difference, reduction)((-2, -1)) * counted, tags.known)
 
@@ -101,9 +101,9 @@ def over_partners(loss: Callable[[int, int], Tensor], seen: Seen) -> Float[Tenso
 
 
 def cross_modality(seen: Seen, tags: Tags, reduction: Reduction = "mean") -> Float[Tensor, " M"]:
-    """Return the distance of the map of a channel in one view to that of every other channel in the other, its teacher.
+    """Return the distance of a channel's map in one view to the maps of all other channels (teachers) in the other.
 
-    Counted where the label is present and the teacher says so too; no gradient reaches the teacher.
+    Counted where the label is present and the teacher classifies it so too; no gradient reaches the teacher.
     """
     present = tags.present & tags.known
     by_first, by_second = (present[:, None] & (z[..., 1] > z[..., 0]) for z in (seen.first, seen.second))  # [B,M,K]
@@ -117,7 +117,7 @@ def cross_modality(seen: Seen, tags: Tags, reduction: Reduction = "mean") -> Flo
 
 
 def exchange(seen: Seen, tags: Tags, temperature: float = 10.0) -> Float[Tensor, " M"]:
-    """Return the softened KL divergence of a channel's classification from that of every other channel, its teacher."""
+    """Return the softened KL divergence of a channel's classification from those of all other channels (teachers)."""
 
     def divergence(logits: Tensor, i: int, j: int) -> Tensor:
         mine = F.log_softmax(logits[:, i] / temperature, -1)

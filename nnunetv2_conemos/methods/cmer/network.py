@@ -1,6 +1,6 @@
 """Class activation maps of a truncated U-Net, one network per input channel (WSS-CMER: Patel & Dolz, MedIA 2022).
 
-Axis letters: **B** sample, **M** input channel, **K** labels, **Q** labels queried, **A** output labels, **H**, **W**
+Axis letters: **B** sample, **M** input channel, **K** labels, **Q** queried labels, **A** output labels, **H**, **W**
 sides of a slice.
 """
 
@@ -32,7 +32,7 @@ class TwoViews(NamedTuple):
 
 
 class Activation(NamedTuple):
-    """What the network of each channel computes: logits [B,M,K,2] of (absent, present), normalised maps [B,M,K,H,W]."""
+    """Outputs of the network of each channel: logits [B,M,K,2] of (absent, present), normalised maps [B,M,K,H,W]."""
 
     logits: Tensor
     maps: Tensor
@@ -44,14 +44,14 @@ class Activation(NamedTuple):
 
 
 def standardised(image: Float[Tensor, "B M H W"]) -> Float[Tensor, "B M H W"]:
-    """Give each slice of each channel mean 0 and standard deviation 1; a constant one becomes 0."""
+    """Standardise each slice of each channel to mean 0 and standard deviation 1; a constant one becomes 0."""
     image = image.float()
     axes = (-2, -1)
     return (image - image.mean(axes, keepdim=True)) / (image.std(axes, keepdim=True) + 1e-12)
 
 
 def max_norm(cam: Float[Tensor, "*N H W"]) -> Float[Tensor, "*N H W"]:
-    """Stretch the positive part of each map to [0, 1]; in full precision, because half would divide 0 by 0."""
+    """Scale the positive part of each map to [0, 1]; in full precision, because half precision would divide 0 by 0."""
     positive = cam.float().relu()
     lowest, highest = positive.amin((-2, -1), keepdim=True), positive.amax((-2, -1), keepdim=True)
     return (positive - lowest - 1e-8).relu() / (highest - lowest + 1e-8)
@@ -70,9 +70,9 @@ def conv_norm_relu(channels: int, features: int) -> tuple[nn.Module, ...]:
 
 
 class CAMUNet(nn.Module):
-    """Three poolings, and a 1x1 convolution without bias whose outputs, at full resolution, are the activation maps.
+    """A U-Net of three poolings that ends in a 1x1 convolution without bias, whose outputs are the activation maps.
 
-    Their mean over a slice is the logit of each class.
+    Maps have full resolution; their mean over a slice is the logit of each class.
     """
 
     def __init__(self, maps: int, width: int = WIDTH, dropout: bool = False):
@@ -99,7 +99,7 @@ class CAMUNet(nn.Module):
 
 
 def doubled(x: Tensor, skip: Tensor) -> Tensor:
-    """Double the sides, and add zeros where the skip is one pixel larger than that, because its sides are odd."""
+    """Double the sides, and pad with zeros where the skip is one pixel larger, because its sides are odd."""
     x = F.interpolate(x, scale_factor=2, mode="nearest")
     return F.pad(x, (0, skip.shape[-1] - x.shape[-1], 0, skip.shape[-2] - x.shape[-2]))
 
@@ -139,7 +139,7 @@ class CAMNetworks(PartialLabelNetwork):
         return Activation(cam.mean((-2, -1)), max_norm(cam[:, :, :, 1]))
 
     def fused(self, image: Float[Tensor, "B M H W"]) -> Float[Tensor, "B K H W"]:
-        """Fuse the activation of each label, in [0, 1]; a channel that says the slice is without it contributes 0."""
+        """Fuse the activation of each label, in [0, 1]; a channel that classifies it as absent contributes 0."""
         activation = self.activation(image)
         maps = activation.maps * activation.found[..., None, None]
         if isinstance(self.fusion, int):

@@ -1,4 +1,4 @@
-"""Label maps from activations: label, background, or nnU-Net's ignore label where the activation is near its threshold.
+"""Pseudo-labels from activations: label, background, or the ignore label where an activation is near its threshold.
 
 Axis letters: **K** labels, ***S** space.
 """
@@ -19,7 +19,7 @@ from nnunetv2_conemos.methods.cmer.network import SOFTNESS
 
 @dataclass(frozen=True)
 class Annotation(Labelling):
-    """The tagged cases of a dataset, and from which activation on a voxel is annotated.
+    """The tagged cases of a dataset, and the activations from which a voxel is annotated.
 
     A voxel is the label where its activation is `margin` above the threshold of the label (`thresholds` [K]), and
     background where it is below `background` and `margin` below the threshold.
@@ -49,10 +49,10 @@ def distances(probabilities: np.ndarray, has_regions: bool) -> np.ndarray:
 
 
 def pseudo_map(annotation: Annotation, case: str, probabilities: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Return the label map [*S]: annotated labels as in `own`, tagged ones where the activation is clear, else ignore.
+    """Return the label map [*S]: annotated labels as in `own`, confident ones of the tagged labels, else ignore.
 
-    A slice that is tagged as without a label has no voxel of it, and no doubt. In a slice that is tagged as showing a
-    label of which no voxel is clear, what seems to be background is in doubt too, unless annotations say what it is.
+    A slice that is tagged as without a label has no voxel of it and none ignored for it. In a slice that is tagged as
+    showing a label of which no voxel is confident, apparent background is ignored too, unless it is annotated.
     """
     table, labels = annotation.table, annotation.table.labels
     distance = distances(probabilities, labels.has_regions)
@@ -83,14 +83,14 @@ def pseudo_map(annotation: Annotation, case: str, probabilities: np.ndarray, own
 
 
 def annotated_voxels(annotation: Annotation, case: str, own: np.ndarray) -> np.ndarray:
-    """Mark the voxels, boolean [*S], that an annotator labelled; no other label can be there. Regions exclude none."""
+    """Mark the voxels that an annotator labelled, boolean [*S], where no other label can be; none for regions."""
     labels = annotation.table.labels
     values = annotation.table.allowed_values(case) - {0} if not labels.has_regions else set()
     return np.isin(own, list(values)) & annotation.table.known(case).any()
 
 
 def found_slices(table: SourceTable, case: str, found: np.ndarray) -> np.ndarray:
-    """Count the slices tagged as showing each label, and those of them that do in a label map [*S]; integer [K,2]."""
+    """Count the slices tagged as showing each label, and those of them where a label map [*S] does; integer [K,2]."""
     counts = np.zeros((len(table.labels), 2), dtype=int)
     in_slices = np.moveaxis(found, ARRAY_AXIS[table.tag_axis], 0)
     for name, (present, known) in slices_by_label(table.tags(case), len(in_slices), case).items():

@@ -1,4 +1,4 @@
-"""A trainer whose samples are whole slices, with what is known of the labels in each."""
+"""A trainer whose samples are whole slices, with the known tags of each."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from nnunetv2_conemos.methods.cmer.slices import (
 from nnunetv2_conemos.training.sampling import QueryDataset
 from nnunetv2_conemos.training.trainer import PartialLabelTrainer
 
-UBIQUITOUS = 0.95  # share of the slices from which on a tag says nothing about where a label is
+UBIQUITOUS = 0.95  # share of the slices above which a tag says nothing about where a label is
 
 
 class SliceTrainer(PartialLabelTrainer):
-    """Slices are drawn whole and without augmentation, because a tag says something about all of a slice.
+    """A trainer on whole slices without augmentation, because a tag applies to a whole slice.
 
-    Only slices of which something is known are drawn: from label maps, of annotated labels, or from image tags. The
-    method of a subclass draws by `Slices`.
+    Only slices of which something is known are sampled: from label maps, of annotated labels, or from image tags. The
+    method of a subclass samples with `Slices`.
     """
 
     tags: Mapping[str, Known]
@@ -42,11 +42,11 @@ class SliceTrainer(PartialLabelTrainer):
         require_known_slices(self.tags, self.table, sorted(tagged_only))
 
     def has_supervision(self, case: str) -> bool:
-        """Tell whether any slice is known: that a label is somewhere in a volume says nothing of its slices."""
+        """Return whether any slice is known: that a label is somewhere in a volume says nothing about a slice."""
         return bool(self.tags[case].known.any())
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, Any, Any, Any]:  # noqa: N802
-        """The patch is drawn as it is: the whole slice, in the middle, as at prediction."""
+        """Return nnU-Net's settings with the initial patch as final one: the whole slice, centred, as at prediction."""
         rotation, dummy_2d, _, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         return rotation, dummy_2d, tuple(self.configuration_manager.patch_size), axes
 
@@ -63,7 +63,7 @@ class SliceTrainer(PartialLabelTrainer):
         regions: Any = None,
         ignore_label: Any = None,
     ) -> Any:
-        """Those of validation: a slice that is cut or turned out of view would not be what its tag says."""
+        """Return the transforms of validation: in a slice that is cropped or rotated, a tag might no longer hold."""
         return PartialLabelTrainer.get_validation_transforms(
             deep_supervision_scales, is_cascaded, foreground_labels, regions, ignore_label
         )
@@ -85,7 +85,7 @@ class SliceTrainer(PartialLabelTrainer):
         return train, validation
 
     def images_and_tags(self, batch: dict) -> tuple[Tensor, Tags]:
-        """Return images [B,M,H,W] and tags on this trainer's device; the target of the batch is not looked at."""
+        """Return images [B,M,H,W] and tags on this trainer's device; the target of the batch is not used."""
         return batch["data"].to(self.device, non_blocking=True), tags_of_batch(batch["keys"], self.tags).to(self.device)
 
 

@@ -1,4 +1,4 @@
-"""Slices as samples, and what is known of each; nnU-Net's loader draws virtual identifiers `case::slice`.
+"""Slices as samples, with their known tags; nnU-Net's loader samples virtual identifiers `case::slice`.
 
 Axis letters: **D** slices, **K** labels, **M** input channel, **H**, **W** sides of a slice.
 """
@@ -22,16 +22,16 @@ from nnunetv2_conemos.training.sampling import COPIES, SEPARATOR, Sample, copies
 
 
 class Known(NamedTuple):
-    """Which labels are `present` in each slice of a preprocessed case, and whether that is `known`; boolean [D,K]."""
+    """Labels `present` in each slice of a preprocessed case, and whether that is `known`; boolean [D,K] each."""
 
     present: np.ndarray
     known: np.ndarray
 
 
 def known_of_case(dataset: Any, case: str, table: SourceTable, transpose: Sequence[int]) -> Known:
-    """Read what is known of the slices of a case: from the label map of annotated labels, from `tags` of tagged ones.
+    """Read what is known about the slices of a case: annotated labels from the label map, tagged ones from `tags`.
 
-    The map of a case that is annotated for nothing is not even read. `transpose` is that of the plans. Raises
+    The map of a case that is annotated for nothing is not read. `transpose` is that of the plans. Raises
     SourceError for tags of slices that do not exist, and for those along another axis than the slices have here.
     """
     image, target, _, properties = dataset.load_case(case)
@@ -51,7 +51,7 @@ def known_of_case(dataset: Any, case: str, table: SourceTable, transpose: Sequen
 def tagged_slices(
     case: str, label: str, table: SourceTable, transpose: Sequence[int], properties: Mapping[str, Any]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return present and known, boolean [D] each, of a tagged label in the slices that preprocessing left."""
+    """Return present and known, boolean [D] each, of a tagged label in the slices that preprocessing kept."""
     tag, first = table.tags(case)[label], transpose[0]
     if not isinstance(tag, bool) and ARRAY_AXIS[table.tag_axis] != first:
         stacked = next(name for name, axis in ARRAY_AXIS.items() if axis == first)
@@ -67,7 +67,7 @@ def tagged_slices(
 
 
 def known_slices(folder: Path, table: SourceTable, transpose: Sequence[int]) -> tuple[dict[str, Known], list[int]]:
-    """Return what is known of the slices of every preprocessed case, and the largest height and width among them."""
+    """Return what is known about the slices of every preprocessed case, and their largest height and width."""
     dataset: Any = infer_dataset_class(str(folder))(str(folder))
     known = {case: known_of_case(dataset, case, table, transpose) for case in dataset.identifiers}
     sides = [dataset.load_case(case)[0].shape[-2:] for case in dataset.identifiers]
@@ -99,7 +99,7 @@ def divided(identifier: str) -> tuple[str, int]:
 
 
 class SliceDataset:
-    """An nnU-Net dataset of the slices of which anything is known; their label maps are empty, whatever is annotated.
+    """An nnU-Net dataset of the slices about which anything is known; their label maps are always empty.
 
     `everywhere` is nnU-Net's key for annotated voxels: the middle, so that a patch holds the whole slice.
     """
@@ -125,13 +125,13 @@ class SliceDataset:
 
 @dataclass(frozen=True)
 class Slices:
-    """Every slice equally often, in proportion to the weight of its source; no patch is centred on anything.
+    """Sampler of slices, in proportion to the weight of their source; no patch is centred on anything.
 
     Queried are the labels that are annotated or tagged in the case; what is known of them differs between slices.
     """
 
     def identifiers(self, table: SourceTable, cases: Sequence[str]) -> np.ndarray:
-        """Return what to draw from, given the slices of a `SliceDataset` (`cases`); raises SourceError without any."""
+        """Return identifiers to sample, given the slices of a `SliceDataset` (`cases`); raises SourceError if none."""
         if not len(cases):
             raise SourceError("no slice of these cases is known: `true` in `tags` says nothing about a slice.")
         weights = [table.weight(divided(identifier)[0]) for identifier in cases]
@@ -144,7 +144,7 @@ class Slices:
 
 
 def tags_of_batch(identifiers: Iterable[str], tags: Mapping[str, Known]) -> Tags:
-    """Return what is known of the slices drawn, boolean [B,K] each."""
+    """Return the tags of the sampled slices, boolean [B,K] each."""
     rows = [(tags[case].present[number], tags[case].known[number]) for case, number in map(divided, identifiers)]
     present, known = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
     return Tags(present, known)

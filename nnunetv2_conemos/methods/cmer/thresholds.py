@@ -1,4 +1,4 @@
-"""The activation from which on a voxel belongs to a label, chosen on label maps.
+"""Choose, on label maps, the activation from which a voxel belongs to a label.
 
 Axis letters: **C** cases, **T** thresholds, **M** input channel, **K** labels, **D** slices, ***S** space.
 """
@@ -22,7 +22,7 @@ DEFAULT = 0.5
 def dice_by_threshold(
     activation: Float[np.ndarray, "*S"], truth: Bool[np.ndarray, "*S"], counted: Bool[np.ndarray, "*S"]
 ) -> Float[np.ndarray, " T"]:
-    """Return the Dice of a case at each candidate, over the `counted` voxels; NaN where the label is not there."""
+    """Return the Dice of a case at each candidate, over the `counted` voxels; NaN where the label is absent."""
     activation, truth = activation[counted], truth[counted]
     found = [activation > threshold for threshold in CANDIDATES]
     if not truth.any():

@@ -23,11 +23,11 @@ from nnunetv2_conemos.methods.cmer.thresholds import choose_threshold, dice_of_l
 from nnunetv2_conemos.networks.spec import NetworkSpec, method_options
 from nnunetv2_conemos.training.method import Method, Optimiser, Parameters
 
-KEEP_SIDES: tuple[Family, ...] = ("translation", "scaling")  # transforms that leave left and right what they are
+KEEP_SIDES: tuple[Family, ...] = ("translation", "scaling")  # transforms that do not confuse left and right
 
 
 class CMEROptions(BaseModel):
-    """Options of a plans configuration under the key `conemos`; the defaults are those published.
+    """Options of a plans configuration under the key `conemos`; the defaults are the published ones.
 
     `reduction` of the squared difference of unit maps over the pixels: their mean is at most 2 / (H W), about a
     thousandth of the equivariance term; the sum is 2 - 2 cos. `jitter`: largest random shift of a sample before the
@@ -66,17 +66,17 @@ def tag_loss(configuration: ConfigurationManager, ddp: bool) -> TagLoss:
 
 
 def adamw(parameters: Parameters, configuration: ConfigurationManager, epochs: int) -> Optimiser:
-    """Build AdamW with a constant learning rate; for disjoint networks it is the same as one for each."""
+    """Build AdamW with a constant learning rate; for disjoint networks, it is equivalent to one for each."""
     options = method_options(configuration, CMEROptions)
     optimiser = torch.optim.AdamW(parameters, options.learning_rate, weight_decay=options.weight_decay)
     return optimiser, PolyLRScheduler(optimiser, options.learning_rate, epochs, exponent=0)
 
 
 class CMERTrainer(SliceTrainer):
-    """Image tags: a classifier of whole slices for each input channel, whose activation maps are the segmentation.
+    """Trainer on image tags: a classifier of slices per input channel, whose activation maps are the segmentation.
 
-    2D configurations whose patch holds every slice. Tags of annotated labels follow from the label maps, whose voxels
-    are used for nothing else but the choice of the threshold at the end, in validation cases.
+    It needs a 2D configuration whose patch holds every slice. Tags of annotated labels follow from the label maps,
+    whose voxels are otherwise used only to choose the thresholds at the end, in validation cases.
     """
 
     method = Method(network=cam_networks, sampler=Slices(), loss=tag_loss, tags=True, dimensions=(2,), optimiser=adamw)
@@ -94,7 +94,7 @@ class CMERTrainer(SliceTrainer):
 
     @property
     def families(self) -> tuple[Family, ...]:
-        """Without mirroring, neither flips nor rotations; raises ValueError where none is left."""
+        """Families of transforms: without mirroring, no flips or rotations; raises ValueError where none is left."""
         allowed: list[Family] = [f for f in self.options.transforms if self.mirroring or f in KEEP_SIDES]
         if not allowed:
             raise ValueError(
@@ -127,7 +127,7 @@ class CMERTrainer(SliceTrainer):
         return {"loss": loss.detach().cpu().numpy()}
 
     def validation_step(self, batch: dict) -> dict:
-        """Count classified slices, [K], over all channels: what the pseudo Dice of the log is the F1 of."""
+        """Count classified slices, [K], over all channels; the pseudo Dice in the log is their F1 score."""
         image, tags = self.images_and_tags(batch)
         seen = self.cam.activation(image)
         loss = self.loss(Seen(seen.logits, seen.logits, seen.maps, seen.maps), tags)
@@ -151,7 +151,7 @@ class CMERTrainer(SliceTrainer):
         super().on_train_end()
 
     def tune_thresholds(self) -> None:
-        """Set each threshold to the one of best mean Dice over validation cases with label maps; else to the middle."""
+        """Set each threshold to that of best mean Dice over validation cases with label maps; without any, to 0.5."""
         of_cases = [self.dice_of_case(case) for case in self.do_split()[1] if self.table.known(case).any()]
         for k, name in enumerate(self.table.labels.names):
             threshold, why = choose_threshold([dice[k] for dice in of_cases if k in dice])
@@ -167,7 +167,7 @@ class CMERTrainer(SliceTrainer):
         return dice_of_labels(activation, target[0], self.table.labels, np.flatnonzero(self.table.known(case)).tolist())
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """The base's, where a validation case has a label map."""
+        """Run the final validation where a validation case has a label map."""
         if not any(self.table.known(case).any() for case in self.do_split()[1]):
             self.print_to_log_file("No validation case has a label map: there is no final Dice.")
             return

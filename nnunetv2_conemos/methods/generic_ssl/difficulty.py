@@ -15,9 +15,9 @@ EPS = 1e-8
 
 
 class ClassDifficulty(nn.Module):
-    """Moving averages of how each class is learnt, in buffers, so that checkpoints carry them.
+    """Moving averages of the progress of each class, in buffers, so that checkpoints carry them.
 
-    A class weighs more, the lower its Dice is and the more of what was learnt of it is forgotten again.
+    A class weighs more the lower its Dice is and the more its Dice falls after having risen.
     """
 
     last: Tensor
@@ -36,7 +36,7 @@ class ClassDifficulty(nn.Module):
     def update(self, counts: Float[Tensor, "3 C"]) -> Float[Tensor, " C"]:
         """Return the weights after a batch with these true positives, false positives and false negatives.
 
-        The state of a class that was neither there nor predicted stays (the released code takes its Dice as one half).
+        The state of a class that was neither present nor predicted stays (the released code sets its Dice to one half).
         """
         true, false, missed = counts.float()
         dice = (2 * true + EPS) / (2 * true + false + missed + 2 * EPS)

@@ -21,7 +21,7 @@ ALPHAS_CUMPROD = torch.cumprod(1 - torch.linspace(*BETAS, STEPS, dtype=torch.flo
 def q_sample(
     clean: Float[Tensor, "B C *S"], step: Int[Tensor, " B"], noise: Float[Tensor, "B C *S"]
 ) -> Float[Tensor, "B C *S"]:
-    """Add noise to maps as some steps of the diffusion would (0..999), each sample after its own."""
+    """Add the noise of a step of the diffusion (0..999) to maps, with a step for each sample."""
     alpha_bar = ALPHAS_CUMPROD.float().to(clean.device)[step].view(-1, *(1,) * (clean.ndim - 1))
     return alpha_bar.sqrt() * clean + (1 - alpha_bar).sqrt() * noise
 
@@ -35,7 +35,7 @@ def ddim_sample(
     predict: Callable[[Float[Tensor, "B C *S"], Int[Tensor, " B"]], Float[Tensor, "B C *S"]],
     noise: Float[Tensor, "B C *S"],
 ) -> Float[Tensor, "B C *S"]:
-    """Sample a map in [-1, 1] from noise, without new noise on the way; `predict` estimates the clean map."""
+    """Sample a map in [-1, 1] from noise, deterministically after that; `predict` estimates the clean map."""
     x, clean, steps = noise, noise, ddim_steps()
     alphas = [*(ALPHAS_CUMPROD[step].item() for step in steps), 1.0]
     for step, (alpha_bar, alpha_bar_prev) in zip(steps, pairwise(alphas), strict=True):

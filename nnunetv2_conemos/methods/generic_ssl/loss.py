@@ -1,4 +1,4 @@
-"""Cross-entropy and Dice with a weight per class, labels that are not annotated counted as background (A&D).
+"""Cross-entropy and Dice with a weight per class, marginalised over labels that are not annotated (A&D).
 
 A&D: Wang & Li, NeurIPS 2023. Axis letters: **B** sample, **K** labels, all queried in order, **C** = K + 1 classes with
 background first, ***S** space. Logits are [B,K,*S] against background, whose logit is 0.
@@ -22,7 +22,7 @@ from nnunetv2_conemos.records import Truth
 
 
 class ClassWeightedDiceCE(nn.Module):
-    """Cross-entropy, a weighted mean over voxels, minus the mean over labels of weight x Dice.
+    """Cross-entropy (a weighted mean over voxels) minus the mean over labels of weight x Dice.
 
     The Dice is pooled over the batch, with 1 added to both sides of the fraction, and covers the labels that a sample
     of the batch is annotated for. The scale of the weights [C] changes the Dice term alone; without them all are 1.

@@ -1,6 +1,6 @@
 """One encoder for images and for noisy label maps, and three decoders (A&D: Wang & Li, NeurIPS 2023).
 
-Axis letters: **B** sample, **M** input channel, **K** labels, **Q** labels queried, **A** output labels,
+Axis letters: **B** sample, **M** input channel, **K** labels, **Q** queried labels, **A** output labels,
 **C** = K + 1 classes, background first, ***S** space.
 """
 
@@ -21,7 +21,7 @@ from nnunetv2_conemos.records import Query
 
 
 class Noisy(NamedTuple):
-    """Images [B,M,*S], noisy maps of their classes [B,C,*S], and the step of the diffusion [B] of which they are."""
+    """Images [B,M,*S], noisy maps of their classes [B,C,*S], and the step of the diffusion [B] of these maps."""
 
     image: Tensor
     maps: Tensor
@@ -29,7 +29,7 @@ class Noisy(NamedTuple):
 
 
 class BothStreams(NamedTuple):
-    """All that a training step computes with a gradient: annotated images with noisy maps, unlabelled images [B,M,*S].
+    """Inputs of a training step with gradients: annotated images with noisy maps, unlabelled images [B,M,*S].
 
     `unlabelled` is None where nothing is learnt from unlabelled images.
     """
@@ -39,8 +39,9 @@ class BothStreams(NamedTuple):
 
 
 class AggregateDecouple(PartialLabelNetwork):
-    """The encoder serves all decoders: `denoiser` and `reweighted` learn from annotations, `decoder` from
-    pseudo-labels. That one predicts, or, without pseudo-labels (`learns_unlabelled`), `reweighted`.
+    """One encoder for three decoders: `denoiser` and `reweighted` learn from annotations, `decoder` from pseudo-labels.
+
+    `decoder` predicts or, where nothing is learnt from pseudo-labels (`learns_unlabelled`), `reweighted` does.
 
     `of_classes`: parameters that mean something for the labels in their order only. `BothStreams` gives the logits
     [B,C,*S] of the three decoders, or of two.
@@ -91,7 +92,7 @@ class AggregateDecouple(PartialLabelNetwork):
 
     @torch.no_grad()
     def ema_update(self, kept: float) -> None:
-        """Move the decoder that predicts towards the mean of the two others."""
+        """Move the decoder of pseudo-labels towards the mean of the two others (EMA)."""
         denoising, weighted = (dict(decoder.named_parameters()) for decoder in (self.denoiser, self.reweighted))
         for name, own in self.decoder.named_parameters():
             own.mul_(kept).add_(denoising[name] + weighted[name], alpha=(1 - kept) / 2)

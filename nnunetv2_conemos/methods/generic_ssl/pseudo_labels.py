@@ -1,4 +1,4 @@
-"""Label maps as a diffusion sees them, and what it and a classifier make of an unlabelled image (A&D).
+"""Label maps as input of a diffusion, and pseudo-labels of a diffusion and a classifier (A&D).
 
 A&D: Wang & Li, NeurIPS 2023. Axis letters: **B** sample, **K** labels, all queried in order, **C** = K + 1 classes with
 background first, ***S** space.
@@ -51,10 +51,10 @@ def pseudo_labels(
     supervised: Bool[Tensor, " K"],
     possible: Bool[Tensor, "B K"],
 ) -> Int[Tensor, " B *S"]:
-    """Return the class with most votes of a sampled map, with Gumbel noise and smoothed, and of a classifier.
+    """Return the class with the most votes: of a sampled map, smoothed after Gumbel noise, and of a classifier.
 
-    Labels that nobody annotated (not in `supervised`) count as background; votes for those that a case cannot show (not
-    in `possible`) do not count.
+    Labels never annotated (not in `supervised`) count as background; votes for those that a case cannot show (not in
+    `possible`) do not count.
     """
     space = (1,) * (logits.ndim - 2)
     votes = smoothed(F.gumbel_softmax(maps.float(), tau=1, dim=1)) + torch.softmax(logits.float(), 1)
@@ -64,7 +64,7 @@ def pseudo_labels(
 
 
 def smoothed(maps: Float[Tensor, "B C *S"]) -> Float[Tensor, "B C *S"]:
-    """Filter each channel with a Gaussian of three voxels a side; 0 outside."""
+    """Filter each channel with a Gaussian of three voxels per side, padded with 0."""
     dim, channels = maps.ndim - 2, maps.shape[1]
     line = torch.softmax(torch.tensor([-0.5, 0.0, -0.5], device=maps.device) / SIGMA**2, 0)
     kernel = line

@@ -1,4 +1,4 @@
-"""A&D: a few annotated cases and many without annotations, of one or of several domains (Wang & Li, NeurIPS 2023)."""
+"""A&D: learn from a few annotated and many unlabelled cases, of one or several domains (Wang & Li, NeurIPS 2023)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from nnunetv2_conemos.training.method import Method, Optimiser, Parameters, with
 from nnunetv2_conemos.training.sampling import Cases
 from nnunetv2_conemos.training.semi_supervised import SemiSupervisedTrainer
 
-EMA_DECAY = 0.99  # of the decoder of pseudo-labels, which in each step moves towards the mean of the two others
+EMA_DECAY = 0.99  # of the decoder of pseudo-labels, which moves towards the mean of the two others in each step
 LEARNING_RATE, MOMENTUM, DECAY = 1e-2, 0.9, 3e-5  # of the published SGD
 CONFIDENT = 0.5  # a vote below which the diffusion decides hardly any pseudo-label
 
@@ -60,7 +60,7 @@ def three_decoders(spec: NetworkSpec) -> AggregateDecouple:
 
 
 def sgd(parameters: Parameters, configuration: ConfigurationManager, epochs: int) -> Optimiser | None:
-    """Build the published optimiser with nnU-Net's schedule; None where the configuration wants nnU-Net's own."""
+    """Build the published optimiser with nnU-Net's schedule; None where the configuration names nnU-Net's own."""
     if method_options(configuration, GenericSSLOptions).optimiser != "SGD":
         return None
     optimiser = torch.optim.SGD(parameters, LEARNING_RATE, MOMENTUM, weight_decay=DECAY, nesterov=True)
@@ -73,7 +73,7 @@ def ramp_up(progress: float, largest: float, share: float) -> float:
 
 
 class GenericSSLTrainer(SemiSupervisedTrainer):
-    """A diffusion and a classifier learn from annotations and label unlabelled cases for the decoder that predicts.
+    """A diffusion and a classifier that learn from annotations and make pseudo-labels for the decoder that predicts.
 
     A third of the labelled samples is centred on foreground, as in nnU-Net. There is no deep supervision.
     """
@@ -116,14 +116,14 @@ class GenericSSLTrainer(SemiSupervisedTrainer):
         return loaders
 
     def unlabelled_loader(self, cases: list[str]) -> Any:
-        """Draw nothing where nothing is learnt from unlabelled cases."""
+        """Return a loader of unlabelled cases, an empty one where nothing is learnt from them."""
         if self.bare_network.learns_unlabelled:
             return super().unlabelled_loader(cases)
-        self.print_to_log_file("`unlabelled_weight` is 0: no unlabelled case is drawn.")
+        self.print_to_log_file("`unlabelled_weight` is 0: no unlabelled case is sampled.")
         return repeat({})
 
     def two_stream_step(self, labelled: dict, unlabelled: dict) -> dict:
-        """Step on the sum of denoising, reweighted and weighted unlabelled loss, in one backward pass."""
+        """Step on the sum of denoising, reweighted and (weighted) unlabelled loss, in one backward pass."""
         scheduler: Any = self.lr_scheduler
         scheduler.step(self.progress * scheduler.max_steps)  # falls with each step, as the weight rises
         network = self.bare_network
@@ -173,7 +173,7 @@ class GenericSSLTrainer(SemiSupervisedTrainer):
 
 
 def with_noise(image: Float[Tensor, "B M *S"], truth: Truth) -> Noisy:
-    """Add to annotated images their maps after a random step of the diffusion, drawn for each sample."""
+    """Add noisy maps to annotated images, of a step of the diffusion sampled for each image."""
     maps = clean_maps(truth)
     step: Int[Tensor, " B"] = torch.randint(STEPS, (len(image),), device=image.device)
     return Noisy(image, q_sample(maps, step, torch.randn_like(maps)), step)

@@ -30,7 +30,7 @@ DROPPED, STRONGLY_DROPPED = 0.1, 0.5  # of channels: after each convolution; of 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the plans say of a network: per level, fine to coarse, features, kernels and strides."""
+    """Shape of a network in the plans: features, kernels and strides of each level, fine to coarse."""
 
     convolution: Any
     features: Sequence[int]
@@ -58,7 +58,7 @@ class Shape:
         return self._unit(transposed(self.features[level + 1], self.features[level], stride, stride), level, timed)
 
     def block(self, level: int, timed: bool) -> Block:
-        """Build the convolutions of one level; the last does not see the time."""
+        """Build the convolutions of one level; the last is not conditioned on the time."""
         number, width = UNITS[min(level, len(UNITS) - 1)], self.features[level]
         return Block(self.unit(width, level, timed and last > 0) for last in reversed(range(number)))
 
@@ -89,7 +89,7 @@ class Unit(nn.Module):
 
 
 class Block(nn.ModuleList):
-    """Units one after the other."""
+    """A sequence of units."""
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         for unit in self:
@@ -98,7 +98,7 @@ class Block(nn.ModuleList):
 
 
 class Encoder(nn.Module):
-    """From the features of a stem, at full resolution, to features of every level, fine to coarse."""
+    """An encoder from the features of a stem, at full resolution, to features of every level, fine to coarse."""
 
     def __init__(self, shape: Shape):
         super().__init__()
@@ -115,7 +115,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From features of every level to logits of `classes`."""
+    """A decoder from features of every level to logits of `classes`."""
 
     deep_supervision = False  # nnU-Net's switch; there are logits of one resolution only
 

@@ -29,7 +29,7 @@ class ResidualBlock(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Trilinear, in single precision."""
+    """Trilinear upsampling by 2, in single precision."""
 
     def forward(self, x: Float[Tensor, "B F D H W"]) -> Float[Tensor, "B F D2 H2 W2"]:
         return F.interpolate(x.float(), scale_factor=2, mode="trilinear", align_corners=True).to(x.dtype)

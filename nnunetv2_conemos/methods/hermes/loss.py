@@ -1,6 +1,6 @@
-"""A Dice loss that weighs false positives and false negatives by what there is of them (Hermes: Gao et al., CVPR 2024).
+"""A Tversky loss that weighs false positives and negatives by their numbers (Hermes: Gao et al., CVPR 2024).
 
-Axis letters: **B** sample, **Q** labels queried, **N** modalities, ***S** space.
+Axis letters: **B** sample, **Q** queried labels, **N** modalities, ***S** space.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SMOOTH = 1e-6
 
 
 class HermesOutput(NamedTuple):
-    """What the network computes of a query: `logits` [B,Q,*S] of the labels and `modality` [B,N], logits too."""
+    """Output of the network for a query: `logits` [B,Q,*S] of the labels and `modality` [B,N], also logits."""
 
     logits: Tensor
     modality: Tensor
@@ -30,8 +30,8 @@ class AdaptiveTverskyBCE(nn.Module):
     """Mean over known (sample, label) pairs of Tversky loss + BCE, and `modality_weight` x CE of the modality.
 
     Every pair counts the same, whatever else is queried in its sample. A label that is absent from a patch has a
-    Tversky loss of 1 without a gradient, so that only the BCE teaches absence. With nothing known it is 0. Each process
-    averages over its own pairs.
+    Tversky loss of 1 without a gradient, so absence is learnt from the BCE alone. With nothing known it is 0. Each
+    process averages over its own pairs.
     """
 
     def __init__(self, modality_weight: float = 0.01):

@@ -1,7 +1,7 @@
-"""A U-Net conditioned on labels and modality as tokens, which the posterior tokens then classify.
+"""A U-Net conditioned on labels and modality by tokens; the posterior tokens then classify its features.
 
 Hermes: Gao et al., CVPR 2024, arXiv:2306.02416 ("context prior"). Axis letters: **B** sample, **M** input channel,
-**K** labels, **Q** labels queried, **A** output labels, **P** tokens, **F** features, **G** features of all places,
+**K** labels, **Q** queried labels, **A** output labels, **P** tokens, **F** features, **G** features of all places,
 ***S** space.
 """
 
@@ -28,7 +28,7 @@ from nnunetv2_conemos.networks.planned import UNetState, num_stages, run_stages
 from nnunetv2_conemos.networks.spec import NetworkSpec
 from nnunetv2_conemos.records import Query
 
-FUSED_FROM = 4  # stride, over all stages so far, from which on stages are fused with the priors
+FUSED_FROM = 4  # accumulated stride from which stages are fused with the priors
 BLOCKS, BOTTLENECK_BLOCKS = 2, 4
 
 
@@ -52,7 +52,7 @@ class HermesOptions(BaseModel):
 
 
 class HermesUNet(PartialLabelNetwork):
-    """A U-Net whose stages from a stride of 4 on, in encoder and decoder, are fused with learned priors.
+    """A U-Net whose stages of stride 4 and more, in encoder and decoder, are fused with learnt priors.
 
     The logits of a label depend on the set it is queried in, so prediction queries each group of labels that were
     annotated together and averages labels of several groups. There is no deep supervision. `modality` (1.., 0 is
@@ -85,9 +85,9 @@ class HermesUNet(PartialLabelNetwork):
         self.modality_head = nn.Sequential(nn.Linear(fused, fused), nn.GELU(), nn.Linear(fused, modalities))
 
     def _fuse(self) -> int:
-        """Append a fusion to every stage that is coarse enough, and let features instead of logits leave the decoder.
+        """Append a fusion to every stage that is coarse enough, and let the decoder return features, not logits.
 
-        Returns the first of these stages.
+        Return the first of these stages.
         """
         widths, stages = self.encoder.output_channels, len(self.encoder.stages)
         strides = [max(stride) for stride in accumulate(map(np.array, self.encoder.strides), np.multiply)]
@@ -133,7 +133,7 @@ class HermesUNet(PartialLabelNetwork):
         return run_stages(self, UNetState(image), range(self.first_fused_stage))
 
     def _given_modality(self, query: Query) -> Int[Tensor, " B"]:
-        """The modality that each sample is conditioned on; in training, that of some is withheld."""
+        """Return the modality that each sample is conditioned on; in training, that of some is withheld."""
         given = query.modality
         if given is None:
             return torch.full_like(query.labels[:, 0], self.modality)
@@ -152,13 +152,13 @@ class HermesUNet(PartialLabelNetwork):
 
     @torch.no_grad()
     def label_priors(self) -> Float[Tensor, "K G"]:
-        """Return the learned token of each label, those of all places side by side."""
+        """Return the learnt token of each label, concatenated over all places."""
         labels = torch.arange(1, self.num_labels + 1, device=self.modality_norm.weight.device)
         return torch.cat([rows(place.labels, labels) for place in self.places()], dim=1)
 
 
 def sequence_of(stage: nn.Module) -> nn.Sequential:
-    """Return the innermost sequence that ends with the stage; what is appended to it runs last in the stage."""
+    """Return the innermost sequence that ends with the stage; a module appended to it runs last in the stage."""
     if isinstance(stage, StackedConvBlocks):
         return stage.convs
     if isinstance(stage, StackedResidualBlocks):

@@ -16,7 +16,7 @@ MODALITY_TOKENS = 10  # per modality
 
 
 class Priors:
-    """The one place where the layers of a network read what is queried, and leave their posterior tokens."""
+    """The shared condition of a network: its layers read what is queried, and store their posterior tokens."""
 
     labels: Int[Tensor, "B T"]  # 1..K; 0 is the null token
     modality: Int[Tensor, " B"]  # 1..; 0 is unknown
@@ -31,7 +31,7 @@ class Priors:
         self.attended = torch.cat((label_tokens[:, :-1], always), 1)
 
     def clear(self) -> None:
-        """Forget, so that no graph is kept alive between calls."""
+        """Clear the posterior tokens, so that no graph is kept alive between calls."""
         self.posteriors = []
 
 
@@ -71,7 +71,7 @@ def perceptron(features: int) -> nn.Sequential:
 
 
 class FusionBlock(nn.Module):
-    """Tokens attend to voxels, then voxels to tokens, each with a perceptron after it; every result is a residual."""
+    """Cross-attention from tokens to voxels, then from voxels to tokens, each with a perceptron; all are residual."""
 
     def __init__(self, features: int):
         super().__init__()
@@ -88,7 +88,7 @@ class FusionBlock(nn.Module):
 
 
 class PriorFusion(nn.Module):
-    """A layer that fuses features with the priors of what is queried; each place has priors of its own.
+    """A layer that fuses features with the priors of the queried labels; each place has separate priors.
 
     `labels[k - 1]` is the token of label k, the last row the null token; `modalities[m - 1]` are the tokens of modality
     m, the last those of an unknown one.

@@ -1,4 +1,4 @@
-"""Hermes: labels and modality are learned priors that meet the image in attention (Gao et al., CVPR 2024)."""
+"""Hermes: labels and modality as learnt priors, fused with the image by attention (Gao et al., CVPR 2024)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nnunetv2_conemos.training.sampling import Cases
 from nnunetv2_conemos.training.trainer import PartialLabelTrainer
 
 LEARNING_RATE = 2e-3
-WARM_UP = 5  # epochs of trainings of 200 and more; in shorter ones, a fortieth of the epochs
+WARM_UP = 5  # epochs, in trainings of 200 and more; in shorter ones, a fortieth of the epochs
 RISE = 2.718  # base of the warm-up, as published
 
 
@@ -32,7 +32,7 @@ class WarmUpPolyLR(PolyLRScheduler):
 
 
 def lamb(parameters: Parameters, configuration: ConfigurationManager, epochs: int) -> Optimiser | None:
-    """Build LAMB (You et al., ICLR 2020) with warm-up; None where the configuration wants nnU-Net's optimiser."""
+    """Build LAMB (You et al., ICLR 2020) with warm-up; None where the configuration names nnU-Net's optimiser."""
     if method_options(configuration, HermesOptions).optimiser != "LAMB":
         return None
     optimiser = Lamb(parameters, LEARNING_RATE, betas=(0.9, 0.999), eps=1e-5, weight_decay=1e-5, max_grad_norm=1.0)
@@ -40,7 +40,7 @@ def lamb(parameters: Parameters, configuration: ConfigurationManager, epochs: in
 
 
 class HermesTrainer(PartialLabelTrainer):
-    """All annotated labels of a case and its modality as tokens; LAMB, averaged weights, every dataset equally often.
+    """All annotated labels of a case and its modality as tokens; LAMB, EMA of the weights, datasets equally often.
 
     A third of the samples is centred on foreground, as in nnU-Net. There is no deep supervision.
     """

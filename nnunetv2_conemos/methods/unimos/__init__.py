@@ -1,4 +1,4 @@
-"""UniMOS: completely, partially and not annotated cases together (PIPO-FAN with UniMatch)."""
+"""UniMOS: completely annotated, partially annotated and unlabelled cases together (PIPO-FAN with UniMatch)."""
 
 from nnunetv2_conemos.methods.unimos.trainer import UniMOSTrainer
 

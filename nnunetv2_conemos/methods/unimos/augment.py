@@ -18,7 +18,7 @@ BOX_SHARE, BOX_ASPECT = (0.02, 0.4), (0.3, 1 / 0.3)  # of the patch; longest rat
 
 
 def turned(image: Float[Tensor, "B M *S"]) -> Float[Tensor, "B M *S"]:
-    """Turn each sample by a random multiple of 90 degrees in the plane of the last two axes, if that is square."""
+    """Rotate each sample by a random multiple of 90 degrees in the plane of the last two axes, if that is square."""
     if image.shape[-1] != image.shape[-2]:
         return image
     times = torch.randint(0, 4, (len(image),)).tolist()
@@ -26,7 +26,7 @@ def turned(image: Float[Tensor, "B M *S"]) -> Float[Tensor, "B M *S"]:
 
 
 def photometric(image: Float[Tensor, "B M *S"]) -> Float[Tensor, "B M *S"]:
-    """Change brightness, contrast and blur at random, one draw per sample, within the range of each channel."""
+    """Change brightness, contrast and blur at random for each sample, within the range of each channel."""
     axes = tuple(range(2, image.ndim))
     lowest, highest = image.amin(axes, keepdim=True), image.amax(axes, keepdim=True)
     scale = (highest - lowest).clamp_min(1e-8)
@@ -35,13 +35,13 @@ def photometric(image: Float[Tensor, "B M *S"]) -> Float[Tensor, "B M *S"]:
     mean = jittered.mean(axes, keepdim=True)
     jittered = ((jittered - mean) * factor(x) + mean).clamp(0, 1)
     x = torch.where(chosen(x, JITTER_SHARE), jittered, x)
-    with torch.autocast(x.device.type, enabled=False):  # the range would not survive rounding to half precision
+    with torch.autocast(x.device.type, enabled=False):  # half precision would round values out of the range
         x = torch.where(chosen(x, BLUR_SHARE), blurred(x), x)
     return x * scale + lowest
 
 
 def factor(x: Tensor) -> Tensor:
-    """Draw a factor of brightness or contrast for each sample."""
+    """Sample a factor of brightness or contrast for each sample of a batch."""
     return per_sample(x, torch.empty(len(x), device=x.device).uniform_(*JITTER))
 
 
@@ -51,12 +51,12 @@ def chosen(x: Tensor, share: float) -> Tensor:
 
 
 def per_sample(x: Tensor, values: Tensor) -> Tensor:
-    """Let a value per sample broadcast over channels and space."""
+    """Reshape a value per sample so that it broadcasts over channels and space."""
     return values.view(-1, *(1,) * (x.ndim - 1))
 
 
 def blurred(x: Float[Tensor, "B M *S"]) -> Float[Tensor, "B M *S"]:
-    """Blur in the plane of the last two axes with a Gaussian of a width drawn for each sample."""
+    """Blur in the plane of the last two axes with a Gaussian of random width for each sample."""
     sigma = torch.empty(len(x), 1, device=x.device).uniform_(*SIGMA)
     radius = min(math.ceil(3 * SIGMA[1]), min(x.shape[-2:]) - 1)
     offsets = torch.arange(-radius, radius + 1, device=x.device)
@@ -70,7 +70,7 @@ def blurred(x: Float[Tensor, "B M *S"]) -> Float[Tensor, "B M *S"]:
 
 
 def cutmix_boxes(shape: torch.Size, device: torch.device) -> Bool[Tensor, "B 1 *S"]:
-    """Mark a box per sample; its share of the patch and the ratio of its sides are drawn until it fits."""
+    """Mark a random box per sample; its share of the patch and its aspect ratio are resampled until it fits."""
     inside = torch.zeros((shape[0], 1, *shape[2:]), dtype=torch.bool, device=device)
     for sample in inside:
         sides = drawn_sides(shape[2:])
@@ -80,7 +80,7 @@ def cutmix_boxes(shape: torch.Size, device: torch.device) -> Bool[Tensor, "B 1 *
 
 
 def drawn_sides(size: torch.Size) -> list[int]:
-    """Draw sides in voxels; the ratios of any two, relative to the patch, stay within BOX_ASPECT."""
+    """Sample sides in voxels; the ratios of any two, relative to the patch, stay within BOX_ASPECT."""
     bound = math.log(BOX_ASPECT[1]) / 2
     while True:
         share = torch.empty(()).uniform_(*BOX_SHARE).item()
@@ -92,5 +92,5 @@ def drawn_sides(size: torch.Size) -> list[int]:
 
 
 def cutmix(inside: Bool[Tensor, "B 1 *S"], other: Tensor, own: Tensor) -> Tensor:
-    """Fill the boxes with another image and keep the own one elsewhere; [B,M,*S] images or [B,*S] maps."""
+    """Fill the boxes from another image and keep the original elsewhere; [B,M,*S] images or [B,*S] maps."""
     return torch.where(inside if own.ndim == inside.ndim else inside[:, 0], other, own)

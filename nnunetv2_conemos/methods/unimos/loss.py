@@ -1,4 +1,4 @@
-"""Cross-entropy that counts what is not annotated as background (PIPO-FAN: Fang & Yan, IEEE TMI 2020; UniMOS).
+"""Cross-entropy marginalised over labels not annotated (PIPO-FAN: Fang & Yan, IEEE TMI 2020; UniMOS).
 
 Axis letters: **B** sample, **K** labels, all queried in order, **C** = K + 1 classes with background
 first, ***S** space. Logits are [B,K,*S] against background, whose logit is 0.
@@ -29,7 +29,7 @@ MIN_LOG_P = math.log(1e-10)  # of a log-probability
 def weighted_nll(
     log_p: Float[Tensor, "B C *S"], classes: Int[Tensor, " B *S"]
 ) -> tuple[Float[Tensor, " B *S"], Float[Tensor, " B *S"]]:
-    """Return the weighted negative log-likelihood of a class at each voxel, and the weights: background counts less."""
+    """Return the weighted negative log-likelihood of a class at each voxel, and the weights; background weighs less."""
     weight = torch.where(classes > 0, LABEL_WEIGHT, BACKGROUND_WEIGHT).to(log_p)
     right = log_p.gather(1, classes.long()[:, None])[:, 0].clamp_min(MIN_LOG_P)
     return -right * weight, weight
@@ -38,8 +38,8 @@ def weighted_nll(
 class TargetAdaptiveLoss(nn.Module):
     """Cross-entropy, a weighted mean over the voxels of all samples (with `ddp`, of all processes).
 
-    It is 0 where nothing is annotated, and the plain weighted cross-entropy where everything is. What is not annotated
-    enters through the log-sum-exp of its logits and that of background alone. `dice_weight` (published: 0) adds
+    It is 0 where nothing is annotated, and the plain weighted cross-entropy where everything is. Labels not annotated
+    enter only through the log-sum-exp of their logits and that of background. `dice_weight` (published: 0) adds
     nnU-Net's other half: the negative soft Dice of the annotated labels, pooled over the same samples, as in
     `MaskedDiceBCE`.
     """

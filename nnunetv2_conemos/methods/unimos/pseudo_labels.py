@@ -20,16 +20,16 @@ from nnunetv2_conemos.methods.unimos.loss import weighted_nll
 from nnunetv2_conemos.methods.unimos.scale_fusion import Perturb
 from nnunetv2_conemos.records import Query
 
-THRESHOLDS = ((0.56, 0.9), (0.28, 0.8), (0.0, 0.7))  # from a share of the training on: the least probability
+THRESHOLDS = ((0.56, 0.9), (0.28, 0.8), (0.0, 0.7))  # (share of the training, lowest probability from then on)
 
 
 def threshold(progress: float) -> float:
-    """Return the probability from which a pseudo-label counts, at a share of the training."""
+    """Return the threshold above which a pseudo-label is confident, at a share of the training."""
     return next(value for start, value in THRESHOLDS if progress >= start)
 
 
 class PseudoLabels(NamedTuple):
-    """The likeliest class of each voxel, [B,*S] integer, and its probability, [B,*S] float."""
+    """The most likely class of each voxel, [B,*S] integer, and its probability, [B,*S] float."""
 
     label: Tensor
     confidence: Tensor
@@ -40,7 +40,7 @@ def pseudo_labels(
 ) -> PseudoLabels:
     """Choose among background and the queried labels, with all others counted as background; without a gradient.
 
-    Labels that a case cannot show (not in `possible`) have no part in it.
+    Labels that a case cannot show (not in `possible`) are left out.
     """
     ruled_out = ~possible.view(*possible.shape, *(1,) * (logits.ndim - 2))
     confidence, label = (
@@ -61,7 +61,7 @@ def consistency(
 
 
 class Unlabelled(NamedTuple):
-    """Unlabelled images [B,M,*S] and what may be in them.
+    """Unlabelled images [B,M,*S], with the voxels and labels that pseudo-labels may have.
 
     `inside` [B,*S]: neither padding nor the zeros around the body that nnU-Net crops, where nothing is pseudo-labelled;
     `possible` [B,K]: the labels that image tags do not rule out.
@@ -75,9 +75,9 @@ class Unlabelled(NamedTuple):
 class Consistency:
     """Losses between views of unlabelled images and their pseudo-labels.
 
-    `unlabelled` holds the weak views and as many others, which are mixed into the strong views; `queried` [B,K]: the
-    labels that pseudo-labels may have; `threshold`: the probability from which they count. `perturbed` comes before
-    `strong`.
+    `unlabelled` holds the weak views and as many others, which CutMix mixes into the strong views; `queried` [B,K]: the
+    labels that pseudo-labels may have; `threshold`: the probability from which they are confident. Call `perturbed`
+    before `strong`.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Consistency:
         return self._consistency(other, self.of_weak)
 
     def strong(self) -> Float[Tensor, ""]:
-        """Compare a strong view, with a box of another image in it, with the pseudo-labels of both images."""
+        """Compare a strong view, with a box of another image in it (CutMix), with the pseudo-labels of both images."""
         assert self.of_weak is not None
         image = self.weak.image
         box = cutmix_boxes(image.shape, image.device)
@@ -109,7 +109,7 @@ class Consistency:
 
     @property
     def confident_share(self) -> float:
-        """The share of the voxels inside the weak views whose pseudo-label counts."""
+        """The share of the voxels inside the weak views whose pseudo-label is confident."""
         assert self.of_weak is not None
         return ((self.of_weak.confidence >= self.threshold).sum() / self.weak.inside.sum().clamp_min(1)).item()
 

@@ -20,11 +20,11 @@ from nnunetv2_conemos.networks.planned import UNet
 
 
 class Pyramid(nn.Module):
-    """A U-Net that takes the image at every scale and gives logits at every scale.
+    """A U-Net with the image as input at every scale, and logits at every scale.
 
     `widths` and `strides` are those of the stages, the first at full resolution. Both inputs of every concatenation of
-    the encoder have passed equally many convolutions, and so have all outputs: branches of coarser inputs and of
-    coarser outputs pass more residual blocks.
+    the encoder have passed through equally many convolutions, and so have all outputs: branches of coarser inputs and
+    outputs have more residual blocks.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Logits of several scales, fused with weights that depend on the image (PIPO-FAN: Fang & Yan, IEEE TMI 2020).
 
-Axis letters: **B** sample, **M** input channel, **K** labels, **Q** labels queried, **A** output labels,
+Axis letters: **B** sample, **M** input channel, **K** labels, **Q** queried labels, **A** output labels,
 **C** = K + 1 classes with background first, **L** scales, ***S** space.
 """
 
@@ -30,7 +30,7 @@ class Perturb(NamedTuple):
 
 
 class ScaleFusion(nn.Module):
-    """Sum of the scales with one weight each, from the average and the maximum of a map of its logits, by a softmax."""
+    """Weighted sum of the scales; softmax weights from the average and maximum of an attention map of each scale."""
 
     def __init__(self, classes: int, convolution: Any):
         super().__init__()
@@ -60,7 +60,7 @@ class FusedScalesUNet(PartialLabelNetwork):
     """Logits fused from the scales of a network that encodes images and decodes logits, fine to coarse.
 
     A `Perturb` gives the logits of all labels [B,K,*S] twice: plain, and with half of the channels dropped, those of
-    the logits of each scale or, with `perturb_features`, those of what the encoder hands to the decoder.
+    the logits of each scale or, with `perturb_features`, those of the features from encoder to decoder.
     """
 
     def __init__(self, spec: NetworkSpec, network: Any, perturb_features: bool = False):
@@ -107,6 +107,6 @@ def resized(x: Tensor, like: Tensor) -> Tensor:
 
 
 def drop_channels(x: Tensor) -> Tensor:
-    """Set half of the channels to 0 and double the others, drawn for each sample."""
+    """Set half of the channels to 0 and double the others, at random for each sample."""
     kept = torch.rand(x.shape[:2], device=x.device) >= DROPPED
     return x * (kept / (1 - DROPPED)).to(x.dtype).view(*x.shape[:2], *(1,) * (x.ndim - 2))

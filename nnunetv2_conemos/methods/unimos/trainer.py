@@ -1,4 +1,4 @@
-"""UniMOS: completely, partially and not annotated cases together (PIPO-FAN: Fang & Yan, TMI 2020; UniMatch)."""
+"""UniMOS: learn from complete, partial and unlabelled cases together (PIPO-FAN: Fang & Yan, TMI 2020; UniMatch)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONFIDENT_SHARE = "accepted pseudo-label voxels"  # the name of the curve in log
 
 
 class StepwiseDecayLR(PolyLRScheduler):
-    """Falls by equal factors, spread over the training: lr * DECAY ** ceil(STEPS * epoch / epochs)."""
+    """A decay in equal factors, spread over the training: lr * DECAY ** ceil(STEPS * epoch / epochs)."""
 
     def step(self, current_step: int | None = None) -> None:
         super().step(current_step)
@@ -43,7 +43,7 @@ class UniMOSOptions(BaseModel):
     """Options of a plans configuration under the key `conemos`.
 
     `network`: the published one with the widths and strides of the plans, or the planned U-Net, both with fused scales.
-    `perturb`: channels of the logits of each scale (as published) or of the features handed to the decoder (UniMatch).
+    `perturb`: drop channels of the logits of each scale (published) or of the features for the decoder (UniMatch).
     `targets`: the labels that pseudo-labels may have: all, or those annotated in other cases of the same `dataset`.
     `dice_weight`: of a Dice term beside the cross-entropy of annotated cases (published: none).
     """
@@ -100,7 +100,7 @@ class UniMOSTrainer(SemiSupervisedTrainer):
         return loaders
 
     def two_stream_step(self, labelled: dict, unlabelled: dict) -> dict:
-        """Step on (supervised + 0.5 perturbed + 0.25 strong + 0.25 strong) / 2, each term differentiated by itself."""
+        """Step on (supervised + 0.5 perturbed + 0.25 strong + 0.25 strong) / 2, each term differentiated in turn."""
         query, truth = self.to_query_and_truth(labelled)
         query, truth = query.to(self.device, non_blocking=True), move(truth, self.device)
         consistency = self._consistency(unlabelled)
@@ -115,7 +115,7 @@ class UniMOSTrainer(SemiSupervisedTrainer):
         return {"loss": np.array(sum(values)), "unsupervised loss": sum(values[1:]), CONFIDENT_SHARE: share}
 
     def _may_turn(self) -> bool:
-        """Tell whether quarter turns are allowed: not where sides matter, nor in a plane of voxels of unequal sides."""
+        """Return whether rotations by 90 degrees are allowed: not without mirroring, nor for in-plane anisotropy."""
         *_, height, width = self.configuration_manager.spacing
         return self.mirroring and bool(np.isclose(height, width))
 

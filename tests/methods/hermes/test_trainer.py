@@ -67,7 +67,7 @@ def test_modalities_are_logged_drawn_by_dataset_and_queried(nnunet_folders, caps
     loader, _ = trainer.get_dataloaders()
     log = capsys.readouterr().out
     assert log.count("`modality` is not declared, so it is taken as unknown: b") == 1
-    assert log.count("Not annotated for anything, so never drawn: u0") == 1
+    assert log.count("Not annotated for anything, so never sampled: u0") == 1
     given = {}
     for _ in range(30):
         batch = next(loader)

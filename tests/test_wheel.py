@@ -54,7 +54,9 @@ def test_the_wheel_holds_every_module_and_the_doorway(names: list[str]):
 def test_the_wheel_holds_nothing_but_code_types_templates_and_metadata(names: list[str]):
     others = {name for name in names if not name.endswith(".py") and ".dist-info/" not in name}
     expected = [*PACKAGE.rglob("templates/*.j2"), PACKAGE / "__init__.pyi", PACKAGE / "py.typed"]
-    assert others == {file.relative_to(ROOT).as_posix() for file in expected}, "tests, data or caches have no place in the wheel"
+    assert others == {file.relative_to(ROOT).as_posix() for file in expected}, (
+        "tests, data or caches have no place in the wheel"
+    )
 
 
 def test_the_licence_travels_with_the_wheel(wheel: Path):

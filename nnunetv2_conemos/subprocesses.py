@@ -1,4 +1,4 @@
-"""Run commands, each with a log of its own, and end cleanly on SIGTERM."""
+"""Run commands, each with its own log, and end cleanly on SIGTERM."""
 
 from __future__ import annotations
 

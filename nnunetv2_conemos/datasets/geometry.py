@@ -54,7 +54,7 @@ def in_words(numbers: Sequence[float]) -> str:
 
 
 def as_sitk(array: np.ndarray, properties: Mapping[str, Any]) -> SimpleITK.Image:
-    """Convert an array [*S] of nnU-Net's readers to an image; single slices without geometry of their own become 2D.
+    """Convert an array [*S] of nnU-Net's readers to an image; single slices without their own geometry become 2D.
 
     Raises ValueError for geometry that only the reader understands.
     """

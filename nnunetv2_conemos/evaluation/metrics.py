@@ -82,7 +82,7 @@ def surface_scores(
 
     y, y_pred = (torch.from_numpy(mask)[None, None] for mask in (reference, prediction))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)  # its own call
+        warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)  # MONAI's own
         nsd = compute_surface_dice(y_pred, y, [tolerance], include_background=True, spacing=spacing, use_subvoxels=True)
         hd95 = compute_hausdorff_distance(y_pred, y, include_background=True, percentile=95, spacing=spacing)
     return nsd.item(), hd95.item()

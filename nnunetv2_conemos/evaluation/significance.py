@@ -17,7 +17,7 @@ from scipy.stats import DegenerateDataWarning, bootstrap, wilcoxon
 
 RESAMPLES = 2000
 MAX_LOST = 0.1  # share of the bootstrap resamples that may lose a label
-MIN_CASES = 5  # with fewer, an interval or a test says nothing
+MIN_CASES = 5  # with fewer, intervals and tests are meaningless
 
 
 class Interval(NamedTuple):

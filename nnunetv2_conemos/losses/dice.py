@@ -47,7 +47,7 @@ def pooled_dice(
     `weight_of` (index: label, from 0) scales the Dice of each label; the mean still counts labels.
     """
     same = (labels[:, None] == labels[None]) & (labels > 0)
-    # A matrix product would run in half precision under autocast, where 65,504 voxels are infinitely many.
+    # A matrix product would run in half precision under autocast, which overflows above 65,504 voxels.
     intersection, predicted, target = (same[..., None] * sums).sum(1).unbind(-1)
     dice = (2 * intersection + smooth) / (predicted + target + smooth).clamp_min(1e-8)
     pairs_of_label = same.sum(1).clamp_min(1)

@@ -37,7 +37,7 @@ class PartialLabelNetwork(nn.Module, ABC):
         """Compute what is queried, then clear the condition of the layers, so that it keeps no graph alive.
 
         A `Query` gives `queried_logits`, of all scales (fine to coarse) under deep supervision and else of the finest.
-        An image [B,M,*S] gives nnU-Net's heads [B,heads,*S] in memory of their own, because nnU-Net adds mirrored
+        An image [B,M,*S] gives nnU-Net's heads [B,heads,*S] in separate memory, because nnU-Net adds mirrored
         passes in place. Anything else is a request specific to the method.
         """
         try:

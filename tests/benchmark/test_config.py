@@ -40,7 +40,7 @@ def test_the_teacher_of_a_completed_set_is_the_conditional_method_unless_named()
     other = Arm(arm="completed", name="x", configuration="3d_4f")
     assert other.teacher == Arm(arm="ConditionalFiLMTrainer", configuration="3d_4f")
     assert other.teacher.name == "ConditionalFiLMTrainer 3d_4f", "another configuration is another run"
-    with pytest.raises(ValueError, match="no single network"):
+    with pytest.raises(ValueError, match="not a single network"):
         Arm(arm="per-label", prediction="x")
     queried = Arm(arm="LabelSetFiLMTrainer", optimiser="AdamW", prediction="singly")
     assert queried.name == "LabelSetFiLMTrainer AdamW singly"

@@ -61,7 +61,7 @@ def legend_below(figure: Figure, axes: Axes) -> None:
         sns.despine(ax=panel)
     figure.set_layout_engine("constrained")
     handles, texts = axes.get_legend_handles_labels()
-    widest = 0.7 + 0.09 * max(map(len, texts))  # inches, about
+    widest = 0.7 + 0.09 * max(map(len, texts))  # approximately, in inches
     columns = max(1, min(4, int(figure.get_figwidth() / widest)))
     figure.legend(handles, texts, loc="outside lower center", ncols=columns, frameon=False)
 

@@ -20,7 +20,7 @@ from nnunetv2_conemos.networks.spec import NetworkSpec
 from nnunetv2_conemos.records import Query
 
 WIDTH = 64  # of the first features, before it is divided
-SOFTNESS = 0.1  # of the activation, in which its distance to the threshold is a logit of 1
+SOFTNESS = 0.1  # distance of the activation to its threshold that is a logit of 1
 Fusion = Literal["mean", "max"] | int
 
 

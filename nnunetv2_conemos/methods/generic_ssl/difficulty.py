@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-MEMORY = 50  # updates that the moving averages look back
+MEMORY = 50  # window of the moving averages, in updates
 EXPONENT = 1 / 5
 EPS = 1e-8
 

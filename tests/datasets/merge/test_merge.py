@@ -317,7 +317,7 @@ def test_bad_files_end_in_one_message_and_leave_nothing(raw, capsys, spoil, word
         (["3", "9", "-o", "Dataset100_A", "--channels", "9:CT=MR"], ["Spleen", "expected the channels CT", "MR"]),
         (["3", "9", "-o", "Dataset100_A", "--file-ending", ".png"], [".png"]),
         (["3", "9", "-o", "Dataset100_A", "--unlabelled", "nowhere"], ["nowhere"]),
-        (["3", "9", "-o", "Dataset100_A", "--annotated", "who.json"], ["which dataset"]),
+        (["3", "9", "-o", "Dataset100_A", "--annotated", "who.json"], ["name the dataset"]),
     ],
 )
 def test_wrong_requests_are_refused_before_anything_is_written(raw, capsys, arguments, words):

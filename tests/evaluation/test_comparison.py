@@ -108,7 +108,7 @@ def test_a_model_that_finds_nothing_somewhere_has_no_distance_there(tmp_path: Pa
     table.to_csv(file, index=False)
     words = ["compare", *map(str, folders), "--metric", "hd95_mm", "--figure", str(tmp_path / "f.png")]
     assert main([*words, "-o", str(tmp_path / "t.csv")]) == 0
-    assert "2 (case, label) pair(s) without a hd95_mm of all" in capsys.readouterr().out
+    assert "2 (case, label) pair(s) without a hd95_mm from every model" in capsys.readouterr().out
     assert pd.read_csv(tmp_path / "t.csv")["cases"].tolist() == [6, 6]
     table.assign(hd95_mm=np.nan, status="prediction empty").to_csv(file, index=False)
     assert main([*words, "--overwrite"]) == 2

@@ -27,7 +27,7 @@ def source(function):
 
 
 def test_trainer_hooks_still_have_the_parameters_that_are_overridden():
-    """Re-read trainer.py: nnU-Net reads parameter names from the signatures."""
+    """Re-read training/trainer.py: nnU-Net reads parameter names from the signatures."""
     for name in ("__init__", "build_network_architecture"):
         theirs = inspect.signature(getattr(nnUNetTrainer, name)).parameters
         ours = inspect.signature(getattr(PartialLabelTrainer, name)).parameters
@@ -47,7 +47,7 @@ def test_trainer_hooks_still_have_the_parameters_that_are_overridden():
 
 
 def test_hooks_of_whole_slice_training_are_where_they_were():
-    """Re-read methods/cmer.py: the patch is drawn as it is, augmented as in validation, compiled never."""
+    """Re-read cmer/slice_trainer.py: the patch is drawn as it is, augmented as in validation, never compiled."""
     theirs, ours = (
         inspect.signature(trainer.get_training_transforms).parameters for trainer in (nnUNetTrainer, CMERTrainer)
     )
@@ -101,7 +101,7 @@ def test_deep_supervision_wrapper_exposes_its_loss_and_zips_lists():
 
 
 def test_loader_draws_uniformly_from_identifiers_and_returns_them_as_keys():
-    """Re-read sampling.py: virtual identifiers rest on `np.random.choice(indices)` and `load_case(identifier)`."""
+    """Re-read training/sampling.py: identifiers rest on `np.random.choice(indices)` and `load_case(identifier)`."""
     assert "np.random.choice(self.indices, self.batch_size, replace=True, p=self.sampling_probabilities)" in source(
         DataLoader.get_indices
     )
@@ -114,7 +114,7 @@ def test_loader_draws_uniformly_from_identifiers_and_returns_them_as_keys():
 
 
 def test_plans_reach_the_results_folder_and_prediction():
-    """Re-read method.py: what inference must know travels in the plans."""
+    """Re-read training/plans_facts.py and networks/spec.py: what inference must know travels in the plans."""
     assert "save_json(self.plans_manager.plans, join(self.output_folder_base, 'plans.json')" in source(nnUNetTrainer)
     code = source(nnUNetPredictor.initialize_from_trained_model_folder)
     assert "load_json(join(model_training_output_dir, 'plans.json'))" in code
@@ -122,12 +122,12 @@ def test_plans_reach_the_results_folder_and_prediction():
 
 
 def test_prediction_adds_mirrored_passes_in_place():
-    """Re-read ConditionalUNet: its answers must own their memory."""
+    """Re-read networks/base.py: the heads must have memory of their own."""
     assert "prediction += torch.flip(" in source(nnUNetPredictor._internal_maybe_mirror_and_predict)
 
 
 def test_pretrained_weights_need_every_key_outside_the_segmentation_layers():
-    """Re-read adapt.py."""
+    """Re-read inference/adapt.py."""
     code = source(load_pretrained_weights)
     assert "'.seg_layers.'" in code
     assert "saved_model['network_weights']" in code
@@ -139,7 +139,7 @@ def test_argmax_of_a_zero_background_is_the_likeliest_label_above_one_half():
 
 
 def test_validation_metrics_of_unannotated_labels_would_count_as_zero():
-    """Re-read summary.py: nnU-Net scores a right organ as Dice 0 where it was not annotated."""
+    """Re-read training/validation.py: nnU-Net scores a right organ as Dice 0 where it was not annotated."""
     from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 
     class Reader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_conemos.annotations.labels import LabelSpace
@@ -81,3 +82,12 @@ def network_spec(num_labels: int, channels: int = 1, dim: int = 2) -> NetworkSpe
     labels = {"background": 0, **{f"l{k}": k for k in range(1, num_labels + 1)}}
     manager = plans(dim, labels=labels)
     return NetworkSpec.from_plans(manager, manager.get_configuration("tiny"), channels, num_labels + 1, True)
+
+
+def moved_network(trainer: type, dim: int = 2, kind: str = "plain", **options):
+    """The seeded network of a trainer with every parameter moved, so that no initial zero hides a mistake."""
+    torch.manual_seed(0)
+    made = build(trainer, plans(dim, kind, **options))
+    for parameter in made.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return made

@@ -1,8 +1,10 @@
 """The pyramid, and logits fused over its scales."""
 
+from functools import partial
+
 import pytest
 import torch
-from architectures import build, network_spec, patch, plans
+from architectures import moved_network, network_spec, patch
 from torch import nn
 
 from nnunetv2_conemos.methods import UniMOSTrainer
@@ -13,12 +15,7 @@ from nnunetv2_conemos.records import Query
 EVERY = torch.arange(1, 4)
 
 
-def network(dim=2, kind="plain", **options):
-    torch.manual_seed(0)
-    made = build(UniMOSTrainer, plans(dim, kind, **options))
-    for parameter in made.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return made
+network = partial(moved_network, UniMOSTrainer)
 
 
 def test_scales_are_weighted_by_one_number_each():

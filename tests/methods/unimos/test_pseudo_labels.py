@@ -1,10 +1,11 @@
 """Pseudo-labels of unlabelled images and the consistency of their views."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
-from architectures import LABELS, build, plans
+from architectures import LABELS, moved_network
 from torch import nn
 
 from nnunetv2_conemos.annotations.sources import SourceTable
@@ -165,12 +166,7 @@ def test_targets_are_all_labels_or_those_that_the_dataset_annotates():
     )
 
 
-def network(dim=2, kind="plain", **options):
-    torch.manual_seed(0)
-    made = build(UniMOSTrainer, plans(dim, kind, **options))
-    for parameter in made.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return made
+network = partial(moved_network, UniMOSTrainer)
 
 
 def others(labels):

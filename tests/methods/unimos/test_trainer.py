@@ -1,9 +1,11 @@
 """UniMOSTrainer: what a step does with both streams, its optimiser, and that it learns."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
-from architectures import build, plans
+from architectures import moved_network, plans
 from learning import FEATURES, argmax, scores
 from torch import nn
 from worlds import make_trainer, train, two_stream_world
@@ -102,12 +104,7 @@ def test_rmsprop_decays_as_published():
     assert unimos_trainer.rmsprop([nn.Parameter(torch.ones(1))], plans(2).get_configuration("tiny"), 10) is None
 
 
-def network(dim=2, kind="plain", **options):
-    torch.manual_seed(0)
-    made = build(UniMOSTrainer, plans(dim, kind, **options))
-    for parameter in made.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return made
+network = partial(moved_network, UniMOSTrainer)
 
 
 @pytest.mark.parametrize("network", ["pyramid", "planned"])

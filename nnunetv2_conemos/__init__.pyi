@@ -19,6 +19,7 @@ from .demo.chain import DemoResult as DemoResult
 from .demo.chain import run_demo as run_demo
 from .doorway import register_trainers as register_trainers
 from .environment import check_environment as check_environment
+from .errors import ConemosError as ConemosError
 from .errors import Finding as Finding
 from .errors import SourceError as SourceError
 from .evaluation.comparison import Comparison as Comparison

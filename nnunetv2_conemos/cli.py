@@ -7,6 +7,7 @@ import importlib
 import sys
 from types import ModuleType
 
+from nnunetv2_conemos.errors import ConemosError
 from nnunetv2_conemos.subprocesses import exit_on_sigterm
 
 DESCRIPTION = """\
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"conemos {args.command}: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError, RuntimeError) as error:  # nnU-Net raises RuntimeError for unknown names
+    except (ConemosError, ValueError, OSError, RuntimeError) as error:  # the latter three from nnU-Net and libraries
         print(f"conemos {args.command}: {error}", file=sys.stderr)
         return 2
 

@@ -10,6 +10,8 @@ import os
 import shlex
 from pathlib import Path
 
+from nnunetv2_conemos.errors import MissingFileError
+
 VARIABLE = "nnUNet_extTrainer"
 DOORWAY = "conemos_trainers.py"
 PACKAGE = Path(__file__).resolve().parent
@@ -24,7 +26,7 @@ def doorway_folder(package: Path = PACKAGE) -> Path:
     for folder in candidates:
         if (folder / DOORWAY).is_file():
             return folder
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"{DOORWAY} is neither in {candidates[0]} nor in {candidates[1]}. Install the package again (`pip install .`)."
     )
 

@@ -13,8 +13,32 @@ Location = tuple[int | str, ...]  # of a value within a file: keys and places, f
 MAX_FOUND = 80  # characters of a wrong value that a message shows
 
 
-class SourceError(ValueError):
+class ConemosError(Exception):
+    """Base of all errors of this package: what is wrong and where, what was expected and found, and what to do."""
+
+
+class InputError(ConemosError, ValueError):
+    """Error for an option, or for the content of a file, that cannot be used."""
+
+
+class SourceError(InputError):
     """Error for a dataset whose `labels`, `sources`, `tags` and cases do not fit together."""
+
+
+class FileError(ConemosError, OSError):
+    """Error for a file that cannot be read, written or trusted."""
+
+
+class MissingFileError(FileError, FileNotFoundError):
+    """Error for a file, folder or dataset that does not exist."""
+
+
+class ExistingFileError(FileError, FileExistsError):
+    """Error for a result that exists already and that nobody asked to replace."""
+
+
+class UnsupportedError(ConemosError, NotImplementedError):
+    """Error for a combination of method, data and configuration that is not offered."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_conemos.errors import ExistingFileError, InputError
+
 
 def write_together(files: Mapping[Path, Any]) -> None:
     """Replace several existing JSON files, or none of them: after a failure, those already replaced are put back."""
@@ -57,14 +59,14 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
 def require_absent(target: Path, overwrite: bool) -> None:
     """Raise FileExistsError where a file or folder exists and `overwrite` is not set."""
     if os.path.lexists(target) and not overwrite:
-        raise FileExistsError(f"{target} exists. Choose another name, or pass --overwrite to replace it.")
+        raise ExistingFileError(f"{target} exists. Choose another name, or pass --overwrite to replace it.")
 
 
 def require_no_inputs_within(target: Path, files: Iterable[Path]) -> None:
     """Raise ValueError where files to be read lie in the folder to be written."""
     own = next((file for file in files if target.resolve() in file.resolve().parents), None)
     if own is not None:
-        raise ValueError(f"{target} holds files that are read to make the result ({own}). Choose another name.")
+        raise InputError(f"{target} holds files that are read to make the result ({own}). Choose another name.")
 
 
 def put_in_place(aside: Path, target: Path) -> None:
@@ -95,7 +97,7 @@ def read_object(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
     except ValueError as error:  # bad JSON, or bytes that are not text
-        raise ValueError(f"{file}: not valid JSON ({error}).") from None
+        raise InputError(f"{file}: not valid JSON ({error}).") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{file}: expected a JSON object, found {type(content).__name__}.")
+        raise InputError(f"{file}: expected a JSON object, found {type(content).__name__}.")
     return content

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from rich.progress import track
 
+from nnunetv2_conemos.errors import FileError
+
 PROCESSES = "nnUNet_def_n_proc"  # nnU-Net's variable
 
 
@@ -36,7 +38,7 @@ def in_processes(function: Callable[..., Any], jobs: Sequence[tuple], processes:
         try:
             return list(track(pool.map(function, *zip(*jobs, strict=True)), title, len(jobs)))
         except BrokenProcessPool:
-            raise OSError("a process was killed, most often for lack of memory. Use fewer with -np.") from None
+            raise FileError("a process was killed, most often for lack of memory. Use fewer with -np.") from None
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

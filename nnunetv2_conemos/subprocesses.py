@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nnunetv2_conemos.doorway import VARIABLE, doorway_folder, trainer_path
+from nnunetv2_conemos.errors import ConemosError
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
@@ -64,7 +65,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=block_sigterm, after_in_parent=unblock_sigterm, after_in_child=restore_default_in_child)
 
 
-class CommandError(RuntimeError):
+class CommandError(ConemosError, RuntimeError):
     """Error of a command that failed; `log` is what it printed."""
 
     def __init__(self, message: str, log: str = ""):

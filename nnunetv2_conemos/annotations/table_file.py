@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from nnunetv2_conemos.annotations.labels import LabelSpace
-from nnunetv2_conemos.errors import SourceError, shorten
+from nnunetv2_conemos.errors import InputError, MissingFileError, SourceError, shorten
 
 Annotated = dict[str, list[str]]  # case -> labels annotated in it
 Traits = dict[str, dict[str, str]]  # case -> what else its source says: key -> value
@@ -35,13 +35,13 @@ def read_table(path: Path) -> CaseTable:
     where the file has another form, and FileNotFoundError where there is none.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"--annotated: there is no file {path}.")
+        raise MissingFileError(f"--annotated: there is no file {path}.")
     readers = {".json": _read_json, ".csv": _read_csv}
     if path.suffix.lower() not in readers:
-        raise ValueError(f"--annotated {path}: expected a .json or .csv file, found '{path.suffix}'.")
+        raise InputError(f"--annotated {path}: expected a .json or .csv file, found '{path.suffix}'.")
     table = readers[path.suffix.lower()](path)
     if not table.annotated:
-        raise ValueError(f"--annotated {path}: expected at least one case, found none.")
+        raise InputError(f"--annotated {path}: expected at least one case, found none.")
     return table
 
 
@@ -49,18 +49,18 @@ def _read_json(path: Path) -> CaseTable:
     def require_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         repeated = [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]
         if repeated:
-            raise ValueError(f"--annotated {path}: {shorten(repeated)} named more than once. Join the labels.")
+            raise InputError(f"--annotated {path}: {shorten(repeated)} named more than once. Join the labels.")
         return dict(pairs)
 
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=require_unique)
     except json.JSONDecodeError as error:
-        raise ValueError(f"--annotated {path}: not valid JSON ({error}).") from None
+        raise InputError(f"--annotated {path}: not valid JSON ({error}).") from None
     if not isinstance(content, dict):
-        raise ValueError(f"--annotated {path}: expected an object case -> labels, found {type(content).__name__}.")
+        raise InputError(f"--annotated {path}: expected an object case -> labels, found {type(content).__name__}.")
     for case, labels in content.items():
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-            raise ValueError(f"--annotated {path}, case '{case}': expected a list of label names, found {labels!r}.")
+            raise InputError(f"--annotated {path}, case '{case}': expected a list of label names, found {labels!r}.")
     return CaseTable(content, {})
 
 
@@ -70,14 +70,14 @@ def _read_csv(path: Path) -> CaseTable:
         rows = csv.DictReader(file, restkey="too many", skipinitialspace=True)
         columns = list(rows.fieldnames or ())
         if sorted(columns) != sorted({"case", "labels", *(set(columns) & set(TRAITS))}):
-            raise ValueError(
+            raise InputError(
                 f"--annotated {path}: expected the header 'case,labels', optionally with the columns "
                 f"{' and '.join(TRAITS)}, found {rows.fieldnames}."
             )
         for row in rows:
             where = f"--annotated {path}, line {rows.line_num}"
             if not row["case"] or None in row.values() or "too many" in row:
-                raise ValueError(
+                raise InputError(
                     f"{where}: expected {len(columns)} fields, {', '.join(columns)}, the labels separated by ';', "
                     f"found {[field for field in row.values() if field]}."
                 )
@@ -85,7 +85,7 @@ def _read_csv(path: Path) -> CaseTable:
             labels = [label.strip() for label in row["labels"].split(";")]
             traits = {key: row[key].strip() for key in TRAITS if row.get(key, "").strip()}
             if table.traits.setdefault(case, traits) != traits:
-                raise ValueError(
+                raise InputError(
                     f"{where}: expected {table.traits[case]} for case '{case}', as in an earlier line, found {traits}."
                 )
             table.annotated.setdefault(case, []).extend(label for label in labels if label)

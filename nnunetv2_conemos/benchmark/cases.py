@@ -23,7 +23,7 @@ from nnunetv2_conemos.datasets.dataset_json import read_raw_json
 from nnunetv2_conemos.datasets.folders import image_lists, raw_cases
 from nnunetv2_conemos.datasets.label_maps import visible_values
 from nnunetv2_conemos.datasets.writer import jobs_of, reader_of, write_cases
-from nnunetv2_conemos.errors import SourceError, shorten
+from nnunetv2_conemos.errors import MissingFileError, SourceError, shorten
 from nnunetv2_conemos.evaluation.scoring import occupied, read_map
 from nnunetv2_conemos.files import new_folder, write_json
 from nnunetv2_conemos.parallel import in_processes
@@ -98,7 +98,7 @@ def test_set(recipe: Recipe, source: Path, dataset_json: Mapping[str, Any]) -> T
     test = recipe.test or TestSet(images=source / "imagesTs", labels=source / "labelsTs")
     for folder in (test.images, test.labels):
         if not folder.is_dir():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"expected test cases in {folder}. Name images and complete labels with `test` in a recipe, or say how "
                 "many of the completely annotated cases to `hold_out`."
             )
@@ -107,14 +107,14 @@ def test_set(recipe: Recipe, source: Path, dataset_json: Mapping[str, Any]) -> T
     lacking = [f"no label map of {shorten(sorted(cases - truth))}"] if cases - truth else []
     lacking += [f"no image of {shorten(sorted(truth - cases))}"] if truth - cases else []
     if lacking or not cases:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{test.labels}: expected one label map for each image CASE_0000{ending} in {test.images}, found "
             f"{', '.join(lacking) or 'no image'}."
         )
     files = image_lists(test.images, ending)
     channels = max(map(len, files))
     if few := [Path(case[0]).name for case in files if len(case) < channels]:
-        raise FileNotFoundError(f"{test.images}: expected {channels} channels, found fewer of {shorten(few)}.")
+        raise MissingFileError(f"{test.images}: expected {channels} channels, found fewer of {shorten(few)}.")
     return test
 
 

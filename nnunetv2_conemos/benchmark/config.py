@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from nnunetv2_conemos.annotations.tags import Axis
+from nnunetv2_conemos.errors import InputError
 from nnunetv2_conemos.training.variants import EPOCHS, STOCK
 
 Fold = int | Literal["all"]
@@ -61,9 +62,9 @@ class Arm(BaseModel):
     @model_validator(mode="after")
     def _complete(self) -> Arm:
         if not re.fullmatch(r"vanilla|per-label|(annotated-only|completed|ceiling)(:\w+)?|\w*Trainer\w*", self.arm):
-            raise ValueError(f"'{self.arm}' is not an arm: expected {', '.join(ALL_ARMS)} or the name of a trainer")
+            raise InputError(f"'{self.arm}' is not an arm: expected {', '.join(ALL_ARMS)} or the name of a trainer")
         if self.prediction and self.kind in ("per-label", "completed"):
-            raise ValueError(f"'{self.arm}' is not a single network of this package: expected no `prediction`")
+            raise InputError(f"'{self.arm}' is not a single network of this package: expected no `prediction`")
         words = (self.arm, self.configuration, self.optimiser, self.prediction)
         object.__setattr__(self, "name", self.name or " ".join(filter(None, words)))
         return self
@@ -208,29 +209,29 @@ class Recipe(BaseModel):
     @classmethod
     def _other_bases(cls, configurations: dict[str, Configuration]) -> dict[str, Configuration]:
         if own := [name for name, entry in configurations.items() if entry.base == name]:
-            raise ValueError(f"{own[0]} is its own `base`; give it another name")
+            raise InputError(f"{own[0]} is its own `base`; give it another name")
         return configurations
 
     @field_validator("epochs")
     @classmethod
     def _known_lengths(cls, epochs: tuple[int, ...]) -> tuple[int, ...]:
         if unknown := [n for n in epochs if n not in EPOCHS]:
-            raise ValueError(f"expected some of {', '.join(map(str, EPOCHS))}, found {unknown}")
+            raise InputError(f"expected some of {', '.join(map(str, EPOCHS))}, found {unknown}")
         return epochs
 
     @model_validator(mode="after")
     def _one_origin(self) -> Recipe:
         if self.annotated and self.hide:
-            raise ValueError("`annotated` and `hide`: expected one of them")
+            raise InputError("`annotated` and `hide`: expected one of them")
         if self.test and self.hold_out:
-            raise ValueError("`test` and `hold_out`: expected one of them")
+            raise InputError("`test` and `hold_out`: expected one of them")
         return self
 
     @model_validator(mode="after")
     def _distinct_arms(self) -> Recipe:
         folders = [Run(arm, 1, 0, 0).folder.casefold() for arm in self.arms]
         if twice := {arm.name for arm, folder in zip(self.arms, folders, strict=True) if folders.count(folder) > 1}:
-            raise ValueError(f"arms of one name: {', '.join(sorted(twice))}; give them a `name` each")
+            raise InputError(f"arms of one name: {', '.join(sorted(twice))}; give them a `name` each")
         return self
 
     def runs(self) -> list[Run]:

@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from nnunetv2_conemos.benchmark.config import Arm, Recipe
-from nnunetv2_conemos.errors import describe
+from nnunetv2_conemos.errors import InputError, describe
 
 FREE = ("arms", "seeds", "folds", "epochs", "configurations", "notes")  # may grow between calls of a benchmark
 
@@ -23,16 +23,16 @@ def read_recipe(file: Path | None, changes: dict[str, Any]) -> Recipe:
     try:
         content = yaml.safe_load(file.read_text()) if file else {}
         if not isinstance(content, dict):
-            raise ValueError(f"{where}: expected a mapping with `dataset`, found {type(content).__name__}.")
+            raise InputError(f"{where}: expected a mapping with `dataset`, found {type(content).__name__}.")
         arms = content.get("arms")
         if "arms" in changes and isinstance(arms, list):
             own = {Arm.model_validate(arm).name: arm for arm in arms}
             changes = {**changes, "arms": [own.get(str(arm), arm) for arm in changes["arms"]]}
         recipe = Recipe.model_validate({**absolute(content, file.parent if file else Path()), **changes})
     except yaml.YAMLError as error:
-        raise ValueError(f"{where}: not valid YAML ({error}).") from None
+        raise InputError(f"{where}: not valid YAML ({error}).") from None
     except ValidationError as error:
-        raise ValueError(f"{where}: {describe(error)}.") from None
+        raise InputError(f"{where}: {describe(error)}.") from None
     return recipe
 
 
@@ -73,7 +73,7 @@ def grown(ours: Recipe, theirs: Recipe, file: Path) -> Recipe:
     before, now = theirs.configurations, ours.configurations
     differing += [f"configuration '{name}'" for name in before if now.get(name, before[name]) != before[name]]
     if differing:
-        raise ValueError(
+        raise InputError(
             f"{file.parent} holds another benchmark: {', '.join(differing)} differ(s) from {file}. "
             "Choose another folder."
         )

@@ -14,7 +14,7 @@ from nnunetv2_conemos.datasets.dataset_json import OWN_KEYS
 from nnunetv2_conemos.datasets.folders import raw_cases
 from nnunetv2_conemos.datasets.partial_copy import COMPLETE
 from nnunetv2_conemos.datasets.writer import dataset_entries, jobs_of, write_cases
-from nnunetv2_conemos.errors import SourceError
+from nnunetv2_conemos.errors import MissingFileError, SourceError
 from nnunetv2_conemos.files import new_folder, write_json
 
 FULLY_ANNOTATED, ANNOTATED = "Dataset901_Complete", "Dataset903_Annotated"
@@ -37,7 +37,7 @@ def complete_dataset(workspace: Workspace, fold: Fold) -> str:
     """
     maps = (workspace.raw / PARTIAL if workspace.recipe.hide else workspace.source) / COMPLETE
     if not maps.is_dir():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no complete label maps: {workspace.source} was not made by `conemos hide` or `split` of a complete "
             "dataset."
         )

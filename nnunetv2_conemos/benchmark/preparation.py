@@ -15,7 +15,7 @@ from nnunetv2_conemos.datasets.dataset_json import read_dataset_json
 from nnunetv2_conemos.datasets.folders import raw_cases
 from nnunetv2_conemos.datasets.plans import small_configuration
 from nnunetv2_conemos.datasets.splits import stratified_split
-from nnunetv2_conemos.errors import SourceError
+from nnunetv2_conemos.errors import InputError, SourceError
 from nnunetv2_conemos.files import write_json
 
 FINGERPRINT = "dataset_fingerprint.json"
@@ -40,7 +40,7 @@ def prepare(workspace: Workspace, runner: Runner) -> None:
         write_json(workspace.splits_file, stratified_split(workspace.table))
     folds = len(json.loads(workspace.splits_file.read_text()))
     if beyond := [fold for fold in recipe.folds if fold != "all" and not 0 <= fold < folds]:
-        raise ValueError(f"fold {beyond[0]}: expected one of the {folds} folds of splits_final.json, 0 to {folds - 1}.")
+        raise InputError(f"fold {beyond[0]}: expected one of the {folds} folds of splits_final.json, 0 to {folds - 1}.")
 
 
 def add_configurations(file: Path, recipe: Recipe) -> None:
@@ -53,7 +53,7 @@ def add_configurations(file: Path, recipe: Recipe) -> None:
     named = [name for arm in recipe.arms for name in (arm.configuration, arm.prediction) if name]
     for name in [recipe.configuration, *named]:
         if name not in known:
-            raise ValueError(f"configuration '{name}' does not exist. The plans have {', '.join(known)}.")
+            raise InputError(f"configuration '{name}' does not exist. The plans have {', '.join(known)}.")
     write_json(file, plans)
 
 

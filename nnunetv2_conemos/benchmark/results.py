@@ -10,6 +10,7 @@ import pandas as pd
 from nnunetv2_conemos.benchmark.config import Arm, Fold, Recipe
 from nnunetv2_conemos.benchmark.ledger import DONE, KEY, Ledger, of_run
 from nnunetv2_conemos.benchmark.networks import STEPS_PER_EPOCH
+from nnunetv2_conemos.errors import InputError
 from nnunetv2_conemos.evaluation.metrics import METRICS, REFERENCE_EMPTY, of_present
 from nnunetv2_conemos.evaluation.significance import PairedDifference, case_scores, interval, mean_of, paired_difference
 
@@ -42,7 +43,7 @@ class Results:
         done, failed = runs.loc[runs["status"] == DONE], runs.loc[runs["status"] != DONE]
         if done.empty:
             reasons = "; ".join(f"{row['arm']}: {row['status']}" for _, row in failed.iterrows())
-            raise ValueError(f"{ledger.folder}: no run is done, nothing to report. {reasons}")
+            raise InputError(f"{ledger.folder}: no run is done, nothing to report. {reasons}")
         budgets = sorted(map(int, done["epochs"].unique()))
         epochs = epochs or common_epochs(done)
         done = done.loc[done["epochs"] == epochs]

@@ -28,6 +28,7 @@ from nnunetv2_conemos.benchmark.runner import Runner
 from nnunetv2_conemos.benchmark.workspace import PARTIAL, Workspace
 from nnunetv2_conemos.datasets.folders import named_or_path
 from nnunetv2_conemos.doorway import register_trainers
+from nnunetv2_conemos.errors import ExistingFileError, MissingFileError
 from nnunetv2_conemos.files import remove, write_aside
 from nnunetv2_conemos.subprocesses import CommandError, environment_below
 
@@ -84,7 +85,7 @@ def run_benchmark(
 def recipe_in(folder: Path) -> Recipe:
     """Read the recipe of a benchmark that was begun in `folder`; raises FileNotFoundError where there is none."""
     if not (folder / RECIPE).is_file():
-        raise FileNotFoundError(f"{folder.resolve()} holds no {RECIPE}: there is no benchmark to report.")
+        raise MissingFileError(f"{folder.resolve()} holds no {RECIPE}: there is no benchmark to report.")
     return read_recipe(folder / RECIPE, {})
 
 
@@ -92,7 +93,7 @@ def recipe_in(folder: Path) -> Recipe:
 def locked(folder: Path) -> Iterator[int | None]:
     """Lock a folder against other benchmarks, even while commands outlive a killed one; raises FileExistsError."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / RECIPE).is_file():
-        raise FileExistsError(f"{folder} is not empty and holds no {RECIPE}. Choose another folder.")
+        raise ExistingFileError(f"{folder} is not empty and holds no {RECIPE}. Choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
@@ -103,7 +104,7 @@ def locked(folder: Path) -> Iterator[int | None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise FileExistsError(
+            raise ExistingFileError(
                 f"{folder}: a benchmark runs here, or a training that an earlier one left behind. Wait for it, or end "
                 "it."
             ) from None

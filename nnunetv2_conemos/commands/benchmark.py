@@ -15,6 +15,7 @@ from rich.table import Table
 from nnunetv2_conemos.benchmark.config import ALL_ARMS, Recipe
 from nnunetv2_conemos.benchmark.config_file import absolute, read_recipe
 from nnunetv2_conemos.benchmark.run import recipe_in, run_benchmark
+from nnunetv2_conemos.errors import MissingFileError
 from nnunetv2_conemos.parallel import default_processes
 
 
@@ -55,7 +56,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     if not args.what.endswith((".yaml", ".yml")):
         return read_recipe(None, {**absolute({"dataset": args.what}, Path.cwd()), **changes})
     if not Path(args.what).is_file():
-        raise FileNotFoundError(f"there is no recipe {args.what}.")
+        raise MissingFileError(f"there is no recipe {args.what}.")
     return read_recipe(Path(args.what), changes)
 
 

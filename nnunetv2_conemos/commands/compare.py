@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nnunetv2_conemos.errors import shorten
+from nnunetv2_conemos.errors import InputError, shorten
 from nnunetv2_conemos.evaluation.comparison import compare
 from nnunetv2_conemos.evaluation.metrics import METRICS, SLICE_DICE
 from nnunetv2_conemos.evaluation.tables import comparison_table
@@ -44,5 +44,5 @@ def named_folders(words: Sequence[str]) -> dict[str, Path]:
     pairs = [(Path(word).resolve().name, word) if word in plain else tuple(word.split("=", 1)) for word in words]
     twice = sorted({name for name, _ in pairs if [other for other, _ in pairs].count(name) > 1})
     if twice:
-        raise ValueError(f"several folders are called {shorten(twice)}. Name them: film=FOLDER stock=FOLDER.")
+        raise InputError(f"several folders are called {shorten(twice)}. Name them: film=FOLDER stock=FOLDER.")
     return {name: Path(folder) for name, folder in pairs}

@@ -14,7 +14,7 @@ from nnunetv2_conemos.datasets.merge.merge import merge
 from nnunetv2_conemos.datasets.merge.report import MergeReport
 from nnunetv2_conemos.datasets.merge.spec import Recipe, absolute, checked_recipe, read_recipe
 from nnunetv2_conemos.datasets.writer import Images
-from nnunetv2_conemos.errors import shorten
+from nnunetv2_conemos.errors import InputError, shorten
 from nnunetv2_conemos.parallel import default_processes
 
 
@@ -29,7 +29,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
             entry, pair = addressed(text, recipe, option)
             old, _, new = pair.partition("=")
             if not (old and new):
-                raise ValueError(f"--{option} {text}: expected OLD=NEW or DATASET:OLD=NEW.")
+                raise InputError(f"--{option} {text}: expected OLD=NEW or DATASET:OLD=NEW.")
             entry.setdefault(option, {})[old] = new
     for text in args.drop:
         entry, label = addressed(text, recipe, "drop")
@@ -37,7 +37,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     for text in args.annotated:
         entry, file = addressed(text, recipe, "annotated")
         if entry is recipe and len(args.datasets) != 1:
-            raise ValueError(f"--annotated {text}: name the dataset that it describes: DATASET:{text}.")
+            raise InputError(f"--annotated {text}: name the dataset that it describes: DATASET:{text}.")
         (entries[0] if entry is recipe else entry)["annotated"] = file
     return absolute(checked_recipe(recipe, "merge"))
 
@@ -51,7 +51,7 @@ def addressed(text: str, recipe: dict[str, Any], option: str) -> tuple[dict[str,
                 return entry, text[len(name) + 1 :]
     head, colon, _ = text.partition(":")
     if colon and head.startswith("Dataset"):
-        raise ValueError(f"--{option} {text}: '{head}' is none of the datasets to merge ({', '.join(origins)}).")
+        raise InputError(f"--{option} {text}: '{head}' is none of the datasets to merge ({', '.join(origins)}).")
     return recipe, text
 
 
@@ -84,9 +84,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     if args.recipe and args.datasets:
-        raise ValueError(f"--recipe {args.recipe} names the datasets already; leave {shorten(args.datasets)} out.")
+        raise InputError(f"--recipe {args.recipe} names the datasets already; leave {shorten(args.datasets)} out.")
     if not args.recipe and not args.datasets:
-        raise ValueError("name the datasets to merge, or give a --recipe.")
+        raise InputError("name the datasets to merge, or give a --recipe.")
     recipe = read_recipe(args.recipe) if args.recipe else recipe_of(args)
     report = merge(recipe, args.output, processes=args.processes, overwrite=args.overwrite)
     print_report(report, Console(soft_wrap=True))

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from nnunetv2_conemos.errors import describe
+from nnunetv2_conemos.errors import InputError, describe
 from nnunetv2_conemos.files import read_object
 
 OWN_KEYS = ("sources", "tags")  # what this package adds to nnU-Net's dataset.json
@@ -57,4 +57,4 @@ def check_schema(content: dict[str, Any], file: Path, model: type[BaseModel] = R
     try:
         model.model_validate(content)
     except ValidationError as error:
-        raise ValueError(f"{file}: {describe(error)}.") from None
+        raise InputError(f"{file}: {describe(error)}.") from None

@@ -16,7 +16,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.datasets.dataset_json import SHARED_KEYS, read_dataset_json
-from nnunetv2_conemos.errors import SourceError, shorten
+from nnunetv2_conemos.errors import ExistingFileError, InputError, MissingFileError, SourceError, shorten
 from nnunetv2_conemos.files import require_absent
 
 NO_MAP = "nnU-Net needs one for each case: for an unlabelled case, a map of zeros (never the ignore label)."
@@ -30,7 +30,7 @@ def find_raw(dataset: str | int) -> tuple[str, Path]:
     name = dataset_name(dataset)
     raw = raw_folder(name)
     if raw is None:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"there is no {name}/dataset.json in nnUNet_raw ({nnUNet_raw.get() or 'not set'}). "
             "Set this variable to the folder that holds the dataset."
         )
@@ -57,7 +57,7 @@ def require_new_dataset(target: Path, overwrite: bool) -> None:
     require_absent(target, overwrite)
     folder = Path(nnUNet_preprocessed) / target.name if nnUNet_preprocessed.is_set() else None
     if folder is not None and folder.is_dir():
-        raise FileExistsError(
+        raise ExistingFileError(
             f"{folder} was preprocessed from an earlier {target.name}. Delete it, or choose another name."
         )
 
@@ -70,16 +70,16 @@ def new_dataset_folder(dataset: str | Path) -> Path:
     name = str(dataset)
     folder = Path(name)
     if not re.fullmatch(r"Dataset\d{3}_\w[\w.-]*", folder.name):
-        raise ValueError(f"'{name}': expected a name like Dataset100_Name: three digits, then a name without spaces.")
+        raise InputError(f"'{name}': expected a name like Dataset100_Name: three digits, then a name without spaces.")
     if folder.name == name.rstrip("/"):
         if not nnUNet_raw.is_set():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 "nnUNet_raw is not set. Set it to the folder that holds raw datasets, or give a path."
             )
         folder = Path(nnUNet_raw) / folder.name
     others = set(find_candidate_datasets(int(folder.name[7:10]))) - {folder.name}
     if others:
-        raise ValueError(f"'{folder.name}': its id already belongs to {', '.join(sorted(others))}. Choose another id.")
+        raise InputError(f"'{folder.name}': its id already belongs to {', '.join(sorted(others))}. Choose another id.")
     return folder
 
 
@@ -91,7 +91,7 @@ def dataset_name(name_or_id: str | int) -> str:
     try:
         return maybe_convert_to_dataset_name(name_or_id)
     except RuntimeError as error:  # lists the folders that nnU-Net looked in
-        raise FileNotFoundError(str(error)) from None
+        raise MissingFileError(str(error)) from None
 
 
 def raw_folder(name: str) -> Path | None:
@@ -144,7 +144,7 @@ def image_lists(folder: Path, ending: str) -> list[list[str]]:
     nameless = [file.name for file in folder.glob(f"*{ending}") if not re.search(r"_\d{4}$", file.name[: -len(ending)])]
     if nameless:
         found = shorten(sorted(nameless))
-        raise ValueError(f"{folder}: expected images CASE_0000{ending}, found {found}. Rename or remove them.")
+        raise InputError(f"{folder}: expected images CASE_0000{ending}, found {found}. Rename or remove them.")
     return list(find_images(folder, ending).values())
 
 
@@ -178,7 +178,7 @@ def preprocessed_table(plans: dict, configuration: str, dataset_json: dict) -> S
     """Build the source table of the cases preprocessed for a configuration; raises FileNotFoundError if none."""
     folder = preprocessed_data(plans, configuration)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} does not exist. Run nnUNetv2_preprocess for configuration {configuration}.")
+        raise MissingFileError(f"{folder} does not exist. Run nnUNetv2_preprocess for configuration {configuration}.")
     return SourceTable.from_dataset_json(dataset_json, preprocessed_cases(folder))
 
 

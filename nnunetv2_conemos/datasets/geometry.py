@@ -13,6 +13,8 @@ import numpy as np
 import SimpleITK
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
+from nnunetv2_conemos.errors import InputError
+
 Grid = dict[str, tuple[float, ...]]  # size, spacing and, where the format has them, origin and direction
 TOLERANCE = 1e-3  # relative and absolute: file formats round
 
@@ -60,7 +62,7 @@ def as_sitk(array: np.ndarray, properties: Mapping[str, Any]) -> SimpleITK.Image
     """
     stuff = properties.get("sitk_stuff")
     if "nibabel_stuff" in properties:
-        raise ValueError(
+        raise InputError(
             "files that nnU-Net reads with nibabel cannot be converted without losing their geometry. Convert them to "
             "the file ending of the other datasets first, or merge with the --file-ending that they have."
         )

@@ -20,7 +20,7 @@ from nnunetv2_conemos.datasets.folders import named_or_path, new_dataset_folder,
 from nnunetv2_conemos.datasets.partial_copy import plan_copy, read_original, write_copy
 from nnunetv2_conemos.datasets.splits import write_split
 from nnunetv2_conemos.datasets.writer import Images
-from nnunetv2_conemos.errors import SourceError, shorten
+from nnunetv2_conemos.errors import InputError, MissingFileError, SourceError, shorten
 
 Groups = Mapping[str, list[str]]  # name -> labels that its cases stay annotated for
 
@@ -73,7 +73,7 @@ def hide(
     labels, rng = original.table.labels, np.random.default_rng(seed)
     bare, others = draw_unlabelled(list(original.files), unlabelled, rng)
     if not bare and per_case is None and groups is None and fraction is None:
-        raise ValueError("nothing to hide: pass --per-case, --groups, --fraction or --unlabelled.")
+        raise InputError("nothing to hide: pass --per-case, --groups, --fraction or --unlabelled.")
     kept = keep_labels(others, labels, per_case, groups, fraction, rng)
     copy = plan_copy(original, {**kept, **{case: [] for case in bare}}, tags, processes)
     with write_copy(copy, target, images, processes, overwrite) as folder:
@@ -94,7 +94,7 @@ def draw_unlabelled(cases: Sequence[str], share: float | None, rng: np.random.Ge
 def require_share(option: str, value: float | None) -> None:
     """Raise ValueError for a number that is not a share of the cases."""
     if value is not None and not 0 <= value <= 1:
-        raise ValueError(f"--{option} {value:g}: expected a number from 0 to 1.")
+        raise InputError(f"--{option} {value:g}: expected a number from 0 to 1.")
 
 
 def keep_labels(
@@ -107,7 +107,7 @@ def keep_labels(
 ) -> Annotated:
     """Choose the labels that each case keeps, by one of the three schemes of `hide`, or all of them."""
     if [per_case, groups, fraction].count(None) < 2:
-        raise ValueError("expected one of --per-case, --groups and --fraction, found several.")
+        raise InputError("expected one of --per-case, --groups and --fraction, found several.")
     if per_case is not None:
         return deal_labels(cases, labels, per_case, rng)
     if groups is not None:
@@ -120,7 +120,7 @@ def keep_labels(
 def deal_labels(cases: Sequence[str], labels: LabelSpace, per_case: int, rng: np.random.Generator) -> Annotated:
     """Keep `per_case` labels in each case, and each label equally often (give or take one case)."""
     if not 1 <= per_case <= len(labels):
-        raise ValueError(f"--per-case {per_case}: expected 1 to {len(labels)} labels ({', '.join(labels.names)}).")
+        raise InputError(f"--per-case {per_case}: expected 1 to {len(labels)} labels ({', '.join(labels.names)}).")
     used = np.zeros(len(labels))
     annotated = {}
     for case in rng.permutation(cases):
@@ -150,7 +150,7 @@ def checked_groups(given: Groups | Path, labels: LabelSpace) -> Groups:
     groups: Any = read_json(given) if isinstance(given, Path) else given
     lists = groups.values() if isinstance(groups, Mapping) else ()
     if not lists or not all(isinstance(ns, list) and all(isinstance(n, str) for n in ns) for ns in lists):
-        raise ValueError(f'{where}: expected {{"group": ["label", ...], ...}}, found {str(groups)[:80]}.')
+        raise InputError(f'{where}: expected {{"group": ["label", ...], ...}}, found {str(groups)[:80]}.')
     for group, names in groups.items():
         for name in names:
             labels.index(name, f"{where}, '{group}'")
@@ -160,8 +160,8 @@ def checked_groups(given: Groups | Path, labels: LabelSpace) -> Groups:
 def read_json(file: Path) -> Any:
     """Read the file of --groups; raises FileNotFoundError or ValueError that names it."""
     if not file.is_file():
-        raise FileNotFoundError(f"--groups: there is no file {file}.")
+        raise MissingFileError(f"--groups: there is no file {file}.")
     try:
         return json.loads(file.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"--groups {file}: not valid JSON ({error}).") from None
+        raise InputError(f"--groups {file}: not valid JSON ({error}).") from None

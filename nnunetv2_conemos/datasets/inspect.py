@@ -15,7 +15,7 @@ from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.datasets.folders import NO_MAP
 from nnunetv2_conemos.datasets.geometry import first_difference, grid_of_header
 from nnunetv2_conemos.datasets.writer import reader_of
-from nnunetv2_conemos.errors import brief, shorten
+from nnunetv2_conemos.errors import InputError, brief, shorten
 from nnunetv2_conemos.parallel import in_processes
 
 
@@ -48,7 +48,7 @@ def read_contents(
     """
     present = [file for entry in cases.values() for file in entry["images"][:1] if Path(file).is_file()]
     if not present:
-        raise ValueError("none of the images that dataset.json refers to exists. Restore them, or merge again.")
+        raise InputError("none of the images that dataset.json refers to exists. Restore them, or merge again.")
     reader = reader_of(dataset_json, Path(present[0]))
     channels = len(dataset_json["channel_names"])
     jobs = [

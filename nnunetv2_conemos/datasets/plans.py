@@ -14,6 +14,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_conemos.datasets.folders import dataset_name, preprocessed_data, preprocessed_folder
+from nnunetv2_conemos.errors import InputError, MissingFileError
 from nnunetv2_conemos.files import write_json
 
 MULTIPLE = 8  # of both sides of a slice: CMER's networks halve them three times
@@ -60,10 +61,10 @@ def small_configuration(
 def check_patch_size(size: Sequence[int], planned: Sequence[int], shrunk: np.ndarray, base: str) -> None:
     """Raise ValueError where a patch has the wrong number of axes, or where the strides do not divide it."""
     if len(size) != len(planned):
-        raise ValueError(f"patch_size {list(size)}: expected {len(planned)} numbers as in {base}, {list(planned)}.")
+        raise InputError(f"patch_size {list(size)}: expected {len(planned)} numbers as in {base}, {list(planned)}.")
     if not len(shrunk) or (shrunk != shrunk.astype(int)).any():
         smallest = np.array(size) / (shrunk[-1] if len(shrunk) else 1)
-        raise ValueError(
+        raise InputError(
             f"patch_size {list(size)}: expected multiples of {smallest.astype(int).tolist()}, by which the network of "
             f"{base} divides it."
         )
@@ -98,15 +99,15 @@ def add_slices_configuration(
     folder = preprocessed_folder(full_name)
     file = folder and folder / f"{plans}.json"
     if file is None or not file.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{full_name} has no {plans}.json. Run nnUNetv2_plan_and_preprocess -d {full_name} -c 2d."
         )
     content, new = json.loads(file.read_text()), name or f"{base}_slices"
     if base not in content["configurations"]:
-        raise ValueError(f"-c {base}: {file} has {', '.join(content['configurations'])}.")
+        raise InputError(f"-c {base}: {file} has {', '.join(content['configurations'])}.")
     entry = whole_slices(content, base, batch)
     if content["configurations"].get(new, entry) != entry and not overwrite:
-        raise ValueError(f"{file} has another configuration {new}. Choose a --name, or pass --overwrite.")
+        raise InputError(f"{file} has another configuration {new}. Choose a --name, or pass --overwrite.")
     content["configurations"][new] = entry
     write_json(file, content)
     return SlicesConfiguration(file, full_name, new, entry["patch_size"])
@@ -119,10 +120,10 @@ def whole_slices(plans: dict, base: str, batch: int) -> dict:
     """
     planned = PlansManager(plans).get_configuration(base)
     if len(planned.patch_size) != 2:
-        raise ValueError(f"configuration {base}: expected a 2D one, found 3D. Name another with -c.")
+        raise InputError(f"configuration {base}: expected a 2D one, found 3D. Name another with -c.")
     folder = preprocessed_data(plans, base)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} does not exist. Run nnUNetv2_preprocess for configuration {base}.")
+        raise MissingFileError(f"{folder} does not exist. Run nnUNetv2_preprocess for configuration {base}.")
     cases = infer_dataset_class(str(folder))(str(folder))
     largest = np.max([np.shape(cases.load_case(case)[0])[-2:] for case in cases.identifiers], axis=0)
     patch = (np.ceil(largest / MULTIPLE) * MULTIPLE).astype(int).tolist()

@@ -23,7 +23,7 @@ from nnunetv2_conemos.datasets.partial_copy import Original, hidden_jobs, plan_c
 from nnunetv2_conemos.datasets.splits import Fold
 from nnunetv2_conemos.datasets.ssl_settings import Amounts, Roles, check_roles, folds_of, semidg, ssl, uda
 from nnunetv2_conemos.datasets.writer import Images, write_cases
-from nnunetv2_conemos.errors import shorten
+from nnunetv2_conemos.errors import ExistingFileError, InputError, shorten
 from nnunetv2_conemos.files import require_absent, write_json
 
 SPLITS = "splits_final.json"
@@ -93,7 +93,7 @@ def split(
     require_absent(target, overwrite)
     original = read_original(raw)
     if folds and validation is not None:
-        raise ValueError(
+        raise InputError(
             "--folds divides labelled cases into folds, --validation chooses others to validate: pass one of them."
         )
     amounts = Amounts(share("labelled", labelled), share("validation", validation))
@@ -119,9 +119,9 @@ def roles_of(table: SourceTable, setting: Setting, amounts: Amounts, domains: Do
     for option, named in domains._asdict().items():
         owner = "semidg" if option == "test" else "uda"
         if named and setting != owner:
-            raise ValueError(f"--{option}-domain belongs to --setting {owner}, not to {setting}.")
+            raise InputError(f"--{option}-domain belongs to --setting {owner}, not to {setting}.")
     if amounts.labelled is None and setting != "uda":
-        raise ValueError(f"--setting {setting}: pass --labelled, the number of cases that stay labelled.")
+        raise InputError(f"--setting {setting}: pass --labelled, the number of cases that stay labelled.")
     rng = np.random.default_rng(seed)
     if setting == "uda":
         roles = uda(table, domains.source, domains.target, amounts, rng)
@@ -141,7 +141,7 @@ def share(option: str, number: Number | None) -> Fraction | None:
         read = Fraction(str(number))
         if 0 < read < 1 or read >= 1 == read.denominator:
             return read
-    raise ValueError(f"--{option} {number}: expected a number of cases (4), or a fraction of them below 1 (0.05).")
+    raise InputError(f"--{option} {number}: expected a number of cases (4), or a fraction of them below 1 (0.05).")
 
 
 def preprocessed_split(name: str, dataset_json: dict[str, Any], folds: list[Fold], overwrite: bool) -> Path | None:
@@ -156,13 +156,13 @@ def preprocessed_split(name: str, dataset_json: dict[str, Any], folds: list[Fold
     if (folder / "dataset.json").is_file():
         theirs = read_dataset_json(folder)
         if any(theirs.get(key) != dataset_json.get(key) for key in SHARED_KEYS):
-            raise FileExistsError(
+            raise ExistingFileError(
                 f"{folder} was preprocessed from label maps in which other cases are annotated. Delete it, or choose "
                 "another name."
             )
     file = folder / SPLITS
     if file.is_file() and json.loads(file.read_text()) != folds and not overwrite:
-        raise FileExistsError(f"{file} holds other folds. Pass --overwrite to replace them, or choose another name.")
+        raise ExistingFileError(f"{file} holds other folds. Pass --overwrite to replace them, or choose another name.")
     return file
 
 

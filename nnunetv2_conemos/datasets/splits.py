@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from nnunetv2_conemos.annotations.sources import SourceTable
+from nnunetv2_conemos.errors import InputError
 from nnunetv2_conemos.files import write_json
 
 Fold = dict[str, list[str]]  # of nnU-Net's splits_final.json: "train" and "val"
@@ -28,7 +29,7 @@ def stratified_split(
     annotated = [case for case, k in known.items() if k.any()]
     unlabelled = [case for case, k in known.items() if not k.any()]
     if len(annotated) < folds:
-        raise ValueError(
+        raise InputError(
             f"{len(annotated)} annotated cases cannot be split into {folds} folds. Write splits_final.json by hand."
         )
     rng = np.random.default_rng(seed)

@@ -15,7 +15,7 @@ import numpy as np
 
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.datasets.splits import Fold, stratified_draw, stratified_split
-from nnunetv2_conemos.errors import SourceError, did_you_mean, shorten
+from nnunetv2_conemos.errors import InputError, SourceError, did_you_mean, shorten
 
 MAX_FOLDS = 5
 
@@ -76,9 +76,9 @@ def uda(
     require_known_domains(table, "target-domain", targets)
     sources = sources or [domain for domain in table.domains if domain not in targets]
     if not sources or not targets:
-        raise ValueError(f"uda: name a --target-domain, and leave a source domain ({', '.join(table.domains)}).")
+        raise InputError(f"uda: name a --target-domain, and leave a source domain ({', '.join(table.domains)}).")
     if both := set(sources) & set(targets):
-        raise ValueError(f"uda: {shorten(sorted(both))} cannot be both source and target domain.")
+        raise InputError(f"uda: {shorten(sorted(both))} cannot be both source and target domain.")
     origin, target = (of_domains(table, domains) for domains in (sources, targets))
     labelled = divide(table, {" in the source domains": origin}, Amounts(amounts.labelled), rng)
     adapted = divide(table, {" in the target domains": target}, Amounts(Fraction(0), amounts.validation), rng)
@@ -93,11 +93,11 @@ def semidg(table: SourceTable, held_out: Sequence[str], amounts: Amounts, rng: n
     require_known_domains(table, "test-domain", held_out)
     pools = {domain: of_domains(table, [domain]) for domain in table.domains}
     if len(pools) < 2:
-        raise ValueError(f"semidg: expected at least two domains, found {', '.join(pools)}.")
+        raise InputError(f"semidg: expected at least two domains, found {', '.join(pools)}.")
     annotated = [domain for domain, pool in pools.items() if any(table.known(case).any() for case in pool)]
     held_out = tuple(dict.fromkeys(held_out or annotated))
     if silent := [domain for domain in held_out if domain not in annotated]:
-        raise ValueError(f"--test-domain {silent[0]}: none of its cases is annotated, so there is nothing to test on.")
+        raise InputError(f"--test-domain {silent[0]}: none of its cases is annotated, so there is nothing to test on.")
     seen = {domain: pool for domain, pool in pools.items() if (domain,) != held_out}
     drawn = divide(table, {f" in domain '{name}'": seen[name] for name in annotated if name in seen}, amounts, rng)
     unlabelled = frozenset().union(*seen.values()) - drawn.labelled - drawn.validation
@@ -135,7 +135,7 @@ def divide(table: SourceTable, pools: Mapping[str, Sequence[str]], amounts: Amou
         further = 0 if amounts.validation is None else amount(amounts.validation, len(annotated))
         if number + further > len(annotated):
             wanted = [f"{n} to {role}" for n, role in ((number, "stay labelled"), (further, "validate")) if n]
-            raise ValueError(f"expected annotated cases{where}, {' and '.join(wanted)}; found {len(annotated)}.")
+            raise InputError(f"expected annotated cases{where}, {' and '.join(wanted)}; found {len(annotated)}.")
         drawn = stratified_draw(table, annotated, number, rng)
         rest = sorted(set(annotated) - set(drawn))
         labelled |= set(drawn)
@@ -154,12 +154,12 @@ def check_roles(table: SourceTable, roles: Roles) -> None:
     supervised = set(table.labels.names) - set(table.never_annotated())
     for where, part in roles.without(table):
         if not part.unlabelled:
-            raise ValueError(
+            raise InputError(
                 f"nothing is left to be unlabelled{where}: all {len(part.labelled)} cases would stay labelled. "
                 "Label fewer of them."
             )
         if len(part.labelled) < 2 - bool(part.validation):
-            raise ValueError(
+            raise InputError(
                 f"{len(part.labelled)} labelled case(s){where}: expected at least one to train and one to validate on. "
                 "Raise --labelled, or pass --validation to validate on others."
             )
@@ -185,7 +185,7 @@ def folds_of(table: SourceTable, roles: Roles, folds: int | None, seed: int) -> 
             continue
         number = folds or min(MAX_FOLDS, len(part.labelled))
         if not 2 <= number <= len(part.labelled):
-            raise ValueError(f"--folds {number}: expected 2 to {len(part.labelled)}, the labelled cases{where}.")
+            raise InputError(f"--folds {number}: expected 2 to {len(part.labelled)}, the labelled cases{where}.")
         split = stratified_split(table, number, seed, part.cases)
         made += split[:1] if roles.held_out else split
     return made

@@ -25,7 +25,7 @@ from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 from nnunetv2_conemos.datasets.geometry import Grid, as_sitk, first_difference, grid_of_array, in_words
 from nnunetv2_conemos.datasets.label_maps import lookup
-from nnunetv2_conemos.errors import SourceError, brief, shorten
+from nnunetv2_conemos.errors import FileError, InputError, MissingFileError, SourceError, brief, shorten
 from nnunetv2_conemos.parallel import in_processes
 
 Images = Literal["reference", "link", "copy"]  # how the images of another dataset are kept in a new one
@@ -60,7 +60,7 @@ def reader_of(dataset_json: Mapping[str, Any], example: Path) -> BaseReaderWrite
         with redirect_stderr(StringIO()):  # tracebacks of readers that were tried
             return determine_reader_writer_from_dataset_json(dict(dataset_json), str(example), verbose=False)()
     except RuntimeError as error:
-        raise ValueError(
+        raise InputError(
             f"{error} Restore the file, or correct `file_ending` or `overwrite_image_reader_writer` in dataset.json."
         ) from None
 
@@ -68,7 +68,7 @@ def reader_of(dataset_json: Mapping[str, Any], example: Path) -> BaseReaderWrite
 def jobs_of(dataset_json: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> list[CaseJob]:
     """Return a job for each case of a raw dataset, as yet without new values."""
     if not files:
-        raise FileNotFoundError("the dataset has no case. Images are imagesTr/CASE_0000.FILE_ENDING.")
+        raise MissingFileError("the dataset has no case. Images are imagesTr/CASE_0000.FILE_ENDING.")
     reader = reader_of(dataset_json, Path(next(iter(files.values()))["images"][0]))
     ending, channels = dataset_json["file_ending"], len(dataset_json["channel_names"])
     return [
@@ -115,7 +115,7 @@ def write_case(job: CaseJob, folder: Path, ending: str, images: Images) -> CaseD
     """Write one case and return its digest; see `write_cases`."""
     data, properties = _read(job.case, job.reader.read_images, [str(file) for file in job.images], "image")
     if len(data) != job.channels:
-        raise ValueError(
+        raise InputError(
             f"case '{job.case}': expected {job.channels} channel(s) as in dataset.json, found {len(data)} in "
             f"{shorten(map(str, job.images))}. Add the files, or remove the case."
         )
@@ -138,7 +138,7 @@ def write_seg(reader: BaseReaderWriter, label: np.ndarray, file: Path, propertie
     """Write a label map [*S] with nnU-Net's reader; raises ValueError where that reader cannot write its values."""
     reader.write_seg(label, str(file), properties)
     if label.max() > 255 and (reader.read_seg(str(file))[0][0] != label).any():
-        raise ValueError(
+        raise InputError(
             f"{file.name}: {type(reader).__name__} cannot write label values above 255, found {label.max()}. Use "
             "another reader (`overwrite_image_reader_writer` in dataset.json), or fewer labels."
         )
@@ -147,7 +147,7 @@ def write_seg(reader: BaseReaderWriter, label: np.ndarray, file: Path, propertie
 def read_label(job: CaseJob, shape: tuple[int, ...], image: Mapping[str, Any]) -> tuple[np.ndarray, frozenset[int]]:
     """Return a label map [*S] with its new values, and the set of its old ones; raises what `write_cases` does."""
     if not Path(job.label or "").is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"case '{job.case}': expected a label map {job.label}, found none. Write it, or "
             "declare the case unlabelled."
         )
@@ -166,7 +166,7 @@ def read_label(job: CaseJob, shape: tuple[int, ...], image: Mapping[str, Any]) -
 def require_same_grid(job: CaseJob, label: Grid, image: Grid) -> None:
     """Raise ValueError where the label map of a case does not lie on the grid of its image."""
     if name := first_difference(image, label):
-        raise ValueError(
+        raise InputError(
             f"case '{job.case}': {name} of {job.label} differs from its image: expected {in_words(image[name])} as in "
             f"{job.images[0]}, found {in_words(label[name])}. Resample the label map onto the image."
         )
@@ -176,7 +176,7 @@ def _read(case: str, read: Any, file: Any, what: str) -> tuple[np.ndarray, dict[
     try:
         return read(file)
     except Exception as error:  # each image library raises its own
-        raise OSError(f"case '{case}': {what} {file} cannot be read: {brief(error)}. Restore the file.") from None
+        raise FileError(f"case '{case}': {what} {file} cannot be read: {brief(error)}. Restore the file.") from None
 
 
 def write_images(
@@ -186,7 +186,7 @@ def write_images(
     names = [folder / "imagesTr" / f"{job.case}_{channel:04d}{ending}" for channel in range(len(job.images))]
     if job.ending != ending:
         if len(data) != len(names):
-            raise ValueError(
+            raise InputError(
                 f"case '{job.case}': expected one channel in each of {shorten(map(str, job.images))}, found "
                 f"{len(data)} in all. Colour images cannot be converted to {ending}; write one file per channel."
             )
@@ -209,7 +209,7 @@ def common_ending(endings: Sequence[str], wanted: str | None = None) -> str:
     choice = wanted or max(dict.fromkeys(endings), key=endings.count)
     if {choice} != set(endings) and choice not in SimpleITKIO.supported_file_endings:
         if wanted:
-            raise ValueError(
+            raise InputError(
                 f"file ending '{wanted}': files can be converted to {shorten(SimpleITKIO.supported_file_endings)} only."
             )
         return ".nii.gz"

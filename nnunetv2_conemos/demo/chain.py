@@ -27,6 +27,7 @@ from nnunetv2_conemos.datasets.phantom import ORGANS, write_phantom
 from nnunetv2_conemos.datasets.plans import small_configuration
 from nnunetv2_conemos.datasets.splits import stratified_split
 from nnunetv2_conemos.demo.report import picture
+from nnunetv2_conemos.errors import ExistingFileError
 from nnunetv2_conemos.files import write_json
 from nnunetv2_conemos.subprocesses import FOLDERS, environment_below, run_logged
 from nnunetv2_conemos.training.variants import variant
@@ -173,11 +174,11 @@ def make_room(folder: Path, overwrite: bool) -> None:
     """
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / MARKER).is_file():
-            raise FileExistsError(
+            raise ExistingFileError(
                 f"{folder} is not empty, and no demo of this version wrote it. Name another folder with -o."
             )
         if not overwrite:
-            raise FileExistsError(f"{folder} holds a demo. Pass --overwrite to replace it, or name another with -o.")
+            raise ExistingFileError(f"{folder} holds a demo. Pass --overwrite to replace it, or name another with -o.")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARKER).touch()
     for name in WRITTEN:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from nnunetv2_conemos.errors import shorten
+from nnunetv2_conemos.errors import InputError, MissingFileError, shorten
 from nnunetv2_conemos.evaluation.evaluate import SCORES
 from nnunetv2_conemos.evaluation.metrics import of_present, read_named
 from nnunetv2_conemos.evaluation.plots import draw_differences
@@ -80,7 +80,7 @@ def compare(
     missing evaluation, FileExistsError for files that are there already unless `overwrite`.
     """
     if len(folders) < 2:
-        raise ValueError("expected at least two folders: the first is what the others are compared with.")
+        raise InputError("expected at least two folders: the first is what the others are compared with.")
     table_file, picture = (None if file is None else Path(file) for file in (output, figure))
     files = tuple(file for file in (table_file, picture) if file is not None)
     for file in files:
@@ -102,11 +102,11 @@ def read_evaluations(folders: Mapping[str, Path | str], metric: str) -> pd.DataF
     for name, folder in folders.items():
         file = Path(folder) / SCORES
         if not file.is_file():
-            raise FileNotFoundError(f"{file}: no such file. `conemos evaluate LABELS {folder} ...` writes it.")
+            raise MissingFileError(f"{file}: no such file. `conemos evaluate LABELS {folder} ...` writes it.")
         table = read_named(file, TEXTS)
         lacking = [column for column in ("case", "label", "status", metric) if column not in table]
         if lacking:
-            raise ValueError(f"{file}: expected the columns that `conemos evaluate` writes, lacks {shorten(lacking)}.")
+            raise InputError(f"{file}: expected the columns that `conemos evaluate` writes, lacks {shorten(lacking)}.")
         tables.append(table.assign(arm=name))
     return pd.concat(tables, ignore_index=True)
 
@@ -120,7 +120,7 @@ def common_pairs(scores: pd.DataFrame, models: Sequence[str], metric: str) -> tu
     table = present.pivot_table(metric, ["case", "label"], "arm", dropna=False).reindex(columns=list(models))
     everywhere = table.notna().all(axis=1)
     if not everywhere.any():
-        raise ValueError(f"no (case, label) pair has a {metric} of all models. Evaluate the same cases and labels.")
+        raise InputError(f"no (case, label) pair has a {metric} of all models. Evaluate the same cases and labels.")
     chosen = pd.MultiIndex.from_arrays([present["case"], present["label"]]).isin(table.index[everywhere])
     left_out = present.loc[~chosen, ["case", "label"]].drop_duplicates()
     return present.loc[chosen, ["arm", "case", "label", metric]], len(left_out)

@@ -22,7 +22,7 @@ from nnunetv2_conemos.annotations.table_file import group_sources, read_table
 from nnunetv2_conemos.annotations.tags import Axis
 from nnunetv2_conemos.datasets.dataset_json import OWN_KEYS, LabelMaps, read_checked
 from nnunetv2_conemos.datasets.folders import dataset_name, preprocessed_folder, raw_folder, require_same_tables
-from nnunetv2_conemos.errors import SourceError, shorten
+from nnunetv2_conemos.errors import ExistingFileError, InputError, MissingFileError, SourceError, shorten
 from nnunetv2_conemos.evaluation.metrics import summary_json
 from nnunetv2_conemos.evaluation.plots import draw_dice
 from nnunetv2_conemos.evaluation.scoring import CaseFiles, score_cases
@@ -86,14 +86,14 @@ def evaluate(
     SourceError, before anything is written, for input that does not fit together.
     """
     if sum((dataset is not None, annotated is not None, complete)) != 1:
-        raise ValueError("expected exactly one of `dataset`, `annotated` and `complete`, to say which labels count.")
+        raise InputError("expected exactly one of `dataset`, `annotated` and `complete`, to say which labels count.")
     references, predictions = Path(references), Path(predictions)
     dataset_file = find_dataset_json(dataset, Path(dataset_json) if dataset_json else None, predictions)
     content = read_checked(dataset_file, LabelMaps)
     output = Path(output or predictions)
     files = tuple(output / name for name in (SCORES, SUMMARY, FIGURE)[: 3 if figure else 2])
     if not overwrite and (existing := [str(file) for file in files if file.exists()]):
-        raise FileExistsError(f"{shorten(existing)}: exists. Pass --overwrite, or name another folder with -o.")
+        raise ExistingFileError(f"{shorten(existing)}: exists. Pass --overwrite, or name another folder with -o.")
     pairs, unpredicted = paired_files(references, predictions, content["file_ending"], chill)
     table = annotated_labels(content, [pair.case for pair in pairs], annotated, complete)
     scores = score_cases(pairs, table, content, tolerance, processes, slices=slices)
@@ -113,10 +113,10 @@ def find_dataset_json(dataset: str | int | Path | None, dataset_json: Path | Non
     if dataset is None:
         file = dataset_json or predictions / "dataset.json"
         if not file.is_file():
-            raise FileNotFoundError(f"{file}: no such file. nnUNetv2_predict writes one; else name it with -djfile.")
+            raise MissingFileError(f"{file}: no such file. nnUNetv2_predict writes one; else name it with -djfile.")
         return file
     if dataset_json is not None:
-        raise ValueError(f"-djfile {dataset_json}: only with --annotated or --complete; -d {dataset} has its own.")
+        raise InputError(f"-djfile {dataset_json}: only with --annotated or --complete; -d {dataset} has its own.")
     named = [file for file in (Path(str(dataset)), Path(str(dataset)) / "dataset.json") if file.is_file()]
     return named[0] if named else known_dataset(str(dataset))[1] / "dataset.json"
 
@@ -128,7 +128,7 @@ def known_dataset(name_or_id: str | int) -> tuple[str, Path]:
     folder = raw_folder(name) or preprocessed_folder(name)
     if folder is None:
         places = f"nnUNet_raw ({nnUNet_raw.get()}) nor in nnUNet_preprocessed ({nnUNet_preprocessed.get()})"
-        raise FileNotFoundError(f"{name}/dataset.json is neither in {places}. Set the variables to where it lies.")
+        raise MissingFileError(f"{name}/dataset.json is neither in {places}. Set the variables to where it lies.")
     return name, folder
 
 
@@ -177,12 +177,12 @@ def paired_files(references: Path, predictions: Path, ending: str, chill: bool) 
     true, predicted = case_files(references, ending), case_files(predictions, ending)
     unpredicted, unknown = sorted(true.keys() - predicted), sorted(predicted.keys() - true)
     if unpredicted and not chill:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{predictions}: expected {len(true)} cases as in {references}, found no prediction of "
             f"{shorten(unpredicted)}. Predict them, or leave them out with --chill."
         )
     if unknown:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{references}: found no reference map of the predicted {shorten(unknown)}. Add it or move them away."
         )
     return [CaseFiles(case, true[case], file) for case, file in sorted(predicted.items())], unpredicted
@@ -192,5 +192,5 @@ def case_files(folder: Path, ending: str) -> dict[str, Path]:
     """Return case -> label map of a folder; raises FileNotFoundError where there is none."""
     files = [file for file in sorted(folder.glob(f"*{ending}")) if file.name != FIGURE]
     if not files:
-        raise FileNotFoundError(f"{folder}: expected label maps *{ending} (`file_ending` of dataset.json), found none.")
+        raise MissingFileError(f"{folder}: expected label maps *{ending} (`file_ending` of dataset.json), found none.")
     return {file.name.removesuffix(ending): file for file in files}

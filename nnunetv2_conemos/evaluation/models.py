@@ -14,7 +14,7 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.file_path_utilities import get_ensemble_name, get_output_folder
 
 from nnunetv2_conemos.datasets.dataset_json import read_dataset_json
-from nnunetv2_conemos.errors import SourceError, shorten
+from nnunetv2_conemos.errors import InputError, MissingFileError, SourceError, shorten
 from nnunetv2_conemos.evaluation.evaluate import case_files
 
 Maps = dict[str, Path]  # case -> label map
@@ -62,7 +62,7 @@ def find_models(
 ) -> list[Model]:
     """Find the models in nnUNet_results/DATASET with these names; raises FileNotFoundError for an unknown name."""
     if not nnUNet_results.is_set():
-        raise FileNotFoundError("nnUNet_results is not set. Set it to the folder that holds the trained models.")
+        raise MissingFileError("nnUNet_results is not set. Set it to the folder that holds the trained models.")
     folder = Path(nnUNet_results) / dataset
     names = [file.parent.name.split("__") for file in sorted(folder.glob("*/plans.json"))]
     models = [Model(dataset, *parts) for parts in names if len(parts) == 3]
@@ -71,13 +71,13 @@ def find_models(
         found = {getattr(model, field) for model in models}
         absent = set(names or ()) - found
         if absent:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{folder}: expected a model with {field} {shorten(sorted(absent))}, "
                 f"found {shorten(sorted(found)) or 'none'}. Train it, or name another."
             )
     chosen = [m for m in models if all(getattr(m, field) in names for field, names in wanted.items() if names)]
     if not chosen:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{folder}: expected trained models with these names, found none. Train one, or leave options out."
         )
     return chosen
@@ -97,20 +97,20 @@ def validation_maps(model: Model, folds: Sequence[int], ending: str) -> Maps:
     """Collect the label maps of nnU-Net's final validation over folds; raises FileNotFoundError for a fold without."""
     maps: Maps = {}
     if not folds:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{model.folder}: expected folds 0, 1, ..., found none. Run: {model.training_command(0)}"
         )
     for fold in folds:
         folder = model.validation(fold)
         if not (folder / "summary.json").is_file():  # nnU-Net writes it last
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{model.folder.name}, fold {fold}: expected validation results in {folder}, found none. "
                 f"Run: {model.training_command(fold)}\nOr rank other folds with -f, other models with -tr, -p or -c."
             )
         found = case_files(folder, ending)
         twice = maps.keys() & found
         if twice:
-            raise ValueError(
+            raise InputError(
                 f"{model.folder.name}: expected a case in one fold, found {shorten(sorted(twice))} in several."
             )
         maps.update(found)
@@ -122,7 +122,7 @@ def require_same_cases(maps: Mapping[Model, Maps]) -> None:
     cases = set().union(*maps.values())
     for model, found in maps.items():
         if absent := sorted(cases - found.keys()):
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{model.folder.name}: expected the validation cases of the other models, found no {shorten(absent)}. "
                 "Train all on the same splits_final.json and validate them again (nnUNetv2_train ... --val --npz)."
             )

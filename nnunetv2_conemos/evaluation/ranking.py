@@ -21,6 +21,7 @@ from nnunetv2.paths import nnUNet_results
 
 from nnunetv2_conemos.datasets.dataset_json import read_dataset_json
 from nnunetv2_conemos.datasets.folders import preprocessed_folder, raw_folder
+from nnunetv2_conemos.errors import MissingFileError
 from nnunetv2_conemos.evaluation.evaluate import known_dataset, table_of_sources
 from nnunetv2_conemos.evaluation.metrics import summarise
 from nnunetv2_conemos.evaluation.models import (
@@ -150,7 +151,7 @@ def reference_folder(dataset: str) -> Path:
     for folder in candidates:
         if folder.is_dir():
             return folder
-    raise FileNotFoundError(f"{dataset}: expected label maps in {' or '.join(map(str, candidates))}, found no folder.")
+    raise MissingFileError(f"{dataset}: expected label maps in {' or '.join(map(str, candidates))}, found no folder.")
 
 
 def entry_json(place: int, candidate: Candidate) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.annotations.tags import ARRAY_AXIS, Axis
 from nnunetv2_conemos.datasets.writer import reader_of
-from nnunetv2_conemos.errors import SourceError, shorten
+from nnunetv2_conemos.errors import FileError, InputError, SourceError, shorten
 from nnunetv2_conemos.evaluation.metrics import pair_scores, slice_scores
 from nnunetv2_conemos.parallel import in_processes
 
@@ -77,7 +77,7 @@ def score_case(
     """Score every annotated label of a case; see `score_cases`."""
     reference, prediction, spacing = read_pair(files, reader)
     if slices and reference.ndim != len(ARRAY_AXIS):
-        raise ValueError(f"case '{files.case}': --slices {slices} needs volumes, found a single slice.")
+        raise InputError(f"case '{files.case}': --slices {slices} needs volumes, found a single slice.")
     boxes = [occupied(files.reference, reference, labels), occupied(files.prediction, prediction, labels)]
     if labels.ignore is not None:
         ignored = reference == labels.ignore
@@ -102,7 +102,7 @@ def read_pair(files: CaseFiles, reader: BaseReaderWriter) -> tuple[LabelMap, Lab
     for name, expected in grid.items():
         found = other[name]
         if not (expected == found if name == "size" else np.allclose(expected, found, rtol=1e-3, atol=1e-4)):
-            raise ValueError(
+            raise InputError(
                 f"case '{files.case}': {name} differs, in array order: expected {expected} as in {files.reference}, "
                 f"found {found} in {files.prediction}. Predict the image that was annotated, or resample to its grid."
             )
@@ -121,12 +121,12 @@ def read_map(file: Path, reader: BaseReaderWriter) -> tuple[LabelMap, dict[str, 
     try:
         data, properties = reader.read_seg(str(file))
     except RuntimeError as error:  # from SimpleITK
-        raise OSError(f"{file}: cannot be read as a label map. {error}") from None
+        raise FileError(f"{file}: cannot be read as a label map. {error}") from None
     with np.errstate(invalid="ignore"):
         voxels = data[0].astype(np.uint16)
     if len(data) != 1 or (voxels != data[0]).any():
         found = f"{len(data)} channel(s) with values from {data.min():g} to {data.max():g}"
-        raise ValueError(f"{file}: expected one channel of whole numbers, 0 to 65535, found {found}.")
+        raise InputError(f"{file}: expected one channel of whole numbers, 0 to 65535, found {found}.")
     direction = properties.get("sitk_stuff", {}).get("direction", ())
     return voxels, {"size": voxels.shape, "spacing": tuple(map(float, properties["spacing"])), "direction": direction}
 

@@ -17,7 +17,7 @@ from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.datasets.dataset_json import read_dataset_json
 from nnunetv2_conemos.datasets.folders import dataset_name, preprocessed_folder, preprocessed_table
 from nnunetv2_conemos.doorway import register_trainers
-from nnunetv2_conemos.errors import SourceError
+from nnunetv2_conemos.errors import MissingFileError, SourceError, UnsupportedError
 from nnunetv2_conemos.files import require_absent, write_aside
 from nnunetv2_conemos.inference.model_folder import planned_network, read_checkpoint
 from nnunetv2_conemos.networks.spec import PLANS_KEY, known_modalities
@@ -63,7 +63,7 @@ def adapt(
     content = read_checkpoint(Path(checkpoint))
     folder = preprocessed_folder(dataset_name(dataset))
     if folder is None:
-        raise FileNotFoundError(f"{dataset} is not preprocessed. Run nnUNetv2_plan_and_preprocess first.")
+        raise MissingFileError(f"{dataset} is not preprocessed. Run nnUNetv2_plan_and_preprocess first.")
     network, ours = fresh_network(folder, trainer, plans, configuration)
     weights, taken = adapt_weights(content["network_weights"], names_in(content), network, ours)
     start = {"network_weights": weights, "adapted_from": str(checkpoint)}
@@ -84,7 +84,7 @@ def fresh_network(folder: Path, trainer: str, plans_name: str, configuration: st
     """Build the untrained network of a trainer for a preprocessed dataset, and return it with its names."""
     file = folder / f"{plans_name}.json"
     if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist. Plan the dataset, or name its plans with -p.")
+        raise MissingFileError(f"{file} does not exist. Plan the dataset, or name its plans with -p.")
     dataset_json = read_dataset_json(folder)
     plans = json.loads(file.read_text())
     manager = PlansManager(plans)
@@ -97,7 +97,7 @@ def fresh_network(folder: Path, trainer: str, plans_name: str, configuration: st
     plans[PLANS_KEY] = facts_for_inference(table, method)
     network = planned_network(trainer, manager, configuration, dataset_json)
     if not hasattr(network, "encoder"):
-        raise NotImplementedError(
+        raise UnsupportedError(
             f"{trainer} has no planned encoder that weights could be copied to. Train it from scratch."
         )
     return network, Named(table.labels.names, known_modalities(manager))

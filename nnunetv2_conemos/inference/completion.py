@@ -20,7 +20,7 @@ from rich.progress import Progress
 from nnunetv2_conemos.datasets.dataset_json import OWN_KEYS, SHARED_KEYS
 from nnunetv2_conemos.datasets.folders import new_dataset_folder, require_new_dataset
 from nnunetv2_conemos.datasets.writer import CaseJob, dataset_entries, input_files, write_seg
-from nnunetv2_conemos.errors import SourceError, shorten
+from nnunetv2_conemos.errors import InputError, SourceError, shorten
 from nnunetv2_conemos.files import put_in_place, require_no_inputs_within, write_json
 from nnunetv2_conemos.inference.completed_map import completed_map
 from nnunetv2_conemos.inference.labelling import AT_ONCE, Labelling, plan_labelling
@@ -57,7 +57,7 @@ def complete(
     FileExistsError where the dataset exists.
     """
     if uncertain is not None and not 0 < uncertain < 0.5:
-        raise ValueError(f"uncertain {uncertain:g}: expected a number between 0 and 0.5.")
+        raise InputError(f"uncertain {uncertain:g}: expected a number between 0 and 0.5.")
     completion = plan_completion(plan_labelling(model, dataset, inference), uncertain)
     target = new_dataset_folder(output)
     require_new_dataset(target, overwrite)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nnunetv2_conemos.datasets.dataset_json import OWN_KEYS
 from nnunetv2_conemos.doorway import register_trainers
-from nnunetv2_conemos.errors import SourceError, shorten
+from nnunetv2_conemos.errors import InputError, SourceError, UnsupportedError, shorten
 from nnunetv2_conemos.files import new_folder, require_absent, require_no_inputs_within, write_aside, write_json
 from nnunetv2_conemos.inference.model_folder import ModelFolder, read_checkpoint, read_model
 from nnunetv2_conemos.networks.heads import is_head
@@ -108,7 +108,7 @@ def stock_weights(model: ModelFolder, checkpoint: dict[str, Any], label: str | N
     """Return the weights of a stock network; raises NotImplementedError where the model does not fold into one."""
     network: Any = model.network(checkpoint)
     if not hasattr(network, "stock_weights"):
-        raise NotImplementedError(f"models of {checkpoint['trainer_name']} do not fold into a stock network.")
+        raise UnsupportedError(f"models of {checkpoint['trainer_name']} do not fold into a stock network.")
     names = model.labels.names
     weights = network.stock_weights([names.index(name) + 1 for name in (names if label is None else (label,))])
     return weights if label is None and model.labels.has_regions else with_background(weights)
@@ -167,4 +167,4 @@ def require_replaceable(folder: Path, model: ModelFolder) -> None:
     """Raise ValueError where the output exists and is not a model folder, or holds the model that is exported."""
     require_no_inputs_within(folder, [model.folder / "plans.json"])
     if folder.exists() and not ((folder / "plans.json").is_file() and list(folder.glob("fold_*"))):
-        raise ValueError(f"{folder} exists and is not a model folder, so it is not replaced. Choose another name.")
+        raise InputError(f"{folder} exists and is not a model folder, so it is not replaced. Choose another name.")

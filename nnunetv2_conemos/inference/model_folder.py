@@ -17,7 +17,7 @@ from torch import nn
 
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.datasets.dataset_json import read_dataset_json
-from nnunetv2_conemos.errors import SourceError, shorten
+from nnunetv2_conemos.errors import MissingFileError, SourceError, shorten
 from nnunetv2_conemos.networks.spec import PLANS_KEY
 
 
@@ -48,7 +48,7 @@ class ModelFolder:
         found = sorted(file.parent.name[5:] for file in self.folder.glob(f"fold_*/{checkpoint}"))
         lacking = [fold for fold in wanted or () if fold not in found]
         if lacking or not found:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{self.folder}: expected {checkpoint} in fold {shorten(lacking) or '0 or others'}, found it in "
                 f"{shorten(found) or 'none'}. Train the fold, or name another with -f or -chk."
             )
@@ -79,7 +79,7 @@ def read_model(folder: Path) -> ModelFolder:
     """Read a model folder of this package's trainers; raises FileNotFoundError or SourceError for any other."""
     lacking = [name for name in ("plans.json", "dataset.json") if not (folder / name).is_file()]
     if lacking:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{folder}: expected a trained model (TRAINER__PLANS__CONFIGURATION), found no {shorten(lacking)} in it."
         )
     plans = json.loads((folder / "plans.json").read_text())
@@ -91,7 +91,7 @@ def read_model(folder: Path) -> ModelFolder:
 def read_checkpoint(file: Path) -> dict[str, Any]:
     """Load a checkpoint of nnU-Net's trainers or of this package's; raises SourceError for any other file."""
     if not file.is_file():
-        raise FileNotFoundError(f"checkpoint {file} does not exist.")
+        raise MissingFileError(f"checkpoint {file} does not exist.")
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=False)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:

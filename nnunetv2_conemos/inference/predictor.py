@@ -20,6 +20,7 @@ from nnunetv2.inference.predict_from_raw_data import (
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 
 from nnunetv2_conemos.doorway import register_trainers
+from nnunetv2_conemos.errors import InputError
 from nnunetv2_conemos.inference.model_folder import ModelFolder, read_model
 from nnunetv2_conemos.networks.spec import LABELS_VARIABLE, MODALITY_VARIABLE, UNKNOWN
 
@@ -121,10 +122,10 @@ def check_choice(model: ModelFolder, labels: Sequence[str] | None, modality: str
     for label in labels or ():
         model.labels.index(label, "labels")
         if label in model.never_annotated:
-            raise ValueError(f"labels: '{label}' was annotated in no training case, so it is never predicted.")
+            raise InputError(f"labels: '{label}' was annotated in no training case, so it is never predicted.")
     known = model.modalities
     if modality is not None and (modality not in (*known, UNKNOWN) or not known):
-        raise ValueError(f"modality: this model knows {', '.join(known) or 'no modality'}, found '{modality}'.")
+        raise InputError(f"modality: this model knows {', '.join(known) or 'no modality'}, found '{modality}'.")
 
 
 def model_of(arguments: Sequence[str]) -> Path:
@@ -133,7 +134,7 @@ def model_of(arguments: Sequence[str]) -> Path:
     if "-m" in given:
         return Path(given["-m"])
     if not ("-d" in given and "-c" in given):
-        raise ValueError("name the model: -d DATASET -c CONFIGURATION -tr TRAINER, or -m MODEL_FOLDER.")
+        raise InputError("name the model: -d DATASET -c CONFIGURATION -tr TRAINER, or -m MODEL_FOLDER.")
     trainer, plans = given.get("-tr", "nnUNetTrainer"), given.get("-p", "nnUNetPlans")
     return Path(get_output_folder(given["-d"], trainer, plans, given["-c"]))
 

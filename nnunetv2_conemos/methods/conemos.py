@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from nnunetv2_conemos.errors import UnsupportedError
 from nnunetv2_conemos.losses.masked import MaskedDiceBCE
 from nnunetv2_conemos.networks.film_unet import FiLMUNet, multi_hot
 from nnunetv2_conemos.networks.planned import UNetState, repeat_samples
@@ -39,7 +40,7 @@ class ConditionalUNet(FiLMUNet):
     def stock_weights(self, labels: Sequence[int]) -> dict[str, Tensor]:
         """Return the weights of the stock one-output network of one label; raises NotImplementedError for several."""
         if len(labels) != 1:
-            raise NotImplementedError("this network predicts one label at a time: export one (--label).")
+            raise UnsupportedError("this network predicts one label at a time: export one (--label).")
         return self.folded(labels)
 
     def _each_label(self, shared: UNetState, labels: Int[Tensor, "B Q"]) -> list[Tensor]:

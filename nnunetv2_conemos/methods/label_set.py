@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from nnunetv2_conemos.errors import UnsupportedError
 from nnunetv2_conemos.losses.masked import MaskedDiceBCE
 from nnunetv2_conemos.networks.film_unet import FiLMOptions, FiLMUNet, multi_hot
 from nnunetv2_conemos.networks.heads import chosen_channels, chosen_heads
@@ -49,7 +50,7 @@ class LabelSetUNet(FiLMUNet):
     def stock_weights(self, labels: Sequence[int]) -> dict[str, Tensor]:
         """Return the weights of the stock network with one output for each of these labels, queried together."""
         if self.options.one_by_one and len(labels) > 1:
-            raise NotImplementedError("with `one_by_one`, labels are queried alone: export one (--label).")
+            raise UnsupportedError("with `one_by_one`, labels are queried alone: export one (--label).")
         return chosen_heads(self.folded(labels), labels)
 
     def _set_of_labels(self, image: Float[Tensor, "B M *S"], labels: Int[Tensor, "B Q"]) -> list[Tensor]:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nnunetv2_conemos.errors import UnsupportedError
 from nnunetv2_conemos.losses.masked import MaskedDiceBCE
 from nnunetv2_conemos.networks.base import PartialLabelNetwork
 from nnunetv2_conemos.networks.heads import chosen_channels
@@ -52,7 +53,7 @@ class MultiDecoderUNet(PartialLabelNetwork):
         first = spec.planned_unet(1)
         if spec.num_labels > MAX_LABELS:
             parameters = sum(p.numel() for p in first.decoder.parameters())
-            raise NotImplementedError(
+            raise UnsupportedError(
                 f"MultiDecoderTrainer: {spec.num_labels} labels would need {spec.num_labels} decoders of "
                 f"{parameters / 1e6:.1f} million parameters each and their activations; at most {MAX_LABELS} are "
                 "allowed. Use MultiTalentTrainer."

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from nnunetv2_conemos.errors import UnsupportedError
 from nnunetv2_conemos.networks.base import PartialLabelNetwork
 from nnunetv2_conemos.networks.film import Condition, FiLM, FiLMConv, FiLMInstanceNorm, film_block
 from nnunetv2_conemos.networks.planned import UNetState, conv_blocks, num_stages, run_stages
@@ -65,9 +66,7 @@ class FiLMUNet(PartialLabelNetwork):
         chosen = blocks[max(0, len(blocks) - n + 1) :] if n else blocks
         for block in chosen:
             if not hasattr(block, "norm"):
-                raise NotImplementedError(
-                    "FiLM modulates norms; the plans set `norm_op` to none. Use plans with norms."
-                )
+                raise UnsupportedError("FiLM modulates norms; the plans set `norm_op` to none. Use plans with norms.")
             film = FiLM(self.condition, CODE_LENGTH, block.output_channels, image if block in in_decoder else 0)
             film_block(block, film, self.options.after_nonlinearity)
         heads = self.decoder.seg_layers
@@ -112,7 +111,7 @@ class FiLMUNet(PartialLabelNetwork):
         depends on the image or follows the nonlinearity.
         """
         if self.options.after_nonlinearity or self.options.image_features:
-            raise NotImplementedError(
+            raise UnsupportedError(
                 "FiLM after the nonlinearity or on image features does not fold into a stock network."
             )
         weights = {k: v for k, v in self.state_dict().items() if k.startswith(("encoder.", "decoder."))}

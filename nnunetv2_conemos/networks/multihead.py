@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
+from nnunetv2_conemos.errors import UnsupportedError
 from nnunetv2_conemos.networks.base import PartialLabelNetwork
 from nnunetv2_conemos.networks.heads import chosen_channels, chosen_heads, is_head, label_vs_rest
 from nnunetv2_conemos.networks.spec import NetworkSpec
@@ -43,7 +44,7 @@ class MultiHeadUNet(PartialLabelNetwork):
         weights = self.state_dict()
         if self.softmax:
             if len(labels) < self.num_labels:
-                raise NotImplementedError("labels of a softmax are predicted together: export all (without --label).")
+                raise UnsupportedError("labels of a softmax are predicted together: export all (without --label).")
             weights = {key: value[1:] - value[:1] if is_head(key) else value for key, value in weights.items()}
         return chosen_heads(weights, labels)
 

@@ -14,6 +14,8 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 
+from nnunetv2_conemos.errors import UnsupportedError
+
 PlannedUNet: TypeAlias = PlainConvUNet | ResidualEncoderUNet
 
 
@@ -47,7 +49,7 @@ def planned_unet(
         deep_supervision=deep_supervision,
     )
     if not isinstance(unet, PlannedUNet):
-        raise NotImplementedError(
+        raise UnsupportedError(
             f"network {type(unet).__name__} of these plans is not supported; expected PlainConvUNet or "
             "ResidualEncoderUNet. Use nnU-Net's default or ResEnc plans."
         )

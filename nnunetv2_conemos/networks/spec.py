@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from pydantic import BaseModel, ValidationError
 
-from nnunetv2_conemos.errors import describe
+from nnunetv2_conemos.errors import InputError, describe
 from nnunetv2_conemos.networks.planned import PlannedUNet, planned_unet
 
 PLANS_KEY = "conemos"  # in the plans: what inference must know; in a configuration of the plans: options of the method
@@ -74,7 +74,7 @@ class NetworkSpec:
         """The modality (1..) of images that come without one, or 0; raises ValueError for an unknown name."""
         if self.given_modality not in (*self.modalities, UNKNOWN):
             known = ", ".join(self.modalities) or "none"
-            raise ValueError(
+            raise InputError(
                 f"{MODALITY_VARIABLE}: this model knows no modality '{self.given_modality}'. It knows {known}."
             )
         return self.modalities.index(self.given_modality) + 1 if self.given_modality in self.modalities else 0
@@ -108,7 +108,7 @@ def output_labels(facts: Mapping[str, Any]) -> tuple[int, ...]:
     wanted = [name.strip() for name in os.environ.get(LABELS_VARIABLE, "").split(",") if name.strip()]
     unknown = [name for name in wanted if name not in supervised]
     if unknown:
-        raise ValueError(
+        raise InputError(
             f"{LABELS_VARIABLE}: this model does not predict {', '.join(unknown)}. It predicts {', '.join(supervised)}."
         )
     return tuple(names.index(name) + 1 for name in (wanted or supervised))
@@ -127,4 +127,4 @@ def method_options(configuration: ConfigurationManager, model: type[Options]) ->
     except ValidationError as error:
         known = ", ".join(model.model_fields)
         where = f"`{PLANS_KEY}` of the plans configuration"
-        raise ValueError(f"{where}: {describe(error)}. Options are: {known}.") from None
+        raise InputError(f"{where}: {describe(error)}. Options are: {known}.") from None

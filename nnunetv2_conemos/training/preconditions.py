@@ -15,7 +15,7 @@ from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.datasets.dataset_json import read_dataset_json
 from nnunetv2_conemos.datasets.folders import preprocessed_table, require_same_tables
-from nnunetv2_conemos.errors import SourceError
+from nnunetv2_conemos.errors import InputError, SourceError, UnsupportedError
 from nnunetv2_conemos.networks.spec import LABELS_VARIABLE, MODALITY_VARIABLE, PLANS_KEY
 from nnunetv2_conemos.training.method import Method
 
@@ -37,7 +37,7 @@ def require_no_prediction_variables(method: Method) -> None:
     """Raise ValueError where an environment variable for prediction is set."""
     for variable in (LABELS_VARIABLE, *((MODALITY_VARIABLE,) if method.modalities else ())):
         if os.environ.get(variable):
-            raise ValueError(
+            raise InputError(
                 f"{variable} is set ({os.environ[variable]}). It is for prediction: the final validation would follow "
                 "it too. Unset it to train."
             )
@@ -46,7 +46,7 @@ def require_no_prediction_variables(method: Method) -> None:
 def require_no_cascade(plans: dict, configuration: str, trainer: str) -> None:
     """Raise NotImplementedError for a configuration that needs a previous stage."""
     if PlansManager(plans).get_configuration(configuration).previous_stage_name is not None:
-        raise NotImplementedError(
+        raise UnsupportedError(
             f"{trainer} does not train the cascade ({configuration}): it needs predictions of the previous stage that "
             "nnU-Net only makes for validation cases. Use 3d_fullres or 3d_lowres."
         )
@@ -57,7 +57,7 @@ def require_dimension(method: Method, plans: dict, configuration: str, trainer: 
     dimension = len(PlansManager(plans).get_configuration(configuration).patch_size)
     if dimension not in method.dimensions:
         possible = " or ".join(f"{d}D" for d in method.dimensions)
-        raise NotImplementedError(
+        raise UnsupportedError(
             f"{trainer} trains {possible} configurations only; {configuration} is {dimension}D. Use another "
             "configuration, or another trainer."
         )
@@ -75,7 +75,7 @@ def require_supervision(method: Method, table: SourceTable, trainer: str) -> Non
 def require_regions_supported(method: Method, dataset_json: dict, trainer: str) -> None:
     """Raise NotImplementedError for regions, where the method assumes that labels exclude each other."""
     if LabelSpace.from_dataset_json(dataset_json).has_regions and not method.regions:
-        raise NotImplementedError(
+        raise UnsupportedError(
             f"{trainer} assumes that labels exclude each other, so it does not train regions. Use "
             "ConditionalFiLMTrainer or MultiTalentTrainer, or labels that do not overlap."
         )

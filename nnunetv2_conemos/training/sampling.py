@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from nnunetv2_conemos.annotations.sources import SourceTable
+from nnunetv2_conemos.errors import InputError
 from nnunetv2_conemos.records import QueriedLabels, Query, Truth, to_truth
 
 SEPARATOR = "::"  # of the parts of a virtual identifier
@@ -72,7 +73,7 @@ class Pairs:
         per_label = [[case for case in cases if table.known(case)[k]] for k in range(len(table.labels))]
         length = COPIES * max(map(len, per_label))
         if length == 0:
-            raise ValueError(
+            raise InputError(
                 f"none of these {len(cases)} cases is annotated for any label: there is nothing to sample."
             )
         pairs = []
@@ -111,7 +112,7 @@ class Cases:
         """Return case identifiers, repeated; raises ValueError where no case is annotated for anything."""
         annotated = [case for case in cases if table.known(case).any()]
         if not annotated:
-            raise ValueError(
+            raise InputError(
                 f"none of these {len(cases)} cases is annotated for any label: there is nothing to sample."
             )
         weights = np.array([table.weight(case) for case in annotated])

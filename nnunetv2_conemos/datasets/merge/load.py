@@ -20,7 +20,7 @@ from nnunetv2_conemos.datasets.merge.labels import Parts, parts_of, require_used
 from nnunetv2_conemos.datasets.merge.sources import Facts, FileFormat, SourceCase, SourceDataset, SourceLabels
 from nnunetv2_conemos.datasets.merge.spec import DatasetSpec, Recipe
 from nnunetv2_conemos.datasets.writer import reader_of
-from nnunetv2_conemos.errors import SourceError, shorten
+from nnunetv2_conemos.errors import InputError, MissingFileError, SourceError, shorten
 
 
 def read_datasets(recipe: Recipe) -> list[SourceDataset]:
@@ -28,11 +28,11 @@ def read_datasets(recipe: Recipe) -> list[SourceDataset]:
     folders = [folder_of(spec) for spec in recipe.datasets]
     twice = [str(folder) for folder in dict.fromkeys(folders) if folders.count(folder) > 1]
     if twice:
-        raise ValueError(f"named more than once: {shorten(twice)}. Name each dataset once.")
+        raise InputError(f"named more than once: {shorten(twice)}. Name each dataset once.")
     found = list(zip(recipe.datasets, folders, dataset_names(recipe.datasets, folders), strict=True))
     labelled = [read_labelled(spec, folder, name, recipe) for spec, folder, name in found if spec.dataset is not None]
     if not labelled:
-        raise ValueError("expected at least one dataset with labels, found none.")
+        raise InputError("expected at least one dataset with labels, found none.")
     require_used_names(recipe, labelled)
     unlabelled = [read_images(spec, folder, name, labelled[0]) for spec, folder, name in found if spec.dataset is None]
     return [*labelled, *unlabelled]
@@ -43,7 +43,7 @@ def folder_of(spec: DatasetSpec) -> Path:
     if spec.images is None:
         return named_or_path(spec.origin)
     if not spec.images.is_dir():
-        raise FileNotFoundError(f"unlabelled images: there is no folder {spec.images}.")
+        raise MissingFileError(f"unlabelled images: there is no folder {spec.images}.")
     return spec.images
 
 
@@ -56,7 +56,7 @@ def dataset_names(specs: Sequence[DatasetSpec], folders: Sequence[Path]) -> list
     ]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"several datasets are called {shorten(twice)}. Give each a `name` of its own in a recipe.")
+        raise InputError(f"several datasets are called {shorten(twice)}. Give each a `name` of its own in a recipe.")
     return names
 
 
@@ -66,7 +66,7 @@ def read_labelled(spec: DatasetSpec, folder: Path, name: str, recipe: Recipe) ->
     labels = LabelSpace.from_dataset_json(dataset_json)
     files = raw_cases(folder)
     if not files:
-        raise FileNotFoundError(f"{folder}: expected cases in imagesTr, found none. Images are CASE_0000.FILE_ENDING.")
+        raise MissingFileError(f"{folder}: expected cases in imagesTr, found none. Images are CASE_0000.FILE_ENDING.")
     table = own_table(spec, dataset_json, labels, list(files), name)
     parts, renamed = parts_of(spec, labels, name, recipe)
     channels = [str(channel) for _, channel in sorted(dataset_json["channel_names"].items(), key=lambda c: int(c[0]))]
@@ -148,7 +148,7 @@ def read_images(spec: DatasetSpec, folder: Path, name: str, like: SourceDataset)
     endings = [ending for io in LIST_OF_IO_CLASSES for ending in io.supported_file_endings]
     present = [ending for ending in dict.fromkeys(endings) if any(folder.glob(f"*_0000{ending}"))]
     if len(present) != 1:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{folder}: expected images CASE_0000.ENDING of one kind, found {shorten(present) or 'none'}."
         )
     (ending,) = present
@@ -171,7 +171,7 @@ def require_channels(cases: Mapping[str, SourceCase], channels: int, name: str, 
     """Raise ValueError where a case lacks one file per channel; colour images hold all in one file, counted later."""
     for own, case in cases.items():
         if len(case.images) != channels and ending not in NaturalImage2DIO.supported_file_endings:
-            raise ValueError(
+            raise InputError(
                 f"dataset '{name}', case '{own}': expected {channels} channel(s), found {len(case.images)}: "
                 f"{shorten(map(str, case.images))}."
             )

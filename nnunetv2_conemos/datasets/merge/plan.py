@@ -16,7 +16,7 @@ from nnunetv2_conemos.datasets.merge.labels import UnifiedLabels
 from nnunetv2_conemos.datasets.merge.sources import Facts, SourceDataset
 from nnunetv2_conemos.datasets.merge.spec import Recipe
 from nnunetv2_conemos.datasets.writer import CaseJob, common_ending, dataset_entries
-from nnunetv2_conemos.errors import SourceError, shorten
+from nnunetv2_conemos.errors import InputError, SourceError, shorten
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def case_jobs(dataset: SourceDataset, channels: Sequence[str], labels: UnifiedLa
         if len(images) == len(order):
             images = tuple(images[place] for place in order)
         elif order != sorted(order):
-            raise ValueError(f"dataset '{dataset.name}': channels of colour images cannot change places.")
+            raise InputError(f"dataset '{dataset.name}': channels of colour images cannot change places.")
         jobs.append(CaseJob(case.id, images, case.label, values, ending, reader, len(order)))
     return jobs
 
@@ -81,7 +81,7 @@ def channel_order(dataset: SourceDataset, channels: Sequence[str]) -> list[int]:
     if own == tuple(channels):
         return list(range(len(channels)))
     if sorted(own) != sorted(channels) or len(set(channels)) < len(channels):
-        raise ValueError(
+        raise InputError(
             f"dataset '{dataset.name}': expected the channels {', '.join(channels)}, found {', '.join(own)}. "
             f"Map them with --channels '{dataset.spec.origin}:OLD=NEW' if they mean the same."
         )
@@ -102,11 +102,11 @@ def require_unique(jobs: Sequence[CaseJob]) -> None:
     ids = [job.case.casefold() for job in jobs]
     twice = sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []
     if twice:
-        raise ValueError(f"the same case id twice: {shorten(twice)}. Give a dataset another `name` in a recipe.")
+        raise InputError(f"the same case id twice: {shorten(twice)}. Give a dataset another `name` in a recipe.")
     images = Counter(file.resolve() for job in jobs for file in job.images)
     again = [str(file) for file, times in images.items() if times > 1]
     if again:
-        raise ValueError(f"the same image in several cases: {shorten(again)}. Name its folder once.")
+        raise InputError(f"the same image in several cases: {shorten(again)}. Name its folder once.")
 
 
 def merged_sources(

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nnunetv2_conemos.datasets.writer import Images
-from nnunetv2_conemos.errors import describe
+from nnunetv2_conemos.errors import InputError, MissingFileError, describe
 
 Name = Annotated[str, Field(min_length=1)]
 
@@ -41,7 +41,7 @@ class DatasetSpec(BaseModel):
     @model_validator(mode="after")
     def _one_origin(self) -> DatasetSpec:
         if (self.dataset is None) == (self.images is None):
-            raise ValueError("name either `dataset` or `images`")
+            raise InputError("name either `dataset` or `images`")
         return self
 
     @property
@@ -71,11 +71,11 @@ class Recipe(BaseModel):
 def read_recipe(file: Path) -> Recipe:
     """Read a YAML recipe, its paths relative to its folder; raises ValueError that names the entry that is wrong."""
     if not file.is_file():
-        raise FileNotFoundError(f"--recipe: there is no file {file}.")
+        raise MissingFileError(f"--recipe: there is no file {file}.")
     try:
         content = yaml.safe_load(file.read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f"--recipe {file}: not valid YAML ({error}).") from None
+        raise InputError(f"--recipe {file}: not valid YAML ({error}).") from None
     return absolute(checked_recipe(content, f"--recipe {file}"), file.parent)
 
 
@@ -84,7 +84,7 @@ def checked_recipe(content: Any, where: str) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise ValueError(f"{where}: {describe(error)}.") from None
+        raise InputError(f"{where}: {describe(error)}.") from None
 
 
 def absolute(recipe: Recipe, folder: Path = Path()) -> Recipe:

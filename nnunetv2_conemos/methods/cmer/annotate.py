@@ -20,7 +20,7 @@ from nnunetv2_conemos.annotations.tags import without_tags
 from nnunetv2_conemos.datasets.folders import new_dataset_folder, preprocessed_folder, require_new_dataset
 from nnunetv2_conemos.datasets.splits import stratified_split
 from nnunetv2_conemos.datasets.writer import dataset_entries, input_files, write_seg
-from nnunetv2_conemos.errors import SourceError, shorten
+from nnunetv2_conemos.errors import InputError, SourceError, shorten
 from nnunetv2_conemos.files import new_folder, require_no_inputs_within, write_json
 from nnunetv2_conemos.inference.labelling import AT_ONCE, Labelling, plan_labelling
 from nnunetv2_conemos.inference.model_folder import read_checkpoint
@@ -63,9 +63,9 @@ def annotate_from_tags(
     tags or does not fit the dataset, or nothing is tagged, and FileExistsError where the dataset exists.
     """
     if not 0 <= margin < 0.5:
-        raise ValueError(f"margin {margin:g}: expected a number from 0 to below 0.5.")
+        raise InputError(f"margin {margin:g}: expected a number from 0 to below 0.5.")
     if not 0 <= background <= 1:
-        raise ValueError(f"background {background:g}: expected a number from 0 to 1.")
+        raise InputError(f"background {background:g}: expected a number from 0 to 1.")
     target = new_dataset_folder(output)
     require_new_dataset(target, overwrite)
     annotation = plan_annotation(plan_labelling(model, dataset, inference), margin, background)

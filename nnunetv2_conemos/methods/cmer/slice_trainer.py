@@ -10,6 +10,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
 from nnunetv2_conemos.datasets.folders import preprocessed_data
+from nnunetv2_conemos.errors import InputError
 from nnunetv2_conemos.methods.cmer.loss import Tags
 from nnunetv2_conemos.methods.cmer.slices import (
     Known,
@@ -93,7 +94,7 @@ def require_whole_slices(plans: dict, configuration: str, largest: list[int], tr
     """Raise ValueError where the patch does not hold the largest slice (height, width)."""
     patch = PlansManager(plans).get_configuration(configuration).patch_size
     if any(side < whole for side, whole in zip(patch, largest, strict=True)):
-        raise ValueError(
+        raise InputError(
             f"{trainer}: the patch of {configuration}, {list(patch)}, does not hold whole slices, of up to {largest}. "
             f"Make a configuration that does: conemos slices {plans['dataset_name']} -p {plans['plans_name']} "
             f"-c {configuration}"

@@ -12,7 +12,7 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from pydantic import BaseModel, ConfigDict, Field
 
-from nnunetv2_conemos.errors import shorten
+from nnunetv2_conemos.errors import InputError, shorten
 from nnunetv2_conemos.files import write_aside
 from nnunetv2_conemos.methods.cmer.augment import FAMILIES, Family, drawn, jittered
 from nnunetv2_conemos.methods.cmer.loss import Reduction, Seen, TagLoss
@@ -54,7 +54,7 @@ def cam_networks(spec: NetworkSpec) -> CAMNetworks:
     """Build a network per input channel; raises ValueError where `fusion` names a channel that does not exist."""
     options, channels = spec.options(CMEROptions), spec.num_input_channels
     if isinstance(options.fusion, int) and not 0 <= options.fusion < channels:
-        raise ValueError(f"`fusion`: expected a channel from 0 to {channels - 1}, found {options.fusion}.")
+        raise InputError(f"`fusion`: expected a channel from 0 to {channels - 1}, found {options.fusion}.")
     return CAMNetworks(spec, WIDTH // options.width_divisor, options.dropout, options.fusion)
 
 
@@ -97,7 +97,7 @@ class CMERTrainer(SliceTrainer):
         """Families of transforms: without mirroring, no flips or rotations; raises ValueError where none is left."""
         allowed: list[Family] = [f for f in self.options.transforms if self.mirroring or f in KEEP_SIDES]
         if not allowed:
-            raise ValueError(
+            raise InputError(
                 f"`transforms`: {shorten(self.options.transforms)} confuse left and right, which {type(self).__name__} "
                 f"must not do. Add {shorten(KEEP_SIDES)}."
             )

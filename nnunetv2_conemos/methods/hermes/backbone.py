@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nnunetv2_conemos.errors import UnsupportedError
+
 WIDTHS = (32, 64, 128, 256, 320)
 STRIDE = 2 ** (len(WIDTHS) - 1)  # of the bottleneck
 
@@ -70,7 +72,7 @@ class PublishedUNet(nn.Module):
 def published_unet(patch_size: Sequence[int], channels: int) -> PublishedUNet:
     """Build the network; raises NotImplementedError for patches that its fixed strides do not divide."""
     if len(patch_size) != 3 or any(size % STRIDE for size in patch_size):
-        raise NotImplementedError(
+        raise UnsupportedError(
             f"backbone 'hermes_r' takes 3D patches whose sides are multiples of {STRIDE}; this configuration has "
             f"{list(patch_size)}. Change `patch_size`, or leave `backbone` out."
         )

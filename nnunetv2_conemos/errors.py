@@ -33,6 +33,17 @@ class MissingFileError(FileError, FileNotFoundError):
     """Error for a file, folder or dataset that does not exist."""
 
 
+class VolumeError(FileError):
+    """Error for an image or a label map that is not what it should be; `what` is wrong, and what to do (`remedy`)."""
+
+    def __init__(self, what: str, remedy: str):
+        super().__init__(f"{what} {remedy}")
+        self.what, self.remedy = what, remedy
+
+    def __reduce__(self) -> tuple[type[VolumeError], tuple[str, str]]:
+        return type(self), (self.what, self.remedy)
+
+
 class ExistingFileError(FileError, FileExistsError):
     """Error for a result that exists already and that nobody asked to replace."""
 

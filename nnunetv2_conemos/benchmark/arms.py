@@ -16,7 +16,8 @@ from nnunetv2_conemos.benchmark.networks import Costs, Network, train, train_and
 from nnunetv2_conemos.benchmark.preparation import preprocess, share_plans
 from nnunetv2_conemos.benchmark.runner import Runner
 from nnunetv2_conemos.benchmark.workspace import PARTIAL, Workspace
-from nnunetv2_conemos.datasets.writer import reader_of, write_seg
+from nnunetv2_conemos.datasets.readers import reader_of
+from nnunetv2_conemos.datasets.volumes import read_label_map, write_label_map
 from nnunetv2_conemos.files import new_folder, write_json
 
 COMPLETED = "Dataset902_Completed"
@@ -131,8 +132,9 @@ def join_labels(plans: dict[str, Any], dataset_json: dict[str, Any], folders: Se
         for file in examples:
             case = file.name.removesuffix(ending)
             found = (np.load(folder / f"{case}.npz")["probabilities"][1] for folder in folders)
-            grid = reader.read_seg(str(file))[1]
-            write_seg(reader, joined(found, values, manager.has_regions), aside / file.name, grid)
+            properties = read_label_map(file, reader).properties
+            label_map = joined(found, values, manager.has_regions)
+            write_label_map(label_map, aside / file.name, reader, properties)
         write_json(aside / "dataset.json", dataset_json)
 
 

@@ -22,9 +22,11 @@ from nnunetv2_conemos.benchmark.workspace import MODALITIES, PARTIAL, Workspace
 from nnunetv2_conemos.datasets.dataset_json import read_raw_json
 from nnunetv2_conemos.datasets.folders import image_lists, raw_cases
 from nnunetv2_conemos.datasets.label_maps import visible_values
-from nnunetv2_conemos.datasets.writer import jobs_of, reader_of, write_cases
+from nnunetv2_conemos.datasets.readers import reader_of
+from nnunetv2_conemos.datasets.volumes import read_label_map
+from nnunetv2_conemos.datasets.writer import jobs_of, write_cases
 from nnunetv2_conemos.errors import MissingFileError, SourceError, shorten
-from nnunetv2_conemos.evaluation.scoring import occupied, read_map
+from nnunetv2_conemos.evaluation.scoring import occupied
 from nnunetv2_conemos.files import new_folder, write_json
 from nnunetv2_conemos.parallel import in_processes
 
@@ -139,7 +141,7 @@ def check_truth(test: TestSet, labels: LabelSpace, dataset_json: Mapping[str, An
 
 
 def values_of_map(file: Path, reader: BaseReaderWriter, labels: LabelSpace) -> list[int]:
-    return list(occupied(file, read_map(file, reader)[0], labels))
+    return list(occupied(file, read_label_map(file, reader).data, labels))
 
 
 def require_labels_in_truth(present: Iterable[Collection[int]], labels: LabelSpace, where: Path) -> None:

@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--figure", type=Path, metavar="FILE", help="draw the label x source table, e.g. to sources.png"
     )
+    parser.add_argument("--quick", action="store_true", help="read only headers: fast, but wrong voxels stay unseen")
     parser.epilog = "Exit status: 0 = sound (warnings allowed), 1 = errors found, 2 = there is nothing to check."
 
 
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         findings = check_environment()
     print_findings(findings, console)
     if args.dataset is not None:
-        report = check(args.dataset, processes=args.processes)
+        report = check(args.dataset, processes=args.processes, quick=args.quick)
         print_findings(report.findings, console)
         findings += report.findings
         if report.table is not None:

@@ -24,6 +24,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     entries += [{"images": str(folder)} for folder in args.unlabelled]
     recipe: dict[str, Any] = {"datasets": entries}
     recipe |= {"keep_apart": args.keep_apart, "images": args.images, "file_ending": args.file_ending}
+    recipe["orientation"] = args.orientation
     for option in ("rename", "channels"):
         for text in getattr(args, option):
             entry, pair = addressed(text, recipe, option)
@@ -78,6 +79,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images", choices=get_args(Images), default="reference", help="how images are kept [%(default)s]"
     )
     parser.add_argument("--file-ending", metavar=".ENDING", help="of the result [the most frequent one]")
+    orientation_help = "of all images and label maps, such as LPS; nothing is resampled [as stored]"
+    parser.add_argument("--orientation", metavar="AXES", help=orientation_help)
     parser.add_argument("-np", dest="processes", type=int, default=default_processes(), help="[%(default)s]")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset of that name")
 

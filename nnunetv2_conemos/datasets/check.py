@@ -1,7 +1,7 @@
 """Check a raw dataset for everything that would spoil a training and can be seen before it.
 
 Do `sources` fit the cases, do the raw and the preprocessed copy agree, do the label maps hold what their source says?
-The last of these reads every label map.
+Every image and label map is read, unless only headers are wanted.
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.datasets.dataset_json import check_schema, read_dataset_json
 from nnunetv2_conemos.datasets.folders import find_raw, raw_cases, require_same_tables
 from nnunetv2_conemos.datasets.inspect import CaseContent, count_occurrences, read_contents
+from nnunetv2_conemos.datasets.orientations import describe_orientations
 from nnunetv2_conemos.errors import Finding, SourceError, shorten
 
 FEW = 2  # cases of which a label may well be absent
+NOT_READ = Finding(
+    "warning", "voxels", "were not read (quick): damaged files and wrong values stay unseen.", "Check without --quick."
+)
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,13 @@ class CheckReport:
         return [finding for finding in self.findings if finding.severity == "error"]
 
 
-def check(dataset: str | int, *, processes: int = 1) -> CheckReport:
+def check(dataset: str | int, *, processes: int = 1, quick: bool = False) -> CheckReport:
     """Check a raw dataset; whatever is wrong with its sources, cases and label maps becomes a finding.
 
     Args:
         dataset: name or id of a raw dataset.
-        processes: how many read label maps; more than one requires a script with `if __name__ == "__main__":`.
+        processes: how many read cases; more than one requires a script with `if __name__ == "__main__":`.
+        quick: read only headers, no voxels; a finding says so.
 
     Raises FileNotFoundError where there is no such dataset, and ValueError where its dataset.json is not a JSON object
     or nnU-Net has no reader for its images.
@@ -71,9 +76,12 @@ def check(dataset: str | int, *, processes: int = 1) -> CheckReport:
             [Finding("error", str(file), str(error), "`conemos declare` writes `sources` from a table.")]
         )
     findings = [*check_copies(name), *check_unannotated(table), *check_names(table)]
-    contents = read_contents(cases, dataset_json, processes)
-    readable = [content for content in contents if content.values or not content.problem]
-    findings += [*check_readable(contents), *check_values(table, readable), *check_unlabelled(table, readable)]
+    contents = read_contents(cases, dataset_json, processes, quick)
+    findings += [*check_readable(contents), *check_orientations(contents)]
+    if quick:
+        return CheckReport([*findings, NOT_READ], table)
+    readable = [content for content in contents if content.values]
+    findings += [*check_values(table, readable), *check_unlabelled(table, readable)]
     findings += check_shown(table, readable)
     return CheckReport([*findings, *check_absent(table, readable)], table, count_occurrences(table, readable))
 
@@ -98,6 +106,17 @@ def check_unannotated(table: SourceTable) -> list[Finding]:
 def check_readable(contents: Iterable[CaseContent]) -> list[Finding]:
     """Find files that do not exist, cannot be read, or do not lie on one grid."""
     return [Finding("error", f"case '{c.case}'", c.problem, c.remedy) for c in contents if c.problem]
+
+
+def check_orientations(contents: Iterable[CaseContent]) -> list[Finding]:
+    """Find images that are stored in different orientations: nnU-Net then sees bodies mirrored or turned."""
+    what = describe_orientations({content.case: content.orientation for content in contents})
+    remedy = (
+        "nnU-Net works on voxels as stored, so left and right may change places between cases. Bring all to one order "
+        "with `conemos merge --orientation LPS`, or name a reader that does "
+        '("overwrite_image_reader_writer": "SimpleITKIOWithReorient" in dataset.json) before planning.'
+    )
+    return [Finding("warning", "imagesTr", f"{what}.", remedy)] if what else []
 
 
 def check_values(table: SourceTable, contents: Iterable[CaseContent]) -> list[Finding]:

@@ -13,18 +13,30 @@ from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.datasets.folders import NO_MAP
-from nnunetv2_conemos.datasets.geometry import first_difference, grid_of_header
-from nnunetv2_conemos.datasets.writer import reader_of
-from nnunetv2_conemos.errors import InputError, brief, shorten
+from nnunetv2_conemos.datasets.geometry import REORIENTING, grid_of_header
+from nnunetv2_conemos.datasets.readers import reader_of
+from nnunetv2_conemos.datasets.volumes import (
+    RESAMPLE,
+    read_image,
+    read_label_map,
+    require_one_grid,
+    require_same_grid,
+)
+from nnunetv2_conemos.errors import InputError, VolumeError, shorten
 from nnunetv2_conemos.parallel import in_processes
 
 
 @dataclass(frozen=True)
 class CaseContent:
-    """The values of one label map, with what is wrong with the files of the case and what to do."""
+    """The values of one label map and the orientation of its image, with what is wrong with the files and what to do.
+
+    `values` is empty where the map was not read. `orientation` is that of the files, such as LPS; empty where the
+    format holds none, or where nnU-Net's reader reorients them all.
+    """
 
     case: str
     values: frozenset[int]
+    orientation: str = ""
     problem: str = ""
     remedy: str = ""
 
@@ -40,11 +52,11 @@ def count_occurrences(table: SourceTable, contents: Iterable[CaseContent]) -> np
 
 
 def read_contents(
-    cases: Mapping[str, Mapping[str, Any]], dataset_json: Mapping[str, Any], processes: int
+    cases: Mapping[str, Mapping[str, Any]], dataset_json: Mapping[str, Any], processes: int, quick: bool = False
 ) -> list[CaseContent]:
-    """Read every label map with nnU-Net's own reader, in `processes` processes, and the header of every image.
+    """Read every image and label map with nnU-Net's own reader, in `processes` processes; `quick`: only headers.
 
-    Raises ValueError where nnU-Net has no reader for the images.
+    Raises InputError where nnU-Net has no reader for the images.
     """
     present = [file for entry in cases.values() for file in entry["images"][:1] if Path(file).is_file()]
     if not present:
@@ -52,58 +64,42 @@ def read_contents(
     reader = reader_of(dataset_json, Path(present[0]))
     channels = len(dataset_json["channel_names"])
     jobs = [
-        (str(case), tuple(map(Path, files["images"])), Path(files["label"]), channels, reader)
+        (str(case), tuple(map(Path, files["images"])), Path(files["label"]), channels, reader, quick)
         for case, files in cases.items()
     ]
-    return in_processes(read_content, jobs, processes, "Reading label maps")
+    return in_processes(read_content, jobs, processes, "Reading headers" if quick else "Reading images and label maps")
 
 
 def read_content(
-    case: str, images: Sequence[Path], label: Path, channels: int, reader: BaseReaderWriter
+    case: str, images: Sequence[Path], label: Path, channels: int, reader: BaseReaderWriter, quick: bool = False
 ) -> CaseContent:
-    """Read the values of one label map; a problem is returned, not raised."""
-    nothing = frozenset[int]()
-    if not label.is_file():
-        return CaseContent(case, nothing, f"there is no {label}.", f"Write the file. {NO_MAP}")
+    """Read one case; a problem is returned, not raised."""
+    values = frozenset[int]()
     try:
-        values = np.unique(reader.read_seg(str(label))[0])
-    except Exception as error:  # each image library raises its own
-        return CaseContent(case, nothing, f"{label} cannot be read: {brief(error)}", "Write the file again.")
-    whole = np.isfinite(values) & (values == np.round(values))
-    if not whole.all():
-        strange = shorten(map(str, values[~whole]))
-        return CaseContent(case, nothing, f"{label} holds values that are not labels: {strange}.", "Correct the map.")
-    problem, remedy = image_problem(images, label, channels, reader)
-    return CaseContent(case, frozenset(map(int, values)), problem, remedy)
+        if not label.is_file():
+            raise VolumeError(f"there is no {label}.", f"Write the file. {NO_MAP}")
+        own = None if quick else read_label_map(label, reader)
+        values = frozenset(map(int, np.unique(own.data))) if own else values
+        require_files(images, channels, reader)
+        if own is None:
+            require_one_grid([*images, label], reader)
+            grid = grid_of_header(images[0], reader)
+        else:
+            grid = read_image(images, reader, channels).grid
+            require_same_grid(grid, own.grid, (images[0], label), RESAMPLE)
+        return CaseContent(case, values, grid.orientation if grid and not isinstance(reader, REORIENTING) else "")
+    except VolumeError as error:
+        return CaseContent(case, values, "", error.what, error.remedy)
 
 
-def image_problem(images: Sequence[Path], label: Path, channels: int, reader: BaseReaderWriter) -> tuple[str, str]:
-    """Return what is wrong with the images of a case, and what to do; empty where nothing is."""
-    in_one_file = len(images) == 1 and images[0].suffix in NaturalImage2DIO.supported_file_endings  # colours
+def require_files(images: Sequence[Path], channels: int, reader: BaseReaderWriter) -> None:
+    """Raise VolumeError where a case has another number of files than channels, or lacks one of them."""
+    in_one_file = len(images) == 1 and isinstance(reader, NaturalImage2DIO)  # colours
     if len(images) != channels and not in_one_file:
         found = shorten(map(str, images)) or "none"
-        return f"expected {channels} channel(s), found {len(images)}: {found}.", "Add the files, or remove the case."
+        raise VolumeError(
+            f"expected {channels} channel(s), found {len(images)}: {found}.", "Add the files, or remove the case."
+        )
     gone = [str(file) for file in images if not file.is_file()]
     if gone:
-        return f"there is no {shorten(gone)}.", "Restore the images, or merge again with --images copy."
-    grids = {file: grid_of_header(file) for file in (*images, label)}
-    for file in images:
-        if grids[file] is None and (reason := unreadable(file, reader)):
-            return f"{file} cannot be read: {reason}", "Restore the image."
-    expected = grids[images[0]]
-    for file, grid in grids.items():
-        if expected and grid and (name := first_difference(expected, grid)):
-            return (
-                f"{name} differs: {images[0]} has {expected[name]}, {file} has {grid[name]}.",
-                "Resample one of them onto the other; nnU-Net works voxel by voxel.",
-            )
-    return "", ""
-
-
-def unreadable(file: Path, reader: BaseReaderWriter) -> str:
-    """Return why nnU-Net's reader cannot read an image; empty where it can."""
-    try:
-        reader.read_images([str(file)])
-    except Exception as error:  # each image library raises its own
-        return brief(error)
-    return ""
+        raise VolumeError(f"there is no {shorten(gone)}.", "Restore the images, or merge again with --images copy.")

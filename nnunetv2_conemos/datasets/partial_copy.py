@@ -18,6 +18,7 @@ from nnunetv2_conemos.annotations.tags import Axis, slices_of
 from nnunetv2_conemos.datasets.dataset_json import OWN_KEYS, read_raw_json
 from nnunetv2_conemos.datasets.folders import raw_cases
 from nnunetv2_conemos.datasets.label_maps import visible_values
+from nnunetv2_conemos.datasets.volumes import read_label_map
 from nnunetv2_conemos.datasets.writer import CaseJob, Images, dataset_entries, jobs_of, write_cases
 from nnunetv2_conemos.files import new_folder, require_no_inputs_within, write_json
 from nnunetv2_conemos.parallel import in_processes
@@ -101,7 +102,8 @@ def hidden_tags(
 
 def tags_of_map(job: CaseJob, labels: LabelSpace, names: list[str], axis: Axis) -> dict[str, tuple[int, ...]]:
     """Return label -> the slices along `axis` in which the map of a case shows it."""
-    label_map = job.reader.read_seg(str(job.label))[0][0]
+    assert job.label is not None  # only annotated labels are hidden
+    label_map = read_label_map(job.label, job.reader).data
     return {name: slices_of(np.isin(label_map, labels.values[labels.names.index(name)]), axis) for name in names}
 
 

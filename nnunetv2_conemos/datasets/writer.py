@@ -10,22 +10,30 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import redirect_stderr
 from hashlib import blake2b
-from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import SimpleITK
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
-from nnunetv2_conemos.datasets.geometry import Grid, as_sitk, first_difference, grid_of_array, in_words
+from nnunetv2_conemos.datasets.geometry import Grid, as_sitk, grid_of_header, reoriented, reoriented_array
 from nnunetv2_conemos.datasets.label_maps import lookup
-from nnunetv2_conemos.errors import FileError, InputError, MissingFileError, SourceError, brief, shorten
+from nnunetv2_conemos.datasets.readers import reader_as_stored, reader_of
+from nnunetv2_conemos.datasets.volumes import (
+    RESAMPLE,
+    Volume,
+    naming,
+    read_image,
+    read_label_map,
+    require_same_grid,
+    spacing_file,
+    write_image,
+    write_label_map,
+)
+from nnunetv2_conemos.errors import InputError, MissingFileError, SourceError, VolumeError, shorten
 from nnunetv2_conemos.parallel import in_processes
 
 Images = Literal["reference", "link", "copy"]  # how the images of another dataset are kept in a new one
@@ -48,21 +56,11 @@ class CaseJob(NamedTuple):
 
 
 class CaseDigest(NamedTuple):
-    """Content of the original files of a case: the values of its label map, and a digest of its image."""
+    """Content of the original files of a case: the values of its label map, digest and orientation of its image."""
 
     values: frozenset[int]
     image: str
-
-
-def reader_of(dataset_json: Mapping[str, Any], example: Path) -> BaseReaderWriter:
-    """Build a reader of nnU-Net's for a raw dataset that can read the example; raises ValueError where none can."""
-    try:
-        with redirect_stderr(StringIO()):  # tracebacks of readers that were tried
-            return determine_reader_writer_from_dataset_json(dict(dataset_json), str(example), verbose=False)()
-    except RuntimeError as error:
-        raise InputError(
-            f"{error} Restore the file, or correct `file_ending` or `overwrite_image_reader_writer` in dataset.json."
-        ) from None
+    orientation: str
 
 
 def jobs_of(dataset_json: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> list[CaseJob]:
@@ -83,17 +81,25 @@ def input_files(jobs: Iterable[CaseJob]) -> list[Path]:
 
 
 def write_cases(
-    jobs: Sequence[CaseJob], folder: Path, ending: str, images: Images, processes: int, title: str
+    jobs: Sequence[CaseJob],
+    folder: Path,
+    ending: str,
+    images: Images,
+    processes: int,
+    title: str,
+    orientation: str | None = None,
 ) -> dict[str, CaseDigest]:
     """Write `labelsTr` and, unless images are only referenced, `imagesTr`; return the digest of each case.
 
-    Images with another ending than `ending` are converted, whatever `images` says. Raises SourceError for values that
-    are not mapped, ValueError where image and label map do not lie on one grid, OSError for files that cannot be read.
+    Images with another ending than `ending` are converted, whatever `images` says; with an `orientation` (such as LPS),
+    all images and label maps are brought to it, and none is only referenced. Raises SourceError for values that are not
+    mapped, VolumeError (an OSError) for files that cannot be used, or where image and label map lie on two grids.
     """
     (folder / "labelsTr").mkdir()
-    if images != "reference" or any(job.ending != ending for job in jobs):
+    if images != "reference" or orientation or any(job.ending != ending for job in jobs):
         (folder / "imagesTr").mkdir()
-    found = in_processes(write_case, [(job, folder, ending, images) for job in jobs], processes, title)
+    of_each = [(job, folder, ending, images, orientation) for job in jobs]
+    found = in_processes(write_case, of_each, processes, title)
     return {job.case: digest for job, digest in zip(jobs, found, strict=True)}
 
 
@@ -111,97 +117,96 @@ def dataset_entries(jobs: Sequence[CaseJob], ending: str) -> dict[str, dict[str,
     }
 
 
-def write_case(job: CaseJob, folder: Path, ending: str, images: Images) -> CaseDigest:
+def write_case(job: CaseJob, folder: Path, ending: str, images: Images, orientation: str | None = None) -> CaseDigest:
     """Write one case and return its digest; see `write_cases`."""
-    data, properties = _read(job.case, job.reader.read_images, [str(file) for file in job.images], "image")
-    if len(data) != job.channels:
-        raise InputError(
-            f"case '{job.case}': expected {job.channels} channel(s) as in dataset.json, found {len(data)} in "
-            f"{shorten(map(str, job.images))}. Add the files, or remove the case."
-        )
-    label, values = np.zeros(data.shape[1:], dtype=np.uint16), frozenset[int]()
-    if job.label is not None:
-        label, values = read_label(job, data.shape[1:], properties)
-    output = folder / "labelsTr" / f"{job.case}{ending}"
-    if job.ending == ending:
-        write_seg(job.reader, label, output, properties)
-    else:
-        SimpleITK.WriteImage(
-            as_sitk(label.astype(np.uint8 if label.max() < 256 else np.uint16), properties), str(output), True
-        )
-    write_images(job, data, properties, folder, ending, images)
-    digest = blake2b(np.ascontiguousarray(data).data, digest_size=16).hexdigest()
-    return CaseDigest(values, f"{data.shape} {digest}")
+    with naming(job.case):
+        image = read_image(job.images, job.reader, job.channels)
+        label, values = read_label(job, image)
+        output = folder / "labelsTr" / f"{job.case}{ending}"
+        if orientation and image.grid.orientation != orientation:
+            turned = turn(image, orientation, job.images[0])
+            channels = [reoriented_array(channel, image.grid, orientation) for channel in image.data]
+            write_image(as_sitk(compact(reoriented_array(label, image.grid, orientation)), turned), output)
+            write_channels(job, channels, turned, folder, ending)
+        elif job.ending != ending:
+            write_image(as_sitk(compact(label), image.grid), output)
+            write_channels(job, list(image.data), image.grid, folder, ending)
+        else:
+            write_label_map(label, output, job.reader, image.properties)
+            keep_images(job, image, folder, "copy" if orientation and images == "reference" else images)
+    digest = blake2b(np.ascontiguousarray(image.data).data, digest_size=16).hexdigest()
+    return CaseDigest(values, f"{image.data.shape} {digest}", file_orientation(job, image.grid))
 
 
-def write_seg(reader: BaseReaderWriter, label: np.ndarray, file: Path, properties: dict[str, Any]) -> None:
-    """Write a label map [*S] with nnU-Net's reader; raises ValueError where that reader cannot write its values."""
-    reader.write_seg(label, str(file), properties)
-    if label.max() > 255 and (reader.read_seg(str(file))[0][0] != label).any():
-        raise InputError(
-            f"{file.name}: {type(reader).__name__} cannot write label values above 255, found {label.max()}. Use "
-            "another reader (`overwrite_image_reader_writer` in dataset.json), or fewer labels."
-        )
+def file_orientation(job: CaseJob, grid: Grid) -> str:
+    """Return the orientation of the files of a case; a reader that reorients delivers another."""
+    header = grid_of_header(job.images[0], reader_as_stored(job.reader))
+    return (header or grid).orientation
 
 
-def read_label(job: CaseJob, shape: tuple[int, ...], image: Mapping[str, Any]) -> tuple[np.ndarray, frozenset[int]]:
+def read_label(job: CaseJob, image: Volume) -> tuple[np.ndarray, frozenset[int]]:
     """Return a label map [*S] with its new values, and the set of its old ones; raises what `write_cases` does."""
-    if not Path(job.label or "").is_file():
-        raise MissingFileError(
-            f"case '{job.case}': expected a label map {job.label}, found none. Write it, or "
-            "declare the case unlabelled."
-        )
-    data, properties = _read(job.case, job.reader.read_seg, str(job.label), "label map")
-    require_same_grid(job, grid_of_array(data.shape[1:], properties), grid_of_array(shape, image))
-    found = np.unique(data)
+    if job.label is None:
+        return np.zeros(image.data.shape[1:], dtype=np.uint16), frozenset()
+    if not job.label.is_file():
+        raise VolumeError(f"expected a label map {job.label}, found none.", "Write it, or declare the case unlabelled.")
+    own = read_label_map(job.label, job.reader)
+    require_same_grid(image.grid, own.grid, (job.images[0], job.label), RESAMPLE)
+    found = np.unique(own.data)
     foreign = [value for value in found.tolist() if value not in job.values]
     if foreign:
         raise SourceError(
             f"case '{job.case}': expected the values of `labels`, {shorten(map(str, sorted(job.values)))}, in "
             f"{job.label}, found {shorten(f'{value:g}' for value in foreign)}. Correct the map or `labels`."
         )
-    return lookup(job.values)[data[0].astype(np.intp)], frozenset(map(int, found))
+    return lookup(job.values)[own.data], frozenset(map(int, found))
 
 
-def require_same_grid(job: CaseJob, label: Grid, image: Grid) -> None:
-    """Raise ValueError where the label map of a case does not lie on the grid of its image."""
-    if name := first_difference(image, label):
-        raise InputError(
-            f"case '{job.case}': {name} of {job.label} differs from its image: expected {in_words(image[name])} as in "
-            f"{job.images[0]}, found {in_words(label[name])}. Resample the label map onto the image."
+def turn(image: Volume, orientation: str, file: Path) -> Grid:
+    """Return the grid of an image in another orientation; raises VolumeError where it has none."""
+    if not image.grid.orientation:
+        raise VolumeError(
+            f"{file}: expected a volume whose header says how it is oriented, found none of that.",
+            "Leave the orientation as it is.",
         )
+    return reoriented(image.grid, orientation)
 
 
-def _read(case: str, read: Any, file: Any, what: str) -> tuple[np.ndarray, dict[str, Any]]:
-    try:
-        return read(file)
-    except Exception as error:  # each image library raises its own
-        raise FileError(f"case '{case}': {what} {file} cannot be read: {brief(error)}. Restore the file.") from None
+def compact(array: np.ndarray) -> np.ndarray:
+    """Return an array as 8 or 16 bit integers, where these hold the same values."""
+    low, high = float(array.min()), float(array.max())
+    for kind in (np.uint8, np.int16, np.uint16):
+        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max and (array == np.rint(array)).all():
+            return array.astype(kind)
+    return array
 
 
-def write_images(
-    job: CaseJob, data: np.ndarray, properties: Mapping[str, Any], folder: Path, ending: str, images: Images
-) -> None:
-    """Write, link or copy the images of a case to `imagesTr`, unless they are only referenced."""
-    names = [folder / "imagesTr" / f"{job.case}_{channel:04d}{ending}" for channel in range(len(job.images))]
-    if job.ending != ending:
-        if len(data) != len(names):
-            raise InputError(
-                f"case '{job.case}': expected one channel in each of {shorten(map(str, job.images))}, found "
-                f"{len(data)} in all. Colour images cannot be converted to {ending}; write one file per channel."
-            )
-        for name, channel in zip(names, data, strict=True):
-            SimpleITK.WriteImage(as_sitk(channel, properties), str(name), True)
-    elif images != "reference":
-        for name, file in zip(names, job.images, strict=True):
-            name.symlink_to(os.path.abspath(file)) if images == "link" else shutil.copyfile(file, name)
-        write_spacing(job, properties, folder)
+def write_channels(job: CaseJob, channels: Sequence[np.ndarray], grid: Grid, folder: Path, ending: str) -> None:
+    """Write the channels [*S] of a case to files of another kind or orientation."""
+    names = channel_files(job, folder, ending)
+    if len(channels) != len(names):
+        raise VolumeError(
+            f"expected one channel in each of {shorten(map(str, job.images))}, found {len(channels)} in all.",
+            f"Colour images cannot be converted to {ending}; write one file per channel.",
+        )
+    for name, channel in zip(names, channels, strict=True):
+        write_image(as_sitk(compact(channel), grid), name)
 
 
-def write_spacing(job: CaseJob, properties: Mapping[str, Any], folder: Path) -> None:
-    """Write the file in which nnU-Net keeps the spacing of a 3D tiff image, beside the image."""
+def keep_images(job: CaseJob, image: Volume, folder: Path, images: Images) -> None:
+    """Link or copy the images of a case to `imagesTr`, unless they are only referenced."""
+    if images == "reference":
+        return
+    for name, file in zip(channel_files(job, folder, job.ending), job.images, strict=True):
+        name.symlink_to(os.path.abspath(file)) if images == "link" else shutil.copyfile(file, name)
     if isinstance(job.reader, Tiff3DIO):
-        (folder / "imagesTr" / f"{job.case}.json").write_text(json.dumps({"spacing": list(properties["spacing"])}))
+        spacing = {"spacing": list(image.properties["spacing"])}
+        spacing_file(folder / "imagesTr" / f"{job.case}_0000{job.ending}").write_text(json.dumps(spacing))
+
+
+def channel_files(job: CaseJob, folder: Path, ending: str) -> list[Path]:
+    """Return the images of a case in a raw dataset, in order of channels."""
+    return [folder / "imagesTr" / f"{job.case}_{channel:04d}{ending}" for channel in range(len(job.images))]
 
 
 def common_ending(endings: Sequence[str], wanted: str | None = None) -> str:

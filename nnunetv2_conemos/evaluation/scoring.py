@@ -25,8 +25,9 @@ from scipy.ndimage import find_objects
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.annotations.tags import ARRAY_AXIS, Axis
-from nnunetv2_conemos.datasets.writer import reader_of
-from nnunetv2_conemos.errors import FileError, InputError, SourceError, shorten
+from nnunetv2_conemos.datasets.readers import reader_of
+from nnunetv2_conemos.datasets.volumes import naming, read_label_map, require_same_grid
+from nnunetv2_conemos.errors import InputError, SourceError, shorten
 from nnunetv2_conemos.evaluation.metrics import pair_scores, slice_scores
 from nnunetv2_conemos.parallel import in_processes
 
@@ -96,39 +97,21 @@ def score_case(
 def read_pair(files: CaseFiles, reader: BaseReaderWriter) -> tuple[LabelMap, LabelMap, tuple[float, ...]]:
     """Read both label maps [*S] and their spacing in mm; a volume of a single slice becomes 2D.
 
-    Raises ValueError that names the case where size, spacing or direction differ.
+    Raises VolumeError that names the case where a map cannot be used, or where the two do not lie on one grid.
     """
-    (reference, grid), (prediction, other) = read_map(files.reference, reader), read_map(files.prediction, reader)
-    for name, expected in grid.items():
-        found = other[name]
-        if not (expected == found if name == "size" else np.allclose(expected, found, rtol=1e-3, atol=1e-4)):
-            raise InputError(
-                f"case '{files.case}': {name} differs, in array order: expected {expected} as in {files.reference}, "
-                f"found {found} in {files.prediction}. Predict the image that was annotated, or resample to its grid."
-            )
-    spacing = grid["spacing"]
-    if 1 in reference.shape:  # in 3D, every voxel of a single slice would be surface
-        axis = reference.shape.index(1)
-        return reference.squeeze(axis), prediction.squeeze(axis), spacing[:axis] + spacing[axis + 1 :]
-    return reference, prediction, spacing
-
-
-def read_map(file: Path, reader: BaseReaderWriter) -> tuple[LabelMap, dict[str, tuple[float, ...]]]:
-    """Read a label map [*S], and its size, spacing and direction (empty where the file format stores none).
-
-    Raises OSError where the file is not an image, ValueError where its values are not labels.
-    """
-    try:
-        data, properties = reader.read_seg(str(file))
-    except RuntimeError as error:  # from SimpleITK
-        raise FileError(f"{file}: cannot be read as a label map. {error}") from None
-    with np.errstate(invalid="ignore"):
-        voxels = data[0].astype(np.uint16)
-    if len(data) != 1 or (voxels != data[0]).any():
-        found = f"{len(data)} channel(s) with values from {data.min():g} to {data.max():g}"
-        raise InputError(f"{file}: expected one channel of whole numbers, 0 to 65535, found {found}.")
-    direction = properties.get("sitk_stuff", {}).get("direction", ())
-    return voxels, {"size": voxels.shape, "spacing": tuple(map(float, properties["spacing"])), "direction": direction}
+    with naming(files.case):
+        reference, prediction = (read_label_map(file, reader) for file in (files.reference, files.prediction))
+        require_same_grid(
+            reference.grid,
+            prediction.grid,
+            (files.reference, files.prediction),
+            "Predict the image that was annotated, or resample to its grid.",
+        )
+    shape, spacing = reference.data.shape, tuple(map(float, reference.properties["spacing"]))
+    if 1 in shape:  # in 3D, every voxel of a single slice would be surface
+        axis = shape.index(1)
+        return reference.data.squeeze(axis), prediction.data.squeeze(axis), spacing[:axis] + spacing[axis + 1 :]
+    return reference.data, prediction.data, spacing
 
 
 def occupied(file: Path, voxels: LabelMap, labels: LabelSpace) -> dict[int, tuple[slice, ...]]:

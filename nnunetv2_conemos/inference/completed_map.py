@@ -10,6 +10,7 @@ import numpy as np
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.annotations.tags import ARRAY_AXIS, slices_by_label
 from nnunetv2_conemos.datasets.label_maps import completion_table
+from nnunetv2_conemos.datasets.volumes import RESAMPLE, read_label_map, require_same_grid
 from nnunetv2_conemos.datasets.writer import CaseJob
 from nnunetv2_conemos.errors import SourceError
 
@@ -28,14 +29,18 @@ def completed_map(
     SourceError for a value in the annotated map that belongs to no label.
     """
     labels = table.labels
-    data, grid = job.reader.read_seg(str(job.label))
-    mine = data[0].astype(np.intp)
+    assert job.label is not None
+    own = read_label_map(job.label, job.reader)
+    mine = own.data.astype(np.intp)
     values = {0, labels.ignore or 0, *(value for its_values in labels.values for value in its_values)}
     if strange := set(np.unique(mine).tolist()) - values:
         raise SourceError(f"case '{job.case}': {job.label} holds the value {min(strange)}, which belongs to no label.")
     predicted = mine
     if missing:
-        predicted = job.reader.read_seg(str(predictions / f"{job.case}{job.ending}"))[0][0].astype(np.intp)
+        file = predictions / f"{job.case}{job.ending}"
+        answer = read_label_map(file, job.reader)
+        require_same_grid(own.grid, answer.grid, (job.label, file), RESAMPLE)
+        predicted = answer.data.astype(np.intp)
     completed, left_open = np.zeros(mine.shape, dtype=np.uint16), np.zeros(mine.shape, dtype=bool)
     axis, groups = absent_labels(table, job.case, mine.shape)
     for absent, slices in groups.items():
@@ -47,7 +52,7 @@ def completed_map(
             columns = [labels.names.index(name) for name in missing]
             unsure = is_unsure(saved["probabilities"], columns, labels.has_regions, uncertain)
         completed[unsure & left_open] = ignore_value
-    return completed, grid
+    return completed, own.properties
 
 
 def absent_labels(

@@ -19,7 +19,8 @@ from rich.progress import Progress
 
 from nnunetv2_conemos.datasets.dataset_json import OWN_KEYS, SHARED_KEYS
 from nnunetv2_conemos.datasets.folders import new_dataset_folder, require_new_dataset
-from nnunetv2_conemos.datasets.writer import CaseJob, dataset_entries, input_files, write_seg
+from nnunetv2_conemos.datasets.volumes import write_label_map
+from nnunetv2_conemos.datasets.writer import CaseJob, dataset_entries, input_files
 from nnunetv2_conemos.errors import InputError, SourceError, shorten
 from nnunetv2_conemos.files import put_in_place, require_no_inputs_within, write_json
 from nnunetv2_conemos.inference.completed_map import completed_map
@@ -179,7 +180,7 @@ def complete_batch(
         missing = completion.missing(job.case)
         completed, grid = completed_map(completion.table, job, missing, scratch, uncertain, completion.ignore_value)
         file = scratch / f"completed{job.ending}"
-        write_seg(job.reader, completed, file, grid)
+        write_label_map(completed, file, job.reader, grid)
         file.replace(folder / "labelsTr" / f"{job.case}{job.ending}")
     shutil.rmtree(scratch)
 

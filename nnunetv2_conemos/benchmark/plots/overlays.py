@@ -16,7 +16,8 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 from nnunetv2_conemos.benchmark.config import TestSet
 from nnunetv2_conemos.benchmark.plots.charts import save
-from nnunetv2_conemos.datasets.writer import reader_of
+from nnunetv2_conemos.datasets.readers import reader_of
+from nnunetv2_conemos.datasets.volumes import read_label_map
 from nnunetv2_conemos.evaluation.significance import case_scores
 
 
@@ -36,7 +37,7 @@ def draw_overlays(arms: Mapping[str, tuple[Path, pd.DataFrame]], test: TestSet, 
     for row, (arm, (folder, _)) in zip(grid, arms.items(), strict=True):
         for place, (case, title) in enumerate(picked[arm].items()):
             image, truth, aspect = read(reader, test, case, ending)
-            predicted = reader.read_seg(str(folder / f"{case}{ending}"))[0][0].astype(int)
+            predicted = read_label_map(folder / f"{case}{ending}", reader).data.astype(int)
             level = fullest_slice(truth)
             show(row[2 * place], image[level], truth[level], number, aspect, f"{case}: truth")
             show(row[2 * place + 1], image[level], predicted[level], number, aspect, title)
@@ -71,7 +72,7 @@ def read(reader: BaseReaderWriter, test: TestSet, case: str, ending: str) -> tup
     files = sorted(str(file) for file in test.images.glob(f"{escape(case)}_[0-9][0-9][0-9][0-9]{ending}"))
     image, grid = reader.read_images(files)
     _, height, width = grid["spacing"]
-    return image[0], reader.read_seg(str(test.labels / f"{case}{ending}"))[0][0].astype(int), height / width
+    return image[0], read_label_map(test.labels / f"{case}{ending}", reader).data.astype(int), height / width
 
 
 def fullest_slice(truth: np.ndarray) -> int:

@@ -19,7 +19,7 @@ from nnunetv2_conemos.datasets.folders import image_lists, named_or_path, raw_ca
 from nnunetv2_conemos.datasets.merge.labels import Parts, parts_of, require_used_names, source_labels
 from nnunetv2_conemos.datasets.merge.sources import Facts, FileFormat, SourceCase, SourceDataset, SourceLabels
 from nnunetv2_conemos.datasets.merge.spec import DatasetSpec, Recipe
-from nnunetv2_conemos.datasets.writer import reader_of
+from nnunetv2_conemos.datasets.readers import reader_of
 from nnunetv2_conemos.errors import InputError, MissingFileError, SourceError, shorten
 
 

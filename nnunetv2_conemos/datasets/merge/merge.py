@@ -13,7 +13,13 @@ from nnunetv2_conemos.datasets.inspect import CaseContent, count_occurrences
 from nnunetv2_conemos.datasets.merge.labels import unify_labels
 from nnunetv2_conemos.datasets.merge.load import read_datasets
 from nnunetv2_conemos.datasets.merge.plan import Plan, plan_merge
-from nnunetv2_conemos.datasets.merge.report import MergeReport, duplicate_notes, unannotated_notes, write_report
+from nnunetv2_conemos.datasets.merge.report import (
+    MergeReport,
+    duplicate_notes,
+    orientation_notes,
+    unannotated_notes,
+    write_report,
+)
 from nnunetv2_conemos.datasets.merge.spec import DatasetSpec, Recipe, absolute, checked_recipe, recipe_text
 from nnunetv2_conemos.datasets.splits import write_split
 from nnunetv2_conemos.datasets.writer import Images, input_files, write_cases
@@ -32,6 +38,7 @@ def merge(
     channels: Mapping[str, str] | None = None,
     images: Images | None = None,
     file_ending: str | None = None,
+    orientation: str | None = None,
     processes: int = 1,
     overwrite: bool = False,
 ) -> MergeReport:
@@ -40,13 +47,14 @@ def merge(
     Args:
         datasets: ids, names or paths of raw datasets, records with options of their own, or a whole recipe.
         output: name or path of the new dataset, `Dataset100_Name`.
-        rename: label -> merged name, in every dataset that has the label. This and the next five options replace what
+        rename: label -> merged name, in every dataset that has the label. This and the next six options replace what
             a recipe says.
         drop: labels to leave out.
         keep_apart: labels that stay one per dataset, where definitions differ.
         channels: channel name -> merged name.
         images: how images are kept: `reference` (the default), `link` or `copy`.
         file_ending: of the result; default: the most frequent one.
+        orientation: of all images and label maps of the result, such as LPS; nothing is resampled. Default: as stored.
         processes: how many read and write cases; more than one requires a script with `if __name__ == "__main__":`.
         overwrite: replace an existing dataset of that name.
 
@@ -55,7 +63,7 @@ def merge(
     """
     options = {
         "rename": rename, "drop": drop, "keep_apart": keep_apart,
-        "channels": channels, "images": images, "file_ending": file_ending,
+        "channels": channels, "images": images, "file_ending": file_ending, "orientation": orientation,
     }  # fmt: skip
     recipe, target = recipe_of(datasets, options), new_dataset_folder(output)
     sources = read_datasets(recipe)
@@ -80,11 +88,11 @@ def write_merge(plan: Plan, recipe: Recipe, target: Path, processes: int, overwr
     require_no_inputs_within(target, input_files(plan.jobs))
     require_new_dataset(target, overwrite)
     with new_folder(target, overwrite) as folder:
-        found = write_cases(
-            plan.jobs, folder, plan.dataset_json["file_ending"], recipe.images, processes, "Writing cases"
-        )
+        ending = plan.dataset_json["file_ending"]
+        found = write_cases(plan.jobs, folder, ending, recipe.images, processes, "Writing cases", recipe.orientation)
         notes = [*write_split(plan.table, folder), *plan.notes, *duplicate_notes(found)]
         notes += unannotated_notes(plan.datasets, found)
+        notes += [] if recipe.orientation else orientation_notes(plan.dataset_json, found)
         written = [CaseContent(job.case, frozenset(job.values[v] for v in found[job.case].values)) for job in plan.jobs]
         report = MergeReport(target, plan.table, count_occurrences(plan.table, written), notes, plan.datasets)
         write_report(report, folder)

@@ -47,7 +47,7 @@ def plan_merge(datasets: list[SourceDataset], labels: UnifiedLabels, recipe: Rec
     reader, notes = common_reader(datasets, ending)
     if reader:
         dataset_json["overwrite_image_reader_writer"] = reader
-    if recipe.images == "reference":
+    if recipe.images == "reference" and not recipe.orientation:
         dataset_json["dataset"] = dataset_entries(jobs, ending)
     cases = [job.case for job in jobs]
     dataset_json["sources"] = merged_sources(datasets, LabelSpace.from_dataset_json(dataset_json), cases)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nnunetv2_conemos.annotations.overview import draw, similar_names
 from nnunetv2_conemos.annotations.sources import SourceTable
+from nnunetv2_conemos.datasets.geometry import REORIENTING
 from nnunetv2_conemos.datasets.merge.sources import SourceDataset
+from nnunetv2_conemos.datasets.orientations import describe_orientations
+from nnunetv2_conemos.datasets.readers import candidates
 from nnunetv2_conemos.datasets.writer import CaseDigest
 from nnunetv2_conemos.errors import shorten
 from nnunetv2_conemos.files import write_json
@@ -70,6 +74,17 @@ def duplicate_notes(found: Mapping[str, CaseDigest]) -> list[str]:
         "another validates: keep one of each, or put them into the same fold of splits_final.json."
     )
     return [note] if twice else []
+
+
+def orientation_notes(dataset_json: Mapping[str, Any], found: Mapping[str, CaseDigest]) -> list[str]:
+    """Return a note where images are stored in several orientations, and no reader brings them to one."""
+    what = describe_orientations({case: digest.orientation for case, digest in found.items()})
+    if not what or isinstance(candidates(dataset_json)[0](), REORIENTING):
+        return []
+    return [
+        f"{what}. nnU-Net works on voxels as stored, so left and right may change places between cases: merge with "
+        "--orientation LPS, which brings images and label maps to one order without resampling."
+    ]
 
 
 def unannotated_notes(datasets: Sequence[SourceDataset], found: Mapping[str, CaseDigest]) -> list[str]:

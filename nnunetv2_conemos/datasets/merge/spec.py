@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from nnunetv2_conemos.datasets.orientations import anatomical
 from nnunetv2_conemos.datasets.writer import Images
 from nnunetv2_conemos.errors import InputError, MissingFileError, describe
 
 Name = Annotated[str, Field(min_length=1)]
+Orientation = Annotated[str, AfterValidator(anatomical)]
 
 
 class DatasetSpec(BaseModel):
@@ -54,7 +56,8 @@ class Recipe(BaseModel):
     """The recipe of a merge: its datasets, and the options that hold for all of them.
 
     `rename`, `drop` and `channels` apply to every dataset that has the name (at least one must); labels in `keep_apart`
-    stay one per dataset. `images` and `file_ending` say how the files of the result are kept.
+    stay one per dataset. `images` and `file_ending` say how the files of the result are kept; `orientation` (such
+    as LPS) brings all of them to one order of axes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -66,6 +69,7 @@ class Recipe(BaseModel):
     keep_apart: tuple[str, ...] = ()
     images: Images = "reference"
     file_ending: str | None = None
+    orientation: Orientation | None = None
 
 
 def read_recipe(file: Path) -> Recipe:

@@ -19,7 +19,8 @@ from rich.progress import track
 from nnunetv2_conemos.annotations.tags import without_tags
 from nnunetv2_conemos.datasets.folders import new_dataset_folder, preprocessed_folder, require_new_dataset
 from nnunetv2_conemos.datasets.splits import stratified_split
-from nnunetv2_conemos.datasets.writer import dataset_entries, input_files, write_seg
+from nnunetv2_conemos.datasets.volumes import read_label_map, write_label_map
+from nnunetv2_conemos.datasets.writer import dataset_entries, input_files
 from nnunetv2_conemos.errors import InputError, SourceError, shorten
 from nnunetv2_conemos.files import new_folder, require_no_inputs_within, write_json
 from nnunetv2_conemos.inference.labelling import AT_ONCE, Labelling, plan_labelling
@@ -114,10 +115,11 @@ def predict_tagged(annotation: Annotation, folder: Path) -> np.ndarray:
         outputs = [str(scratch / job.case) for job in batch]
         predict_files(predictor, annotation.inference, images, outputs, probabilities=True)
         for job in batch:
-            own, grid = job.reader.read_seg(str(job.label))
+            assert job.label is not None
+            own = read_label_map(job.label, job.reader)
             with np.load(scratch / f"{job.case}.npz") as saved:
-                found = pseudo_map(annotation, job.case, saved["probabilities"], own[0].astype(np.intp))
-            write_seg(job.reader, found, folder / "labelsTr" / f"{job.case}{job.ending}", grid)
+                found = pseudo_map(annotation, job.case, saved["probabilities"], own.data.astype(np.intp))
+            write_label_map(found, folder / "labelsTr" / f"{job.case}{job.ending}", job.reader, own.properties)
             slices += found_slices(annotation.table, job.case, found)
         shutil.rmtree(scratch)
     return slices

@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("-o", dest="folder", type=Path, default=Path("build/attack"), help="results [%(default)s]")
     parser.add_argument("--inputs", type=int, default=10_000, help="fuzzed inputs [%(default)s]")
     parser.add_argument("--faults", type=int, default=600, help="faults in all [%(default)s]")
+    parser.add_argument("--cold", type=int, default=16, help="faults of commands from a shell [%(default)s]")
     parser.add_argument("--times", type=int, default=2, help="how often a pair of commands is run [%(default)s]")
     parser.add_argument("--minutes", type=float, default=10, help="of the soak [%(default)s]")
     parser.add_argument("--seed", type=int, default=0, help="[%(default)s]")

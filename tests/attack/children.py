@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-LIMIT = 60.0  # seconds that a command may take
+LIMIT = 120.0  # seconds that a command may take
 PIPE_SIZE = 1 << 20
 GRACE = 15.0  # seconds in which what a command started must end after it
 
@@ -77,28 +77,32 @@ def wait(child: Child, limit: float = LIMIT) -> Ended:
     began = time.monotonic()
     status: int | None = None
     left: tuple[str, ...] = ()
+    printed = b""
+    os.set_blocking(child.pipe, False)
     try:
         while status is None and time.monotonic() - began < limit:
+            printed = (printed + _read(child.pipe))[-PIPE_SIZE:]  # a full pipe would stop the child
             ended, code = os.waitpid(child.process, os.WNOHANG)
             if ended:
                 status = os.waitstatus_to_exitcode(code)
             else:
-                time.sleep(0.005)
+                time.sleep(0.01)
     finally:
-        left = _wait_for_session(child.process, GRACE if status is not None else 0)
+        left = wait_for_session(child.process, GRACE if status is not None else 0)
         if status is None:
             os.waitpid(child.process, 0)
-    return Ended(status, _printed(child.pipe), left, time.monotonic() - began)
+    printed += _read(child.pipe)
+    os.close(child.pipe)
+    return Ended(status, printed.decode(errors="replace"), left, time.monotonic() - began)
 
 
-def _printed(pipe: int) -> str:
-    os.set_blocking(pipe, False)
+def _read(pipe: int) -> bytes:
+    """Return what can be read from a pipe now."""
     parts = []
     with suppress(BlockingIOError):
         while part := os.read(pipe, PIPE_SIZE):
             parts.append(part)
-    os.close(pipe)
-    return b"".join(parts).decode(errors="replace")
+    return b"".join(parts)
 
 
 def run(work: Callable[[], int | None], limit: float = LIMIT) -> Ended:
@@ -113,7 +117,7 @@ def in_workers(function: Callable[[Any], Any], jobs: Iterable[Any], workers: int
             yield done.result()
 
 
-def _wait_for_session(session: int, seconds: float) -> tuple[str, ...]:
+def wait_for_session(session: int, seconds: float) -> tuple[str, ...]:
     """Wait until a session has no process; return and kill what is left then."""
     began = time.monotonic()
     while (members := session_members(session)) and time.monotonic() - began < seconds:

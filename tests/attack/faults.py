@@ -19,8 +19,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -175,7 +175,7 @@ def inflict(prepared: Prepared, fault: Fault) -> dict[str, Any]:
     """Inflict one fault; return what happened, with all problems found."""
     base, work = prepared.base, work_of(prepared.command, prepared.base)
     trap = Trap(base, fault)
-    with full_file_system(prepared, fault):
+    with file_system_of(base, fault):
         again(prepared.start, base)
         if fault.what == "full file system":
             _leave_bytes(base, fault.at)
@@ -252,19 +252,17 @@ def problems_after_rerun(prepared: Prepared, ended: Ended) -> dict[str, str]:
     return problems
 
 
-class full_file_system:  # noqa: N801
-    """A block in which the base folder is a file system of its own, if the fault is a full one."""
-
-    def __init__(self, prepared: Prepared, fault: Fault):
-        self.base, self.mounted = prepared.base, fault.what == "full file system"
-
-    def __enter__(self) -> None:
-        if self.mounted:
-            _mount(self.base, "size=1g")
-
-    def __exit__(self, *_: object) -> None:
-        if self.mounted:
-            subprocess.run(["umount", str(self.base)], check=True)
+@contextmanager
+def file_system_of(base: Path, fault: Fault) -> Iterator[None]:
+    """Within the block, the base folder is a file system of its own, if the fault is a full one."""
+    if fault.what != "full file system":
+        yield
+        return
+    _mount(base, "size=1g")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(base)], check=True)
 
 
 def _mount(folder: Path, options: str, remount: bool = False) -> None:

@@ -19,17 +19,19 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
-from attack.children import start, wait
+from attack.children import in_workers, start, wait
 from attack.folders import Restored
 from attack.inputs import KINDS, Attempt, write_trained_on
 from attack.starting_points import use, write_light
 from nnunetv2_conemos import cli
 from nnunetv2_conemos.errors import ConemosError
 
+AT_ONCE = 500  # inputs that one child tries
 LIMIT = 30  # seconds for one input
 KEPT = 20_000  # bytes of the largest failed input that is kept
 RESULTS = ("nnUNet_raw/Dataset780_Out", "out", "nnUNet_results/Dataset999_World")
@@ -39,16 +41,12 @@ class TooLong(BaseException):
     """Raised by the alarm of an input that takes too long."""
 
 
-class Refused(Exception):  # noqa: N818
-    """A command that ended with status 1 or 2: its message, and the exception behind it."""
-
-
 class Fuzzer:
     """Tries inputs in a folder of its own, and restores that folder after each."""
 
     def __init__(self, folder: Path, seed: int, kept: Path | None = None):
         self.kept = kept
-        template = folder.with_name(f"{folder.name}_template")
+        template = template_of(folder)
         shutil.rmtree(template, ignore_errors=True)
         template.mkdir(parents=True)
         write_light(template)
@@ -95,6 +93,11 @@ class Fuzzer:
         if outcome == "refused" and made.writes_folder and os.path.lexists(self.base / RESULTS[0]):
             return "left part of a refused result"
         return ""
+
+
+def template_of(folder: Path) -> Path:
+    """Return the folder of the datasets that a fuzzer begins with."""
+    return folder.with_name(f"{folder.name}_template")
 
 
 def carry_out(made: Attempt) -> tuple[str, str, str]:
@@ -150,7 +153,7 @@ def problem_with(outcome: str, message: str, made: Attempt) -> str:
 
 
 def conemos(*words: str) -> None:
-    """Run `conemos WORDS` in this process; raises what the command raised, and Refused for findings."""
+    """Run `conemos WORDS` in this process; raises what the command raised, and SystemExit for findings."""
     raised: list[BaseException] = []
     real = cli.command_module
 
@@ -176,55 +179,49 @@ def conemos(*words: str) -> None:
         raise SystemExit(status)
 
 
-def worker(job: tuple[Path, int, int, int, Path, Path | None]) -> None:
-    """Try the inputs from `first` to below `last`, and write a line for each; a line before each names it."""
-    folder, seed, first, last, lines, kept = job
-    fuzzer = Fuzzer(folder, seed, kept)
+class Share(NamedTuple):
+    """The inputs from `first` to below `last` of a seed, tried in a folder; `kept`: a folder for those that fail."""
+
+    folder: Path
+    seed: int
+    first: int
+    last: int
+    kept: Path | None
+
+
+def try_inputs(share: Share, lines: Path) -> None:
+    """Try inputs, and write a line for each; a line before each names it."""
+    fuzzer = Fuzzer(share.folder, share.seed, share.kept)
     with lines.open("a") as file:
-        for number in range(first, last):
-            file.write(json.dumps({"begin": number}) + "\n")
-            file.flush()
-            file.write(json.dumps(fuzzer.attempt(number)) + "\n")
-            file.flush()
-    os.chdir("/")
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.rmtree(fuzzer.folder.template, ignore_errors=True)
+        for number in range(share.first, share.last):
+            print(json.dumps({"begin": number}), file=file, flush=True)
+            print(json.dumps(fuzzer.attempt(number)), file=file, flush=True)
+
+
+def try_share(share: Share) -> list[dict[str, Any]]:
+    """Try inputs in a child; where one ends the child, that is its outcome, and the next child goes on after it."""
+    lines, crashed = share.folder.with_name(f"{share.folder.name}.jsonl"), []
+    lines.unlink(missing_ok=True)
+    while share.first < share.last:
+        ended = wait(start(partial(try_inputs, share, lines)), limit=float("inf"))
+        last = json.loads(lines.read_text().splitlines()[-1]) if lines.exists() else {}
+        if ended.status == 0:
+            break
+        if "begin" not in last:
+            raise RuntimeError(f"the fuzzer ended with {ended.status}: {ended.printed[-3000:]}")
+        record = {"input": last["begin"], "kind": "?", "what": "?", "outcome": "crash", "where": "?"}
+        crashed.append(record | {"problem": f"crash {ended.status}", "message": ended.printed[-500:]})
+        share = share._replace(first=last["begin"] + 1)
+    records = map(json.loads, lines.read_text().splitlines())
+    for folder in (share.folder, template_of(share.folder)):
+        shutil.rmtree(folder, ignore_errors=True)
+    return [*crashed, *(record for record in records if "begin" not in record)]
 
 
 def run(folder: Path, number: int, seed: int, workers: int, kept: Path | None = None) -> list[dict[str, Any]]:
-    """Try `number` inputs of a seed in forked processes; one that kills its process counts as a failure.
-
-    `kept`: a folder for the files of inputs that fail.
-    """
+    """Try `number` inputs of a seed in forked processes; `kept`: a folder for the files of inputs that fail."""
     folder.mkdir(parents=True, exist_ok=True)
-    ends = [round(number * (i + 1) / workers) for i in range(workers)]
-    firsts, files = [0, *ends[:-1]], [folder / f"inputs_{i}.jsonl" for i in range(workers)]
-    for file in files:
-        file.unlink(missing_ok=True)
-    running: dict[int, Any] = {}
-    for i in range(workers):
-        running[i] = start(lambda i=i: worker((folder / f"worker_{i}", seed, firsts[i], ends[i], files[i], kept)))
-    records: list[dict[str, Any]] = []
-    while running:
-        for i, child in list(running.items()):
-            ended = wait(child, limit=float("inf"))
-            lines = [json.loads(line) for line in files[i].read_text().splitlines()] if files[i].exists() else []
-            if ended.status == 0:
-                del running[i]
-                records += [line for line in lines if "begin" not in line]
-                continue
-            if not lines or "begin" not in lines[-1]:
-                raise RuntimeError(f"a worker of the fuzzer ended with {ended.status}: {ended.printed[-3000:]}")
-            killer = lines[-1]["begin"]
-            with files[i].open("a") as file:
-                record = {
-                    "input": killer,
-                    "kind": "?",
-                    "what": "?",
-                    "outcome": "crash",
-                    "problem": f"crash {ended.status}",
-                }
-                file.write(json.dumps(record | {"message": ended.printed[-500:], "where": "?"}) + "\n")
-            job = (folder / f"worker_{i}", seed, killer + 1, ends[i], files[i], kept)
-            running[i] = start(lambda job=job: worker(job))
+    firsts = range(0, number, AT_ONCE)
+    shares = [Share(folder / f"from_{first}", seed, first, min(first + AT_ONCE, number), kept) for first in firsts]
+    records = [record for records in in_workers(try_share, shares, workers) for record in records]
     return sorted(records, key=lambda record: record["input"])

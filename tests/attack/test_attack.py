@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 from phantoms import FOLDERS
 
-from attack import children, faults, fuzz
-from attack.commands import COMMANDS
+from attack import children, faults, fuzz, inputs, pairs, summary
+from attack.commands import COMMANDS, filled_in
 from attack.digests import tree
 from attack.starting_points import write_light
+
+INPUTS = 200
+FEW_FAULTS = 9
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +33,47 @@ def template(tmp_path: Path) -> Path:
     """The light datasets."""
     write_light(tmp_path / "template")
     return tmp_path / "template"
+
+
+def test_fuzzed_inputs_succeed_or_are_refused(tmp_path):
+    records = fuzz.run(tmp_path, INPUTS, seed=7, workers=1)
+    assert len(records) == INPUTS
+    assert len({record["kind"] for record in records}) > 5
+    assert {"success", "refused"} <= {record["outcome"] for record in records}
+    assert not summary.failures("fuzz", records)
+
+
+FOUND = json.loads((Path(__file__).parent / "corpus" / "found.json").read_text())
+
+
+@pytest.mark.parametrize("entry", FOUND, ids=[entry["what"] for entry in FOUND])
+def test_what_once_failed_is_refused_by_name(entry, template):
+    data = bytes.fromhex(entry["bytes"]) if "bytes" in entry else entry["text"].encode() * entry.get("times", 1)
+    for name, text in entry.get("beside", {}).items():
+        (template / name).parent.mkdir(exist_ok=True)
+        (template / name).write_text(text)
+    file = template / entry["file"]
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(entry.get("after", "").encode() + data)
+    words = filled_in(tuple(entry["words"]), template)
+    call = inputs.check("702") if words[0] == "check" else inputs.run(*words)
+    outcome, message, where = fuzz.carry_out(fuzz.Attempt(entry["what"], call))
+    assert outcome == "refused", (outcome, message, where)
+    assert any(name in message for name in entry["names"]), message
+    assert not list(template.glob("nnUNet_raw/*Dataset780_Out*"))
+
+
+@pytest.mark.parametrize("name", ["merge --overwrite", "declare"])
+def test_a_command_survives_faults(name, template, tmp_path):
+    records = faults.attack_command((COMMANDS[name], template, tmp_path, FEW_FAULTS, 0, False))
+    assert len(records) == FEW_FAULTS
+    assert not summary.failures("faults", records)
+
+
+def test_two_merges_at_once(template, tmp_path):
+    name, first, second = next(pair for pair in pairs.pairs() if pair[0] == "merge and merge of one")
+    records = pairs.attempt((name, first, second, template, tmp_path, 1, 0))
+    assert not summary.failures("pairs", records)
 
 
 # Whether the campaign would see a fault: commands of our own that have one.

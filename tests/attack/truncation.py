@@ -134,7 +134,7 @@ def attempt(reading: Reading, restored: Restored) -> Iterator[dict[str, Any]]:
             outcome = outcome if problem else "undetectable"
         elif outcome != "refused":
             problem = outcome
-        elif not any(name in message for name in reading.names):
+        elif not undetectable(file, whole, cut) and not any(name in message for name in reading.names):
             problem = "does not name the file"
         restored.restore()
         record = {"file": reading.file, "reader": reading.reader, "bytes": cut, "of": len(whole), "outcome": outcome}

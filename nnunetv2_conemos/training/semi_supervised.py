@@ -94,8 +94,9 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
         masks = self.configuration_manager.use_mask_for_norm
         augmentation: Any = self.get_training_transforms(patch_size, rotation, None, mirror, dummy_2d, masks)
         times = copies([self.table.weight(case) for case in cases], COPIES * len(cases))
+        dataset = self.dataset_class(str(self.preprocessed_dataset_folder), np.repeat(cases, times).tolist())
         loader = nnUNetDataLoader(
-            self.dataset_class(str(self.preprocessed_dataset_folder), np.repeat(cases, times).tolist()),
+            self.annotated_only(dataset),  # pyright: ignore[reportArgumentType]
             self.unlabelled_per_sample * self.batch_size,
             initial,
             patch_size,

@@ -17,6 +17,7 @@ from nnunetv2_conemos.files import write_json
 from nnunetv2_conemos.networks.spec import PLANS_KEY, NetworkSpec
 from nnunetv2_conemos.records import Query, Truth, move
 from nnunetv2_conemos.training import preconditions, validation
+from nnunetv2_conemos.training.annotated import AnnotatedDataset
 from nnunetv2_conemos.training.ema import AveragedTrainer
 from nnunetv2_conemos.training.folds import supervised_parts, what_is_left_out
 from nnunetv2_conemos.training.plans_facts import facts_for_inference
@@ -116,14 +117,18 @@ class PartialLabelTrainer(AveragedTrainer):
         return bool((self.table.known(case) | (self.table.tagged(case) & self.method.tags)).any())
 
     def get_tr_and_val_datasets(self) -> tuple[QueryDataset, QueryDataset]:
-        train, validation = super().get_tr_and_val_datasets()
+        train, validation = map(self.annotated_only, super().get_tr_and_val_datasets())
         learnt_from = (lambda _: True) if self.learns_from_unlabelled else self.has_supervision
         for message in what_is_left_out(train, self.table, self.method, learnt_from):
             self.print_to_log_file(message)
         return self.wrap_dataset(train), self.wrap_dataset(validation)
 
+    def annotated_only(self, dataset: Any) -> AnnotatedDataset:
+        """Wrap a dataset of nnU-Net's into one that shows annotated labels only."""
+        return AnnotatedDataset(dataset, self.table, *location_keys(self.label_manager))
+
     def wrap_dataset(self, dataset: Any) -> QueryDataset:
-        """Wrap a dataset of nnU-Net's into one that nnU-Net's loader samples queries from."""
+        """Wrap a dataset into one that nnU-Net's loader samples queries from."""
         return QueryDataset(dataset, self.method.sampler, self.table, *location_keys(self.label_manager))
 
     def to_query_and_truth(self, batch: dict) -> tuple[Query, list[Truth] | Truth]:

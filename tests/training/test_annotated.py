@@ -101,9 +101,10 @@ EVERYWHERE = [
 
 
 def in_selection(trainer, labels, dim, ignore) -> bool:
-    """Every trainer once in its largest dimension with an ignore label, and once in 2D, with regions where it may."""
-    largest = max(trainer.method.dimensions)
-    return (labels, dim, ignore) in [(LABELS, largest, True), (REGIONS if trainer.method.regions else LABELS, 2, False)]
+    """Every trainer once: every other one in 3D with an ignore label, the rest in 2D, with regions where it may."""
+    if TRAINERS.index(trainer) % 2 or trainer.learns_from_unlabelled or not trainer.method.regions:
+        return (labels, dim, ignore) == (REGIONS if trainer.method.regions else LABELS, 2, False)
+    return (labels, dim, ignore) == (LABELS, max(trainer.method.dimensions), True)
 
 
 @pytest.mark.parametrize(
@@ -119,3 +120,44 @@ def test_poison_changes_nothing(trainer, labels, dim, ignore, nnunet_folders):
     batches, numbers = training(nnunet_folders, trainer)
     assert same(batches, clean[0])
     assert numbers == clean[1]
+
+
+def test_a_map_is_read_only_where_it_is_sliced_and_keeps_voxels_outside():
+    class Stored(np.ndarray):
+        def __getitem__(self, where):
+            read.append(where)
+            return super().__getitem__(where)
+
+    read = []
+    stored = np.array([[-1, 0, 1, 2, 3, 700]], np.int16).view(Stored)
+    shown = VisibleMap(stored, value_array({0: 0, 1: 0, 2: 2, 3: 3}))
+    assert not read
+    assert shown.shape == (1, 6)
+    where = slice(None), slice(0, 5)
+    assert shown[where].tolist() == [[-1, 0, 0, 2, 3]]
+    assert read == [where]
+    assert shown[:].tolist() == [[-1, 0, 0, 2, 3, 0]], "a value that no label has is background"
+    assert VisibleMap(np.array([-1, 1], np.int8), shown.values)[:].tolist() == [-1, 0]
+
+
+def test_a_case_whose_map_shows_no_other_label_is_left_as_it_is():
+    class Once:
+        identifiers = ("whole", "part")
+
+        def load_case(self, case):
+            return None, target, None, {"class_locations": locations}
+
+    target = np.array([[[0, 1, 2], [2, 2, 1]]], np.int8)
+    locations = {1: np.argwhere(target == 1), 2: np.argwhere(target == 2)}
+    sources = {"w": {"cases": ["whole"], "annotated": ["one", "two"]}, "p": {"cases": ["part"], "annotated": ["two"]}}
+    labels = {"background": 0, "one": 1, "two": 2}
+    table = SourceTable.from_dataset_json({"labels": labels, "sources": sources}, Once.identifiers)
+    dataset = AnnotatedDataset(Once(), table, (1, 2))
+    assert dataset.changed == ["part"]
+    _, whole, _, properties = dataset.load_case("whole")
+    assert whole is target
+    assert properties["class_locations"] is locations
+    _, part, _, properties = dataset.load_case("part")
+    assert part[:].tolist() == [[[0, 0, 2], [2, 2, 0]]]
+    assert list(properties["class_locations"]) == [2]
+    assert sorted(properties["class_locations"][2].tolist()) == locations[2].tolist()

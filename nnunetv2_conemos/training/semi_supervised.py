@@ -35,7 +35,6 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
     weak_views: ClassVar[bool] = True  # of unlabelled images: augmented without changes of intensity
     extras: ClassVar[tuple[str, ...]] = ()
     training_cases: Sequence[str] = ()
-    steps_in_epoch = 0
 
     @property
     def largest_norm(self) -> float:
@@ -55,10 +54,6 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
     def progress(self) -> float:
         """The share of the training that is completed."""
         return (self.current_epoch + self.steps_in_epoch / self.num_iterations_per_epoch) / self.num_epochs
-
-    def on_train_epoch_start(self) -> None:
-        super().on_train_epoch_start()
-        self.steps_in_epoch = 0
 
     def get_tr_and_val_datasets(self) -> tuple[QueryDataset, QueryDataset]:
         train, validation = super().get_tr_and_val_datasets()
@@ -115,8 +110,7 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
     def train_step(self, batch: Any) -> dict:
         if isinstance(batch, dict):
             return super().train_step(batch)
-        report = self.two_stream_step(*batch)
-        self.steps_in_epoch += 1
+        report = self.checked(self.two_stream_step(*batch), *batch)
         self.update_average()
         return report
 

@@ -19,6 +19,7 @@ from nnunetv2_conemos.records import Query, Truth, move
 from nnunetv2_conemos.training import preconditions, validation
 from nnunetv2_conemos.training.annotated import AnnotatedDataset
 from nnunetv2_conemos.training.ema import AveragedTrainer
+from nnunetv2_conemos.training.finite import FiniteLossTrainer
 from nnunetv2_conemos.training.folds import supervised_parts, what_is_left_out
 from nnunetv2_conemos.training.plans_facts import facts_for_inference
 from nnunetv2_conemos.training.sampling import QueryDataset, location_keys, query_and_truth
@@ -26,7 +27,7 @@ from nnunetv2_conemos.training.sampling import QueryDataset, location_keys, quer
 CUDA = torch.device("cuda")
 
 
-class PartialLabelTrainer(AveragedTrainer):
+class PartialLabelTrainer(FiniteLossTrainer, AveragedTrainer):
     """nnU-Net's trainer on cases that are annotated for different labels.
 
     A subclass names its `method`; `settings` are nnU-Net's hyper-parameters, inherited and overridden by name.
@@ -137,7 +138,7 @@ class PartialLabelTrainer(AveragedTrainer):
 
     def train_step(self, batch: dict) -> dict:
         query, truth = self.to_query_and_truth(batch)
-        report = super().train_step({"data": query, "target": truth})
+        report = self.checked(super().train_step({"data": query, "target": truth}), batch)
         self.update_average()
         return report
 
@@ -149,7 +150,7 @@ class PartialLabelTrainer(AveragedTrainer):
             output = (self.average.model if self.average else self.network)(query)
             loss = self.loss(output, truth)
         counts = validation.counts_of(output, truth, self.table, exclusive=not self.method.regions)
-        return {"loss": loss.detach().cpu().numpy(), **counts}
+        return self.checked({"loss": loss.detach().cpu().numpy(), **counts}, batch)
 
     def precision(self) -> Any:
         """Return the context of nnU-Net's mixed precision on a GPU, else an empty one."""

@@ -52,6 +52,10 @@ class UnsupportedError(ConemosError, NotImplementedError):
     """Error for a combination of method, data and configuration that is not offered."""
 
 
+class DivergedError(ConemosError, ArithmeticError):
+    """Error for a training whose loss is not finite."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """A problem that a check found: where (variable, source, case), what, and the remedy. Only errors fail a check."""

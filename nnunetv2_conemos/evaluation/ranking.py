@@ -122,7 +122,7 @@ def rank_models(
     """
     ending = dataset_json["file_ending"]
     for model in models:
-        require_labels_of_dataset(model, dataset_json)
+        require_labels_of_dataset(model, folds, dataset_json)
     maps = {model: validation_maps(model, folds, ending) for model in models}
     require_same_cases(maps)
     table = table_of_sources(dataset_json, list(maps[models[0]]))

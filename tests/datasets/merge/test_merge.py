@@ -592,9 +592,9 @@ def test_values_that_a_reader_cannot_write_are_refused(raw, capsys):
     ("change", "words"),
     [
         ({"labels": None}, ["dataset.json", "labels"]),
-        ({"labels": {"background": 0, "spleen": None}}, ["labels.spleen"]),
-        ({"labels": {"0": "background", "1": "spleen"}}, ["labels.0", "background"]),
-        ({"labels": {"background": 0, "spleen": 1.5}}, ["labels.spleen", "1.5"]),
+        ({"labels": {"background": 0, "spleen": None}}, ["`labels`, 'spleen'", "None"]),
+        ({"labels": {"0": "background", "1": "spleen"}}, ["value -> name", "nnU-Net v1"]),
+        ({"labels": {"background": 0, "spleen": 1.5}}, ["`labels`, 'spleen'", "1.5"]),
         ({"channel_names": ["CT"]}, ["channel_names"]),
         ({"dataset": {"a": {"images": ["x"]}}}, ["dataset.a.label"]),
         ([], ["expected a JSON object", "list"]),

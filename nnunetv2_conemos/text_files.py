@@ -76,7 +76,8 @@ def read_yaml(file: Path, where: str | None = None) -> Any:
         raise InputError(f"{where}: not valid YAML (nested too deeply). Correct the file.") from None
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise InputError(f"{where}: not valid YAML ({line}{error.problem or error.context}). Correct it.") from None
+        what = ", ".join(filter(None, (error.context, error.problem)))
+        raise InputError(f"{where}: not valid YAML ({line}{what}). Correct it.") from None
     except yaml.YAMLError as error:
         raise InputError(f"{where}: not valid YAML ({' '.join(str(error).split())}). Correct it.") from None
 

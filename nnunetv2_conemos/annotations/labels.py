@@ -67,31 +67,27 @@ def parse_values(labels: Any) -> tuple[dict[str, tuple[int, ...]], int | None]:
             f"`labels`: expected name -> value, found value -> name for {shorten(old)}, as in nnU-Net v1. "
             'Turn them round: "liver": 1.'
         )
-    values = {
-        str(name): value_tuple(str(name), value)
-        for name, value in labels.items()
-        if (name, value) != (IGNORE, None)  # no ignore label, for nnU-Net
-    }
-    require_names(values)
-    if BACKGROUND not in values:
+    if BACKGROUND not in labels:
         raise SourceError(
-            f'`labels`: expected "{BACKGROUND}": 0, which nnU-Net requires, found {shorten(map(repr, values))}. Add it.'
+            f'`labels`: expected "{BACKGROUND}": 0, which nnU-Net requires, found {shorten(map(repr, labels))}. Add it.'
         )
-    for name, allowed in ((BACKGROUND, "0"), (IGNORE, "one integer")):
-        found = labels.get(name)
-        if isinstance(found, list | tuple) or (name == BACKGROUND and found != 0):
-            raise SourceError(f"`labels`, '{name}': expected {allowed}, found {found!r:.80}. Correct it.")
-    del values[BACKGROUND]
-    ignore = values.pop(IGNORE, (None,))[0]
-    if not values:
+    background, ignore = labels[BACKGROUND], labels.get(IGNORE)
+    if type(background) is not int or background != 0:
+        raise SourceError(f"`labels`, '{BACKGROUND}': expected 0, found {background!r:.80}. Correct it.")
+    if ignore is not None and type(ignore) is not int:
+        raise SourceError(f"`labels`, '{IGNORE}': expected one integer, found {ignore!r:.80}. Correct it.")
+    foreground = {name: value for name, value in labels.items() if name not in (BACKGROUND, IGNORE)}
+    if not foreground:
         raise SourceError("`labels`: expected at least one label besides background, found none. Name what is shown.")
-    return values, ignore
+    require_names(foreground)
+    values = {name: value_tuple(name, value) for name, value in foreground.items()}
+    return values, None if ignore is None else value_tuple(IGNORE, ignore)[0]
 
 
 def value_tuple(name: str, value: Any) -> tuple[int, ...]:
     """Return the values of a label or region; raises SourceError for anything but integers of a label map."""
     listed = tuple(value) if isinstance(value, list | tuple) else (value,)
-    whole = all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= MAX_VALUE for v in listed)
+    whole = all(type(v) is int and 0 <= v <= MAX_VALUE for v in listed)
     if not listed or not whole or len(set(listed)) < len(listed):
         raise SourceError(
             f"`labels`, '{name}': expected an integer from 0 to {MAX_VALUE}, or a list of different ones for a region, "

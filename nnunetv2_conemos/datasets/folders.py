@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +165,14 @@ def image_lists(folder: Path, ending: str) -> list[list[str]]:
     return list(find_images(folder, ending).values())
 
 
+def source_table(folder: Path, dataset_json: Mapping[str, Any], cases: Iterable[str]) -> SourceTable:
+    """Build the source table of a folder's dataset.json; raises SourceError that names the file."""
+    try:
+        return SourceTable.from_dataset_json(dataset_json, cases)
+    except SourceError as error:
+        raise SourceError(f"{folder / 'dataset.json'}: {error}") from None
+
+
 def preprocessed_cases(configuration_folder: Path) -> list[str]:
     """Return the identifiers of the cases preprocessed for one configuration, sorted."""
     dataset_class = infer_dataset_class(str(configuration_folder))
@@ -196,7 +204,7 @@ def preprocessed_table(plans: dict, configuration: str, dataset_json: dict) -> S
     folder = preprocessed_data(plans, configuration)
     if not folder.is_dir():
         raise MissingFileError(f"{folder} does not exist. Run nnUNetv2_preprocess for configuration {configuration}.")
-    return SourceTable.from_dataset_json(dataset_json, preprocessed_cases(folder))
+    return source_table(folder.parent, dataset_json, preprocessed_cases(folder))
 
 
 def preprocessed_data(plans: dict, configuration: str) -> Path:

@@ -42,7 +42,7 @@ def require_order(labels: LabelSpace, order: Any) -> None:
             f"{order!r:.80}. {_remedy(labels)}"
         )
     for name, values, value in zip(labels.names, labels.values, order, strict=True):
-        if isinstance(value, bool) or value not in values:
+        if type(value) is not int or value not in values:
             raise SourceError(
                 f"`{ORDER}`: expected for region '{name}' one of its own values, {shorten(map(str, values))}, found "
                 f"{value!r:.80}: predictions of it would become something else. {_remedy(labels)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,8 @@ class Model:
         finished = (trained / "checkpoint_final.pth").is_file()
         begun = any((trained / f"checkpoint_{name}.pth").is_file() for name in ("latest", "best"))
         start = "--val " if finished else "--c " if begun else ""
-        command = f"nnUNetv2_train {self.dataset} {self.configuration} {fold} -tr {self.trainer} -p {self.plans}"
-        return f"{command} {start}--npz"
+        words = ["nnUNetv2_train", self.dataset, self.configuration, str(fold), "-tr", self.trainer, "-p", self.plans]
+        return f"{shlex.join(words)} {start}--npz"
 
 
 def joint_name(models: Sequence[Model]) -> str:

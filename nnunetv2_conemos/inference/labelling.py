@@ -8,7 +8,7 @@ from typing import Any
 
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.datasets.dataset_json import read_raw_json
-from nnunetv2_conemos.datasets.folders import named_or_path, raw_cases
+from nnunetv2_conemos.datasets.folders import named_or_path, raw_cases, source_table
 from nnunetv2_conemos.datasets.writer import CaseJob, jobs_of
 from nnunetv2_conemos.doorway import register_trainers
 from nnunetv2_conemos.errors import SourceError
@@ -43,7 +43,7 @@ def plan_labelling(model: Path | str, dataset: Path | str, inference: Inference 
     trained, how, raw = read_model(Path(model)), inference or Inference(), named_or_path(str(dataset))
     folds = trained.folds(how.checkpoint, how.folds)
     dataset_json, files = read_raw_json(raw), raw_cases(raw)
-    table = SourceTable.from_dataset_json(dataset_json, files)
+    table = source_table(raw, dataset_json, files)
     if table.labels != trained.labels:
         theirs, ours = trained.dataset_json["labels"], dataset_json["labels"]
         raise SourceError(f"the model has other labels than {raw.name}.\n  model: {theirs}\n  dataset: {ours}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -11,6 +12,8 @@ from pydantic import ValidationError
 
 Location = tuple[int | str, ...]  # of a value within a file: keys and places, from the outside in
 MAX_FOUND = 80  # characters of a wrong value that a message shows
+SHORT = reprlib.Repr()  # of values that may hold themselves, or one value a million times, as YAML can
+SHORT.maxlevel, SHORT.maxstring, SHORT.maxother, SHORT.maxlist, SHORT.maxtuple, SHORT.maxdict = 4, 99, 99, 20, 20, 20
 
 
 class ConemosError(Exception):
@@ -50,6 +53,10 @@ class ExistingFileError(FileError, FileExistsError):
 
 class UnsupportedError(ConemosError, NotImplementedError):
     """Error for a combination of method, data and configuration that is not offered."""
+
+
+class DivergedError(ConemosError, ArithmeticError):
+    """Error for a training whose loss is not finite."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ def describe(error: ValidationError, place: Callable[[Location], str] = dotted) 
     """
     problems = []
     for problem in error.errors(include_url=False):
-        value = repr(problem["input"])
+        value = SHORT.repr(problem["input"])
         found = value if len(value) <= MAX_FOUND else f"{value[:MAX_FOUND]}..."
         ending = "" if problem["type"] == "missing" else f" (found {found})"
         entry = place(problem["loc"]) if problem["loc"] else ""

@@ -1,4 +1,4 @@
-"""Write files and folders under a temporary name and rename them when they are complete; read JSON objects."""
+"""Write files and folders under a temporary name and rename them when they are complete."""
 
 from __future__ import annotations
 
@@ -90,14 +90,3 @@ def remove(path: Path) -> None:
         path.unlink()
     else:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """Read a JSON object; raises ValueError, naming the file, for any other content."""
-    try:
-        content = json.loads(file.read_text())
-    except ValueError as error:  # bad JSON, or bytes that are not text
-        raise InputError(f"{file}: not valid JSON ({error}).") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{file}: expected a JSON object, found {type(content).__name__}.")
-    return content

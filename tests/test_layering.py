@@ -9,7 +9,7 @@ from paths import ROOT
 
 PACKAGE = ROOT / "nnunetv2_conemos"
 FLOORS = (
-    "errors", "records", "files", "parallel", "doorway", "subprocesses", "environment",
+    "errors", "records", "text_files", "files", "parallel", "doorway", "subprocesses", "environment",
     "annotations", "datasets", "networks", "losses", "training", "inference", "evaluation", "methods",
     "benchmark", "demo", "commands", "cli",
 )  # fmt: skip

@@ -7,6 +7,7 @@ import pytest
 import torch
 from batchgenerators.dataloading.data_loader import DataLoader
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
@@ -108,9 +109,28 @@ def test_loader_draws_uniformly_from_identifiers_and_returns_them_as_keys():
     code = source(nnUNetDataLoader)
     assert "self.indices = data.identifiers" in code
     assert "self._data.load_case(i)" in code
+    assert "crop_and_pad_nd(seg, bbox, -1, cast_cropped_to=np.int16)" in code, "training/annotated.py: sliced once"
     assert "'keys': selected_keys" in code
     assert "properties['class_locations']" in code
     assert "tuple([-1] + label_manager.all_labels)" in code
+
+
+def test_locations_of_patch_centres_are_sampled_as_they_were():
+    """Re-read training/annotated.py: it samples them again, in the order in which preprocessing stored them."""
+    code = source(DefaultPreprocessor.run_case_npy)
+    assert "self._sample_foreground_locations(seg, collect_for_this" in code
+    target = np.array([[[[0, 1, 1], [2, 2, 0]]]], np.int16)
+    sample = DefaultPreprocessor._sample_foreground_locations
+    assert list(sample(target, [1, 2, [-1, 0, 1, 2]])) == list(sample(target, [1, 2, (-1, 0, 1, 2)]))
+    for once, again in zip(*(sample(target, [1, 2]).values() for _ in range(2)), strict=True):
+        assert np.array_equal(once, again)
+
+
+def test_a_fold_notes_the_dataset_that_it_was_trained_on():
+    """Re-read evaluation/provenance.py: `labels_of_training`."""
+    code = source(nnUNetTrainer._save_debug_information)
+    assert "dct[k] = str(getattr(self, k))" in code
+    assert 'save_json(dct, join(self.output_folder, "debug.json"))' in code
 
 
 def test_plans_reach_the_results_folder_and_prediction():

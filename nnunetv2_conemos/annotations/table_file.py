@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import csv
 import glob
-import json
-from collections import Counter
 from collections.abc import Iterable, Mapping
+from io import StringIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from nnunetv2_conemos.annotations.labels import LabelSpace
-from nnunetv2_conemos.errors import InputError, MissingFileError, SourceError, shorten
+from nnunetv2_conemos.annotations.names import require_case_ids
+from nnunetv2_conemos.errors import InputError, SourceError, shorten
+from nnunetv2_conemos.text_files import parse_json, read_text
 
 Annotated = dict[str, list[str]]  # case -> labels annotated in it
 Traits = dict[str, dict[str, str]]  # case -> what else its source says: key -> value
 TRAITS = ("modality", "domain")  # columns of a CSV file beside `case` and `labels`
+STRICT: Any = {"strict": True, "skipinitialspace": True}  # of CSV: a quote that is left open is an error
 MAX_NAME = 40  # of a source, in characters
 NO_TRAITS: Mapping[str, dict[str, str]] = MappingProxyType({})
 
@@ -31,65 +33,78 @@ class CaseTable(NamedTuple):
 def read_table(path: Path) -> CaseTable:
     """Read case -> labels from JSON (`{"case": ["label", ...]}`) or CSV (header `case,labels`, optionally TRAITS).
 
-    A CSV row holds labels separated by ';' (none = unlabelled); several rows of a case are joined. Raises ValueError
-    where the file has another form, and FileNotFoundError where there is none.
+    A CSV row holds labels separated by ';' (none = unlabelled); several rows of a case are joined. Fields may also be
+    separated by ';' or tabs, as Excel writes them. Raises ValueError where the file has another form, and
+    FileNotFoundError where there is none.
     """
-    if not path.is_file():
-        raise MissingFileError(f"--annotated: there is no file {path}.")
-    readers = {".json": _read_json, ".csv": _read_csv}
+    where, readers = f"--annotated {path}", {".json": _read_json, ".csv": _read_csv}
     if path.suffix.lower() not in readers:
-        raise InputError(f"--annotated {path}: expected a .json or .csv file, found '{path.suffix}'.")
-    table = readers[path.suffix.lower()](path)
+        raise InputError(f"{where}: expected a .json or .csv file, found '{path.suffix}'. Save the table as CSV UTF-8.")
+    table = readers[path.suffix.lower()](read_text(path, where), where)
     if not table.annotated:
-        raise InputError(f"--annotated {path}: expected at least one case, found none.")
+        raise InputError(f"{where}: expected at least one case, found none. Add them.")
+    require_case_ids(table.annotated, where)
     return table
 
 
-def _read_json(path: Path) -> CaseTable:
-    def require_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        repeated = [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]
-        if repeated:
-            raise InputError(f"--annotated {path}: {shorten(repeated)} named more than once. Join the labels.")
-        return dict(pairs)
-
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=require_unique)
-    except json.JSONDecodeError as error:
-        raise InputError(f"--annotated {path}: not valid JSON ({error}).") from None
+def _read_json(text: str, where: str) -> CaseTable:
+    content = parse_json(text, where)
     if not isinstance(content, dict):
-        raise InputError(f"--annotated {path}: expected an object case -> labels, found {type(content).__name__}.")
+        raise InputError(
+            f'{where}: expected {{"case": ["label", ...], ...}}, an object case -> labels, found '
+            f"{type(content).__name__}. Correct the file."
+        )
     for case, labels in content.items():
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-            raise InputError(f"--annotated {path}, case '{case}': expected a list of label names, found {labels!r}.")
+            raise InputError(
+                f"{where}, case '{case}': expected a list of label names, found {labels!r:.80}. Correct the entry."
+            )
     return CaseTable(content, {})
 
 
-def _read_csv(path: Path) -> CaseTable:
-    table = CaseTable({}, {})
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file, restkey="too many", skipinitialspace=True)
-        columns = list(rows.fieldnames or ())
+def _read_csv(text: str, where: str) -> CaseTable:
+    table, rows = CaseTable({}, {}), csv.reader(StringIO(text, newline=""), delimiter=_delimiter(text), **STRICT)
+    try:
+        columns = next(rows, [])
         if sorted(columns) != sorted({"case", "labels", *(set(columns) & set(TRAITS))}):
             raise InputError(
-                f"--annotated {path}: expected the header 'case,labels', optionally with the columns "
-                f"{' and '.join(TRAITS)}, found {rows.fieldnames}."
+                f"{where}: expected the header 'case,labels', optionally with the columns {' and '.join(TRAITS)}, "
+                f"found {','.join(columns)[:80]!r}. Correct the first line."
             )
-        for row in rows:
-            where = f"--annotated {path}, line {rows.line_num}"
-            if not row["case"] or None in row.values() or "too many" in row:
-                raise InputError(
-                    f"{where}: expected {len(columns)} fields, {', '.join(columns)}, the labels separated by ';', "
-                    f"found {[field for field in row.values() if field]}."
-                )
-            case = row["case"].strip()
-            labels = [label.strip() for label in row["labels"].split(";")]
-            traits = {key: row[key].strip() for key in TRAITS if row.get(key, "").strip()}
-            if table.traits.setdefault(case, traits) != traits:
-                raise InputError(
-                    f"{where}: expected {table.traits[case]} for case '{case}', as in an earlier line, found {traits}."
-                )
-            table.annotated.setdefault(case, []).extend(label for label in labels if label)
+        for fields in rows:
+            if fields:
+                _add_row(table, columns, fields, f"{where}, line {rows.line_num}")
+    except csv.Error as error:
+        raise InputError(
+            f"{where}, line {rows.line_num}: not valid CSV ({error}). Correct this line and the quotes before it."
+        ) from None
     return table
+
+
+def _delimiter(text: str) -> str:
+    header = text.partition("\n")[0]
+    return next((mark for mark in ",;\t" if mark in header), ",")
+
+
+def _add_row(table: CaseTable, columns: list[str], fields: list[str], where: str) -> None:
+    row = dict(zip(columns, (field.strip() for field in fields), strict=False))
+    if len(fields) != len(columns) or not row["case"]:
+        raise InputError(
+            f"{where}: expected {len(columns)} fields, {', '.join(columns)}, the labels separated by ';' and in quotes "
+            f"where the fields are too, found {[field[:80] for field in fields if field]}. Correct the line."
+        )
+    case, traits = row["case"], {key: row[key] for key in TRAITS if row.get(key)}
+    if table.traits.setdefault(case, traits) != traits:
+        raise InputError(
+            f"{where}: expected {table.traits[case]} for case '{case}', as in an earlier line, found {traits}."
+        )
+    table.annotated.setdefault(case, []).extend(labels_of_field(row["labels"]))
+
+
+def labels_of_field(field: str) -> list[str]:
+    """Split the labels of a CSV field at ';'; a label that holds one is in quotes."""
+    names = next(csv.reader([field], delimiter=";", **STRICT), []) if field else []
+    return [name.strip() for name in names if name.strip()]
 
 
 def complete_table(annotated: Mapping[str, list[str]], cases: Iterable[str], rest: list[str] | None) -> Annotated:

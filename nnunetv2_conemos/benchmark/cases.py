@@ -20,7 +20,7 @@ from nnunetv2_conemos.benchmark.preparation import Splits, restricted, with_vali
 from nnunetv2_conemos.benchmark.runner import Runner
 from nnunetv2_conemos.benchmark.workspace import MODALITIES, PARTIAL, Workspace
 from nnunetv2_conemos.datasets.dataset_json import read_raw_json
-from nnunetv2_conemos.datasets.folders import image_lists, raw_cases
+from nnunetv2_conemos.datasets.folders import image_lists, raw_cases, source_table
 from nnunetv2_conemos.datasets.label_maps import visible_values
 from nnunetv2_conemos.datasets.readers import reader_of
 from nnunetv2_conemos.datasets.volumes import read_label_map
@@ -61,7 +61,7 @@ def choose_cases(recipe: Recipe, source: Path, processes: int) -> BenchmarkCases
         annotated = complete_table(given.annotated, files, None)
         labels = LabelSpace.from_dataset_json(dataset_json)
         dataset_json["sources"] = group_sources(annotated, labels, source.name, given.traits)
-    table = SourceTable.from_dataset_json(dataset_json, files)
+    table = source_table(source, dataset_json, files)
     check_partial(recipe, source, table)
     if recipe.hold_out:
         return BenchmarkCases(source, dataset_json, files, table, draw_held_out(recipe, source, table), None)

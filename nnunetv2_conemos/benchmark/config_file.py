@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from nnunetv2_conemos.benchmark.config import Arm, Recipe
 from nnunetv2_conemos.errors import InputError, describe
+from nnunetv2_conemos.text_files import read_yaml
 
 FREE = ("arms", "seeds", "folds", "epochs", "configurations", "notes")  # may grow between calls of a benchmark
 
@@ -21,7 +22,7 @@ def read_recipe(file: Path | None, changes: dict[str, Any]) -> Recipe:
     """
     where = str(file) if file else "command line"
     try:
-        content = yaml.safe_load(file.read_text()) if file else {}
+        content = read_yaml(file) if file else {}
         if not isinstance(content, dict):
             raise InputError(f"{where}: expected a mapping with `dataset`, found {type(content).__name__}.")
         arms = content.get("arms")
@@ -29,8 +30,6 @@ def read_recipe(file: Path | None, changes: dict[str, Any]) -> Recipe:
             own = {Arm.model_validate(arm).name: arm for arm in arms}
             changes = {**changes, "arms": [own.get(str(arm), arm) for arm in changes["arms"]]}
         recipe = Recipe.model_validate({**absolute(content, file.parent if file else Path()), **changes})
-    except yaml.YAMLError as error:
-        raise InputError(f"{where}: not valid YAML ({error}).") from None
     except ValidationError as error:
         raise InputError(f"{where}: {describe(error)}.") from None
     return recipe

@@ -17,6 +17,7 @@ from nnunetv2_conemos.datasets.plans import small_configuration
 from nnunetv2_conemos.datasets.splits import stratified_split
 from nnunetv2_conemos.errors import InputError, SourceError
 from nnunetv2_conemos.files import write_json
+from nnunetv2_conemos.text_files import read_object
 
 FINGERPRINT = "dataset_fingerprint.json"
 Splits = list[dict[str, list[str]]]
@@ -45,7 +46,7 @@ def prepare(workspace: Workspace, runner: Runner) -> None:
 
 def add_configurations(file: Path, recipe: Recipe) -> None:
     """Add the recipe's configurations to plans; raises ValueError for one that is used but does not exist."""
-    plans = json.loads(file.read_text())
+    plans = read_object(file)
     for name, wanted in recipe.configurations.items():
         entry = small_configuration(plans, wanted.base, wanted.features, wanted.patch_size, wanted.batch_size)
         plans["configurations"][name] = entry | ({"conemos": wanted.conemos} if wanted.conemos else {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from nnunetv2_conemos.benchmark.workspace import Workspace
 from nnunetv2_conemos.files import write_aside
 
 REPORTS = ("report.md", "report.html")
+MARKUP = re.compile(r"[\\`*<|]|(?<!\w)_|_(?!\w)|\](?=[(\[:])")  # what Markdown would not show as it is
 
 
 def write_report(workspace: Workspace, test: TestSet) -> dict[str, pd.DataFrame]:
@@ -39,7 +41,7 @@ def write_report(workspace: Workspace, test: TestSet) -> dict[str, pd.DataFrame]
 
 
 def templates() -> Environment:
-    """Return the environment of the templates; the filter `cell` writes a text into a cell of a Markdown table."""
+    """Return the environment of the templates; the filter `md` writes a text into Markdown as it is."""
     environment = Environment(
         loader=PackageLoader("nnunetv2_conemos.benchmark"),
         undefined=StrictUndefined,
@@ -47,8 +49,18 @@ def templates() -> Environment:
         lstrip_blocks=True,
         autoescape=lambda name: str(name).endswith("html.j2"),
     )
-    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
+    environment.filters["md"] = as_markdown
     return environment
+
+
+def as_markdown(text: object) -> str:
+    """Return a text in one line, also for a cell of a table, that no name can turn into markup, a link or HTML."""
+    return MARKUP.sub(r"\\\g<0>", " ".join(str(text).splitlines()))
+
+
+def fence(text: str) -> str:
+    """Return a line of backquotes that opens and closes a block of code with this text."""
+    return "`" * max([3, *(1 + len(run) for run in re.findall("`+", text))])
 
 
 def facts(workspace: Workspace, results: Results) -> dict[str, Any]:
@@ -58,6 +70,7 @@ def facts(workspace: Workspace, results: Results) -> dict[str, Any]:
         "recipe": recipe,
         "title": workspace.source.name,
         "recipe_yaml": recipe_text(recipe),
+        "fence": fence(recipe_text(recipe)),
         "labels": list(workspace.labels.names),
         "cases": len(workspace.table.cases),
         "training_cases": training_cases(workspace.splits_file, recipe.folds, len(workspace.table.cases)),

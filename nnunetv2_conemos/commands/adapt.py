@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from nnunetv2_conemos.errors import shorten
@@ -29,8 +30,10 @@ def run(args: argparse.Namespace) -> None:
         configuration=args.c,
         overwrite=args.overwrite,
     )
+    words = ["nnUNetv2_train", args.dataset, args.c, "FOLD", "-tr", args.tr, "-p", args.p]
+    words += ["-pretrained_weights", str(adapted.file)]
     print(
         f"{adapted.taken} of {adapted.tensors} tensors copied, {adapted.tensors - adapted.taken} initialised; "
         f"labels matched by name: {shorten(adapted.labels) or 'none'}\nWritten: {adapted.file}\n"
-        f"Use: nnUNetv2_train {args.dataset} {args.c} FOLD -tr {args.tr} -p {args.p} -pretrained_weights {adapted.file}"
+        f"Use: {shlex.join(words)}"
     )

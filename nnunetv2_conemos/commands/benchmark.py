@@ -62,7 +62,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 
 def print_table(title: str, table: pd.DataFrame) -> None:
     """Print a table of the report."""
-    view = Table("arm", *table.columns, title=title)
+    view = Table("arm", *map(escape, map(str, table.columns)), title=escape(title))
     for arm, row in table.iterrows():
-        view.add_row(escape(str(arm)), *row)
+        view.add_row(*map(escape, map(str, (arm, *row))))
     Console().print(view)

@@ -34,6 +34,8 @@ def run(args: argparse.Namespace) -> None:
     Console().print(comparison_table(comparison))
     if comparison.left_out:
         print(f"{comparison.left_out} (case, label) pair(s) without a {args.metric} from every model are left out.")
+    for note in comparison.notes:
+        print(f"Note: {note}")
     for file in comparison.files:
         print(f"{'Drawn' if file == args.figure else 'Written'}: {file}")
 

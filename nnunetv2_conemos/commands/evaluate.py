@@ -57,4 +57,6 @@ def run(args: argparse.Namespace) -> None:
     if evaluation.not_predicted:
         left_out = evaluation.not_predicted
         print(f"Left out, no prediction: {len(left_out)} case(s), {shorten(left_out)}.")
+    for note in evaluation.notes:
+        print(f"Note: {note}")
     print("Written: " + ", ".join(map(str, evaluation.files)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from nnunetv2_conemos.inference.export import export
@@ -29,7 +30,9 @@ def run(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
     )
     folder, archive = exported.folder, exported.archive
-    print(f"Written: {folder}\nUse: nnUNetv2_predict_from_modelfolder -i IMAGES -o PREDICTED -m {folder}")
+    use = shlex.join(["nnUNetv2_predict_from_modelfolder", "-i", "IMAGES", "-o", "PREDICTED", "-m", str(folder)])
+    print(f"Written: {folder}\nUse: {use}")
     if archive:
-        print(f"Written: {archive}\nUse: nnUNetv2_install_pretrained_model_from_zip {archive}")
-        print(f"It becomes {exported.installed}: nnUNetv2_predict -d {exported.dataset} -p {exported.plans} ...")
+        print(f"Written: {archive}\nUse: nnUNetv2_install_pretrained_model_from_zip {shlex.quote(str(archive))}")
+        use = shlex.join(["nnUNetv2_predict", "-d", exported.dataset, "-p", exported.plans])
+        print(f"It becomes {exported.installed}: {use} ...")

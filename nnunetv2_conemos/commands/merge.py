@@ -29,8 +29,11 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
         for text in getattr(args, option):
             entry, pair = addressed(text, recipe, option)
             old, _, new = pair.partition("=")
-            if not (old and new):
-                raise InputError(f"--{option} {text}: expected OLD=NEW or DATASET:OLD=NEW.")
+            if not (old and new) or "=" in new:
+                raise InputError(
+                    f"--{option} {text}: expected OLD=NEW or DATASET:OLD=NEW, with one '='. Names that hold '=' or ':' "
+                    "go into a --recipe."
+                )
             entry.setdefault(option, {})[old] = new
     for text in args.drop:
         entry, label = addressed(text, recipe, "drop")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 
 from nnunetv2_conemos.datasets.plans import add_slices_configuration
 
@@ -27,4 +28,4 @@ def run(args: argparse.Namespace) -> None:
     )
     height, width = made.patch_size
     print(f"{made.file}: {made.name}, slices of {height} x {width}")
-    print(f"Next: nnUNetv2_train {made.dataset} {made.name} 0 -tr CMERTrainer")
+    print(f"Next: nnUNetv2_train {made.dataset} {shlex.quote(made.name)} 0 -tr CMERTrainer")

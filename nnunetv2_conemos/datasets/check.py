@@ -6,20 +6,24 @@ Every image and label map is read, unless only headers are wanted.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.annotations.overview import similar_names
 from nnunetv2_conemos.annotations.sources import SourceTable
-from nnunetv2_conemos.datasets.dataset_json import check_schema, read_dataset_json
+from nnunetv2_conemos.datasets.dataset_json import find_problems, read_dataset_json
 from nnunetv2_conemos.datasets.folders import find_raw, raw_cases, require_same_tables
 from nnunetv2_conemos.datasets.inspect import CaseContent, count_occurrences, read_contents
+from nnunetv2_conemos.datasets.label_rules import never_written
 from nnunetv2_conemos.datasets.orientations import describe_orientations
-from nnunetv2_conemos.errors import Finding, SourceError, shorten
+from nnunetv2_conemos.errors import ConemosError, Finding, SourceError, shorten
 
+REQUIRED = ("channel_names", "labels", "file_ending")
 FEW = 2  # cases of which a label may well be absent
 NOT_READ = Finding(
     "warning", "voxels", "were not read (quick): damaged files and wrong values stay unseen.", "Check without --quick."
@@ -51,31 +55,18 @@ def check(dataset: str | int, *, processes: int = 1, quick: bool = False) -> Che
         processes: how many read cases; more than one requires a script with `if __name__ == "__main__":`.
         quick: read only headers, no voxels; a finding says so.
 
-    Raises FileNotFoundError where there is no such dataset, and ValueError where its dataset.json is not a JSON object
-    or nnU-Net has no reader for its images.
+    Raises FileNotFoundError where there is no such dataset, and ValueError where nnU-Net has no reader for its images.
     """
     name, raw = find_raw(dataset)
-    file = raw / "dataset.json"
-    dataset_json = read_dataset_json(raw)
-    lacking = [key for key in ("channel_names", "labels", "file_ending") if key not in dataset_json]
-    if lacking:
-        return CheckReport([Finding("error", str(file), f"lacks {shorten(lacking)}.", "Add what nnU-Net requires.")])
-    try:
-        check_schema(dataset_json, file)
-    except ValueError as error:
-        return CheckReport([Finding("error", str(file), str(error), "Correct the file.")])
-    cases = raw_cases(raw)
+    findings, dataset_json, cases = read_entries(raw)
     if not cases:
-        return CheckReport(
-            [Finding("error", str(raw / "imagesTr"), "has no case.", "Images are CASE_0000.FILE_ENDING.")]
-        )
+        return CheckReport(findings)
     try:
         table = SourceTable.from_dataset_json(dataset_json, cases)
     except SourceError as error:
-        return CheckReport(
-            [Finding("error", str(file), str(error), "`conemos declare` writes `sources` from a table.")]
-        )
-    findings = [*check_copies(name), *check_unannotated(table), *check_names(table)]
+        where, remedy = str(raw / "dataset.json"), "`conemos declare` writes `sources` from a table."
+        return CheckReport([*findings, Finding("error", where, str(error), remedy)])
+    findings += [*check_copies(name), *check_unannotated(table), *check_names(table), *check_written(table.labels)]
     contents = read_contents(cases, dataset_json, processes, quick)
     findings += [*check_readable(contents), *check_orientations(contents)]
     if quick:
@@ -84,6 +75,40 @@ def check(dataset: str | int, *, processes: int = 1, quick: bool = False) -> Che
     findings += [*check_values(table, readable), *check_unlabelled(table, readable)]
     findings += check_shown(table, readable)
     return CheckReport([*findings, *check_absent(table, readable)], table, count_occurrences(table, readable))
+
+
+def read_entries(raw: Path) -> tuple[list[Finding], dict[str, Any], dict[str, dict[str, Any]]]:
+    """Read the dataset.json and the cases of a raw dataset; no cases where findings forbid to go on."""
+    file, content, cases = raw / "dataset.json", {}, {}
+    try:
+        content = read_dataset_json(raw)
+        lacking = [key for key in REQUIRED if key not in content]
+        if lacking and "modality" not in content:
+            return [Finding("error", str(file), f"lacks {shorten(lacking)}.", "Add what nnU-Net requires.")], {}, {}
+        if problems := find_problems(content):
+            return [Finding("error", str(file), what, "Then plan and preprocess.") for what in problems], {}, {}
+        cases = raw_cases(raw)
+    except ConemosError as error:
+        return [Finding("error", "dataset.json and cases", str(error), "nnU-Net reads these first.")], {}, {}
+    if not cases:
+        return [Finding("error", str(raw / "imagesTr"), "has no case.", "Images are CASE_0000.FILE_ENDING.")], {}, {}
+    return check_number(content, len(cases)), content, cases
+
+
+def check_number(dataset_json: Mapping[str, Any], cases: int) -> list[Finding]:
+    """Find a `numTraining` that is not the number of cases, which nnU-Net refuses when it verifies a dataset."""
+    found = dataset_json.get("numTraining")
+    if isinstance(found, int) and not isinstance(found, bool) and found == cases:
+        return []
+    what = f"expected {cases}, the number of cases, found {found!r:.80}."
+    return [Finding("error", "dataset.json, `numTraining`", what, f"Set it to {cases}, or add the missing cases.")]
+
+
+def check_written(labels: LabelSpace) -> list[Finding]:
+    """Find sets of regions that maps may hold, but that nnU-Net cannot write: it knows one value for each region."""
+    what = "have a value of their own, but predictions cannot show it: nnU-Net writes one region over the other."
+    remedy = "Declare these voxels as a region too, within the others, if they matter."
+    return [Finding("warning", f"regions {regions}", what, remedy) for regions in never_written(labels)]
 
 
 def check_copies(name: str) -> list[Finding]:

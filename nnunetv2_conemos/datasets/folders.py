@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_dataset
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from nnunetv2_conemos.annotations.names import require_case_ids
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.datasets.dataset_json import SHARED_KEYS, read_dataset_json
 from nnunetv2_conemos.errors import ExistingFileError, InputError, MissingFileError, SourceError, shorten
 from nnunetv2_conemos.files import require_absent
 
+_ENDINGS = "Correct `file_ending` of dataset.json, or convert the files."
 NO_MAP = "nnU-Net needs one for each case: for an unlabelled case, a map of zeros (never the ignore label)."
 
 
@@ -110,9 +112,13 @@ def _existing(base: Any, name: str) -> Path | None:
 
 
 def raw_cases(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return case -> {'images': [files], 'label': file} of a raw dataset, as nnU-Net finds them."""
+    """Return case -> {'images': [files], 'label': file} of a raw dataset, as nnU-Net finds them.
+
+    Raises InputError for case ids that are no names of files, and what `find_images` does.
+    """
     dataset_json = read_dataset_json(folder)
     if "dataset" in dataset_json:
+        require_case_ids(dataset_json["dataset"], f"{folder / 'dataset.json'}, `dataset`")
         return get_filenames_of_train_images_and_targets(str(folder), dataset_json)
     ending = dataset_json["file_ending"]
     return {
@@ -125,27 +131,46 @@ def find_images(folder: Path, ending: str) -> dict[str, list[str]]:
     """Return case -> its files CASE_0000.ENDING in order of channels, as nnU-Net finds them.
 
     nnU-Net's own look-up gives the same (tests compare them), but forks twelve processes and compares every file with
-    every case.
+    every case. Raises InputError, unlike nnU-Net, for names without a channel, which it would misread, for channels
+    that are not 0000, 0001, ..., and for case ids that are no names of files.
     """
-    cases: dict[str, list[str]] = {}
-    for name in sorted(file.name for file in folder.iterdir() if file.name.endswith(ending) and file.is_file()):
-        stem = name.removesuffix(ending)
-        images = cases.setdefault(stem[:-5], [])
-        if re.fullmatch(r"_\d{4}", stem[-5:]):
-            images.append(str(folder / name))
-    return dict(sorted(cases.items()))
+    if not folder.is_dir():
+        raise MissingFileError(f"there is no folder {folder}. Images are {folder.name}/CASE_0000{ending}.")
+    files = sorted(file.name for file in folder.iterdir() if file.is_file())
+    wanted = [name for name in files if name.endswith(ending)]
+    if wanted != files and not wanted:
+        raise InputError(f"{folder}: expected images CASE_0000{ending}, found {shorten(files)}. {_ENDINGS}")
+    channels: dict[str, list[str]] = {}
+    nameless = [name for name in wanted if not re.fullmatch(r".*_[0-9]{4}", name.removesuffix(ending), re.DOTALL)]
+    if nameless:
+        raise InputError(
+            f"{folder}: expected images CASE_0000{ending}, with the number of the channel, found "
+            f"{shorten(map(repr, nameless))}. Rename or remove them."
+        )
+    for name in wanted:
+        channels.setdefault(name.removesuffix(ending)[:-5], []).append(name)
+    require_case_ids(channels, str(folder))
+    for case, names in channels.items():
+        expected = [f"{case}_{channel:04d}{ending}" for channel in range(len(names))]
+        if names != expected:
+            raise InputError(
+                f"{folder}, case '{case}': expected {shorten(expected)}, found {shorten(names)}. nnU-Net would take "
+                "one channel for another: rename the files, or add the missing one."
+            )
+    return {case: [str(folder / name) for name in names] for case, names in sorted(channels.items())}
 
 
 def image_lists(folder: Path, ending: str) -> list[list[str]]:
-    """Return the image files of each case in a folder, as nnU-Net finds them.
-
-    Raises ValueError for names without a channel, which nnU-Net would misread.
-    """
-    nameless = [file.name for file in folder.glob(f"*{ending}") if not re.search(r"_\d{4}$", file.name[: -len(ending)])]
-    if nameless:
-        found = shorten(sorted(nameless))
-        raise InputError(f"{folder}: expected images CASE_0000{ending}, found {found}. Rename or remove them.")
+    """Return the image files of each case in a folder, as nnU-Net finds them; raises what `find_images` does."""
     return list(find_images(folder, ending).values())
+
+
+def source_table(folder: Path, dataset_json: Mapping[str, Any], cases: Iterable[str]) -> SourceTable:
+    """Build the source table of a folder's dataset.json; raises SourceError that names the file."""
+    try:
+        return SourceTable.from_dataset_json(dataset_json, cases)
+    except SourceError as error:
+        raise SourceError(f"{folder / 'dataset.json'}: {error}") from None
 
 
 def preprocessed_cases(configuration_folder: Path) -> list[str]:
@@ -179,7 +204,7 @@ def preprocessed_table(plans: dict, configuration: str, dataset_json: dict) -> S
     folder = preprocessed_data(plans, configuration)
     if not folder.is_dir():
         raise MissingFileError(f"{folder} does not exist. Run nnUNetv2_preprocess for configuration {configuration}.")
-    return SourceTable.from_dataset_json(dataset_json, preprocessed_cases(folder))
+    return source_table(folder.parent, dataset_json, preprocessed_cases(folder))
 
 
 def preprocessed_data(plans: dict, configuration: str) -> Path:

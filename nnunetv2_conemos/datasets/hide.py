@@ -5,7 +5,6 @@ The complete maps stay in the copy, in `labelsTr_complete`, as the ground truth 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,8 @@ from nnunetv2_conemos.datasets.folders import named_or_path, new_dataset_folder,
 from nnunetv2_conemos.datasets.partial_copy import plan_copy, read_original, write_copy
 from nnunetv2_conemos.datasets.splits import write_split
 from nnunetv2_conemos.datasets.writer import Images
-from nnunetv2_conemos.errors import InputError, MissingFileError, SourceError, shorten
+from nnunetv2_conemos.errors import InputError, SourceError, shorten
+from nnunetv2_conemos.text_files import read_json
 
 Groups = Mapping[str, list[str]]  # name -> labels that its cases stay annotated for
 
@@ -147,7 +147,7 @@ def thin_out_labels(cases: Sequence[str], labels: LabelSpace, fraction: float, r
 def checked_groups(given: Groups | Path, labels: LabelSpace) -> Groups:
     """Return groups, read from a JSON file if need be; raises SourceError for a label that the dataset lacks."""
     where = f"--groups {given}" if isinstance(given, Path) else "--groups"
-    groups: Any = read_json(given) if isinstance(given, Path) else given
+    groups: Any = read_json(given, where) if isinstance(given, Path) else given
     lists = groups.values() if isinstance(groups, Mapping) else ()
     if not lists or not all(isinstance(ns, list) and all(isinstance(n, str) for n in ns) for ns in lists):
         raise InputError(f'{where}: expected {{"group": ["label", ...], ...}}, found {str(groups)[:80]}.')
@@ -155,13 +155,3 @@ def checked_groups(given: Groups | Path, labels: LabelSpace) -> Groups:
         for name in names:
             labels.index(name, f"{where}, '{group}'")
     return groups
-
-
-def read_json(file: Path) -> Any:
-    """Read the file of --groups; raises FileNotFoundError or ValueError that names it."""
-    if not file.is_file():
-        raise MissingFileError(f"--groups: there is no file {file}.")
-    try:
-        return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"--groups {file}: not valid JSON ({error}).") from None

@@ -110,15 +110,15 @@ def label_entries(names: Sequence[str], values: Sequence[Signature]) -> tuple[di
     return labels, [min(of[name], key=lambda v: (len(values[v - 1]), v)) for name in by_size]
 
 
-def not_written(
-    labels: Mapping[str, int | Sequence[int]], order: Sequence[int], values: Sequence[Signature]
-) -> list[Signature]:
-    """Return signatures that nnU-Net cannot write: their regions, predicted together, become another value."""
-    names = [name for name in labels if name not in ("background", "ignore")]
+def not_written(names: Sequence[str], order: Sequence[int], space: Mapping[int, Signature]) -> list[Signature]:
+    """Return signatures that nnU-Net cannot write: their regions, predicted together, become another value.
+
+    `order[i]` is the value that is written for the region `names[i]`, over those before it; `space`: value -> regions.
+    """
     lost = []
-    for signature in values:
+    for signature in dict.fromkeys(filter(None, space.values())):
         written = [value for name, value in zip(names, order, strict=True) if name in signature][-1]
-        if values[written - 1] != signature:
+        if space.get(written) != signature:
             lost.append(signature)
     return lost
 

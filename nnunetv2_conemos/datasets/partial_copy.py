@@ -16,7 +16,7 @@ from nnunetv2_conemos.annotations.sources import EVERYTHING, SourceTable
 from nnunetv2_conemos.annotations.table_file import Annotated, group_sources
 from nnunetv2_conemos.annotations.tags import Axis, slices_of
 from nnunetv2_conemos.datasets.dataset_json import OWN_KEYS, read_raw_json
-from nnunetv2_conemos.datasets.folders import raw_cases
+from nnunetv2_conemos.datasets.folders import raw_cases, source_table
 from nnunetv2_conemos.datasets.label_maps import visible_values
 from nnunetv2_conemos.datasets.volumes import read_label_map
 from nnunetv2_conemos.datasets.writer import CaseJob, Images, dataset_entries, jobs_of, write_cases
@@ -51,7 +51,7 @@ def read_original(raw: Path) -> Original:
     """Read a raw dataset; raises SourceError, ValueError or OSError that names what is wrong with it."""
     dataset_json = read_raw_json(raw)
     files = raw_cases(raw)
-    return Original(raw, dataset_json, files, SourceTable.from_dataset_json(dataset_json, files))
+    return Original(raw, dataset_json, files, source_table(raw, dataset_json, files))
 
 
 def plan_copy(original: Original, annotated: Annotated, tags: Axis | None = None, processes: int = 1) -> CopyPlan:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2_conemos.datasets.folders import dataset_name, preprocessed_data, preprocessed_folder
 from nnunetv2_conemos.errors import InputError, MissingFileError
 from nnunetv2_conemos.files import write_json
+from nnunetv2_conemos.text_files import read_object
 
 MULTIPLE = 8  # of both sides of a slice: CMER's networks halve them three times
 
@@ -102,7 +102,7 @@ def add_slices_configuration(
         raise MissingFileError(
             f"{full_name} has no {plans}.json. Run nnUNetv2_plan_and_preprocess -d {full_name} -c 2d."
         )
-    content, new = json.loads(file.read_text()), name or f"{base}_slices"
+    content, new = read_object(file), name or f"{base}_slices"
     if base not in content["configurations"]:
         raise InputError(f"-c {base}: {file} has {', '.join(content['configurations'])}.")
     entry = whole_slices(content, base, batch)

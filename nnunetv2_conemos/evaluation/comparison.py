@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from nnunetv2_conemos.errors import InputError, MissingFileError, shorten
-from nnunetv2_conemos.evaluation.evaluate import SCORES
+from nnunetv2_conemos.evaluation.evaluate import SCORES, SUMMARY
 from nnunetv2_conemos.evaluation.metrics import of_present, read_named
 from nnunetv2_conemos.evaluation.plots import draw_differences
+from nnunetv2_conemos.evaluation.provenance import require_comparable
 from nnunetv2_conemos.evaluation.significance import (
     Interval,
     PairedDifference,
@@ -43,13 +44,14 @@ class Comparison:
     """Result of a comparison.
 
     `rows`: the mean over labels first, then each label, every model in each; `left_out`: how many (case, label) pairs
-    lack a value from at least one model; `files` that were written.
+    lack a value from at least one model; `files` that were written; `notes`: what could not be checked.
     """
 
     metric: str
     rows: tuple[Row, ...]
     left_out: int
     files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def table(self) -> pd.DataFrame:
@@ -76,8 +78,9 @@ def compare(
         figure: PNG file to draw the differences of every case to.
         overwrite: replace existing files.
 
-    Raises ValueError for fewer than two folders or evaluations without a pair in common, FileNotFoundError for a
-    missing evaluation, FileExistsError for files that are there already unless `overwrite`.
+    Raises ValueError for fewer than two folders or evaluations without a pair in common, SourceError for evaluations of
+    other labels, references or (NSD) tolerances, FileNotFoundError for a missing evaluation, FileExistsError for files
+    that are there already unless `overwrite`.
     """
     if len(folders) < 2:
         raise InputError("expected at least two folders: the first is what the others are compared with.")
@@ -86,8 +89,10 @@ def compare(
     for file in files:
         require_absent(file, overwrite)
     models = list(folders)
-    scores, left_out = common_pairs(read_evaluations(folders, metric), models, metric)
-    comparison = Comparison(metric, tuple(compare_models(scores, models, metric)), left_out, files)
+    evaluations = read_evaluations(folders, metric)
+    notes = require_comparable({name: Path(folder) / SUMMARY for name, folder in folders.items()}, metric)
+    scores, left_out = common_pairs(evaluations, models, metric)
+    comparison = Comparison(metric, tuple(compare_models(scores, models, metric)), left_out, files, tuple(notes))
     if table_file:
         write_aside(table_file, lambda file: comparison.table.to_csv(file, index=False))
     if picture:

@@ -25,6 +25,7 @@ from nnunetv2_conemos.datasets.folders import dataset_name, preprocessed_folder,
 from nnunetv2_conemos.errors import ExistingFileError, InputError, MissingFileError, SourceError, shorten
 from nnunetv2_conemos.evaluation.metrics import summary_json
 from nnunetv2_conemos.evaluation.plots import draw_dice
+from nnunetv2_conemos.evaluation.provenance import LABELS, REFERENCES, digests, require_predicted_labels
 from nnunetv2_conemos.evaluation.scoring import CaseFiles, score_cases
 from nnunetv2_conemos.files import write_aside, write_json
 
@@ -38,7 +39,8 @@ class Evaluation:
 
     `scores`: a row per annotated (case, label): case, source, label, dice, nsd, hd95_mm, status. `summary`: the content
     of evaluation.json, means over labels, per label and per source. `labels` in the order of dataset.json, `tolerance`
-    of the NSD in mm, `files` that were written, `not_predicted`: cases left out because they have no prediction.
+    of the NSD in mm, `files` that were written, `not_predicted`: cases left out because they have no prediction;
+    `notes`: what could not be checked.
     """
 
     scores: pd.DataFrame
@@ -47,6 +49,7 @@ class Evaluation:
     tolerance: float
     files: tuple[Path, ...]
     not_predicted: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -96,16 +99,19 @@ def evaluate(
         raise ExistingFileError(f"{shorten(existing)}: exists. Pass --overwrite, or name another folder with -o.")
     pairs, unpredicted = paired_files(references, predictions, content["file_ending"], chill)
     table = annotated_labels(content, [pair.case for pair in pairs], annotated, complete)
+    note = require_predicted_labels(predictions, dataset_file, content["labels"], table)
     scores = score_cases(pairs, table, content, tolerance, processes, slices=slices)
     facts = {"reference": str(references), "prediction": str(predictions), "dataset_json": str(dataset_file)}
-    facts |= {"tolerance_mm": tolerance, "not_predicted": unpredicted}
+    facts |= {"tolerance_mm": tolerance, "not_predicted": unpredicted, LABELS: content["labels"]}
+    facts |= {REFERENCES: digests((pair.case, pair.reference) for pair in pairs)}
     summary = {**facts, **summary_json(scores, table.labels.names)}
     output.mkdir(parents=True, exist_ok=True)
     write_aside(files[0], lambda file: scores.to_csv(file, index=False))
     write_json(files[1], summary)
     if figure:
         write_aside(files[2], lambda file: draw_dice(scores, table.labels.names, file))
-    return Evaluation(scores, summary, tuple(table.labels.names), tolerance, files, tuple(unpredicted))
+    notes = () if note is None else (note,)
+    return Evaluation(scores, summary, tuple(table.labels.names), tolerance, files, tuple(unpredicted), notes)
 
 
 def find_dataset_json(dataset: str | int | Path | None, dataset_json: Path | None, predictions: Path) -> Path:

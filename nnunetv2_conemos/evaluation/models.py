@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from nnunetv2.utilities.file_path_utilities import get_ensemble_name, get_output
 from nnunetv2_conemos.datasets.dataset_json import read_dataset_json
 from nnunetv2_conemos.errors import InputError, MissingFileError, SourceError, shorten
 from nnunetv2_conemos.evaluation.evaluate import case_files
+from nnunetv2_conemos.evaluation.provenance import labels_of_training
 
 Maps = dict[str, Path]  # case -> label map
 
@@ -46,8 +48,8 @@ class Model:
         finished = (trained / "checkpoint_final.pth").is_file()
         begun = any((trained / f"checkpoint_{name}.pth").is_file() for name in ("latest", "best"))
         start = "--val " if finished else "--c " if begun else ""
-        command = f"nnUNetv2_train {self.dataset} {self.configuration} {fold} -tr {self.trainer} -p {self.plans}"
-        return f"{command} {start}--npz"
+        words = ["nnUNetv2_train", self.dataset, self.configuration, str(fold), "-tr", self.trainer, "-p", self.plans]
+        return f"{shlex.join(words)} {start}--npz"
 
 
 def joint_name(models: Sequence[Model]) -> str:
@@ -83,14 +85,19 @@ def find_models(
     return chosen
 
 
-def require_labels_of_dataset(model: Model, dataset_json: Mapping[str, Any]) -> None:
-    """Raise SourceError where a model was trained for other labels than the dataset has now."""
-    trained = read_dataset_json(model.folder)["labels"]
-    if trained != dataset_json["labels"]:
-        raise SourceError(
-            f"{model.folder.name}: expected the labels of {model.dataset}, {json.dumps(dataset_json['labels'])}, "
-            f"found {json.dumps(trained)}. Train it again, or leave it out with -tr, -p or -c."
-        )
+def require_labels_of_dataset(model: Model, folds: Sequence[int], dataset_json: Mapping[str, Any]) -> None:
+    """Raise SourceError where a model, or one of these folds, was trained for other labels than the dataset has now.
+
+    nnU-Net's own trainers replace the dataset.json that the folds share, but note theirs in each.
+    """
+    trained = {model.folder.name: read_dataset_json(model.folder)["labels"]}
+    trained |= {f"{model.folder.name}, fold {f}": labels_of_training(model.folder / f"fold_{f}") for f in folds}
+    for where, labels in trained.items():
+        if labels is not None and labels != dataset_json["labels"]:
+            raise SourceError(
+                f"{where}: expected the labels of {model.dataset}, {json.dumps(dataset_json['labels'])}, "
+                f"found {json.dumps(labels)}. Train it again, or leave it out with -tr, -p, -c or -f."
+            )
 
 
 def validation_maps(model: Model, folds: Sequence[int], ending: str) -> Maps:

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from nnunetv2.paths import nnUNet_results
 
-from nnunetv2_conemos.datasets.dataset_json import read_dataset_json
+from nnunetv2_conemos.datasets.dataset_json import LabelMaps, read_checked
 from nnunetv2_conemos.datasets.folders import preprocessed_folder, raw_folder
 from nnunetv2_conemos.errors import MissingFileError
 from nnunetv2_conemos.evaluation.evaluate import known_dataset, table_of_sources
@@ -105,7 +105,9 @@ def rank(
     name, folder = known_dataset(dataset)
     models = find_models(name, trainers, plans, configurations)
     chosen = tuple(sorted(set(folds or set().union(*(model.folds for model in models)))))
-    candidates, not_ranked = rank_models(models, chosen, read_dataset_json(folder), ensembling, processes)
+    candidates, not_ranked = rank_models(
+        models, chosen, read_checked(folder / "dataset.json", LabelMaps), ensembling, processes
+    )
     commands = inference_commands(candidates[0].models, chosen)
     file = Path(nnUNet_results) / name / RESULT
     entries = [entry_json(place, candidate) for place, candidate in enumerate(candidates, start=1)]
@@ -122,7 +124,7 @@ def rank_models(
     """
     ending = dataset_json["file_ending"]
     for model in models:
-        require_labels_of_dataset(model, dataset_json)
+        require_labels_of_dataset(model, folds, dataset_json)
     maps = {model: validation_maps(model, folds, ending) for model in models}
     require_same_cases(maps)
     table = table_of_sources(dataset_json, list(maps[models[0]]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from nnunetv2_conemos.errors import MissingFileError, SourceError, UnsupportedEr
 from nnunetv2_conemos.files import require_absent, write_aside
 from nnunetv2_conemos.inference.model_folder import planned_network, read_checkpoint
 from nnunetv2_conemos.networks.spec import PLANS_KEY, known_modalities
+from nnunetv2_conemos.text_files import read_object
 from nnunetv2_conemos.training.plans_facts import facts_for_inference
 
 
@@ -86,7 +86,7 @@ def fresh_network(folder: Path, trainer: str, plans_name: str, configuration: st
     if not file.is_file():
         raise MissingFileError(f"{file} does not exist. Plan the dataset, or name its plans with -p.")
     dataset_json = read_dataset_json(folder)
-    plans = json.loads(file.read_text())
+    plans = read_object(file)
     manager = PlansManager(plans)
     if configuration not in manager.available_configurations:
         raise SourceError(

@@ -8,12 +8,13 @@ from typing import Any
 
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.datasets.dataset_json import read_raw_json
-from nnunetv2_conemos.datasets.folders import named_or_path, raw_cases
+from nnunetv2_conemos.datasets.folders import named_or_path, raw_cases, source_table
 from nnunetv2_conemos.datasets.writer import CaseJob, jobs_of
 from nnunetv2_conemos.doorway import register_trainers
 from nnunetv2_conemos.errors import SourceError
 from nnunetv2_conemos.inference.model_folder import ModelFolder, read_model
 from nnunetv2_conemos.inference.predictor import Inference
+from nnunetv2_conemos.networks.spec import PLANS_KEY
 
 AT_ONCE = 16  # cases that are predicted before their maps are written
 
@@ -42,9 +43,20 @@ def plan_labelling(model: Path | str, dataset: Path | str, inference: Inference 
     trained, how, raw = read_model(Path(model)), inference or Inference(), named_or_path(str(dataset))
     folds = trained.folds(how.checkpoint, how.folds)
     dataset_json, files = read_raw_json(raw), raw_cases(raw)
-    table = SourceTable.from_dataset_json(dataset_json, files)
+    table = source_table(raw, dataset_json, files)
     if table.labels != trained.labels:
         theirs, ours = trained.dataset_json["labels"], dataset_json["labels"]
         raise SourceError(f"the model has other labels than {raw.name}.\n  model: {theirs}\n  dataset: {ours}")
+    require_trained_labels(trained)
     jobs = {job.case: job for job in jobs_of(dataset_json, files)}
     return Labelling(trained, replace(how, folds=folds), raw, table, dataset_json, jobs)
+
+
+def require_trained_labels(model: ModelFolder) -> None:
+    """Raise SourceError where the dataset.json of a model names other labels than those that it was trained for."""
+    trained, named = model.plans[PLANS_KEY].get("labels", list(model.labels.names)), list(model.labels.names)
+    if trained != named:
+        raise SourceError(
+            f"{model.folder / 'dataset.json'}: expected the labels that the model was trained for, in their order.\n"
+            f"  trained: {trained}\n  found: {named}\nRestore the dataset.json that the training wrote."
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +15,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from nnunetv2_conemos.annotations.labels import LabelSpace
-from nnunetv2_conemos.datasets.dataset_json import read_dataset_json
+from nnunetv2_conemos.datasets.dataset_json import RawDataset, read_checked
 from nnunetv2_conemos.errors import MissingFileError, SourceError, shorten
 from nnunetv2_conemos.networks.spec import PLANS_KEY
+from nnunetv2_conemos.text_files import read_object
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ def read_model(folder: Path) -> ModelFolder:
         raise MissingFileError(
             f"{folder}: expected a trained model (TRAINER__PLANS__CONFIGURATION), found no {shorten(lacking)} in it."
         )
-    plans = json.loads((folder / "plans.json").read_text())
+    plans = read_object(folder / "plans.json")
     if PLANS_KEY not in plans:
         raise SourceError(f"{folder} was not trained by a trainer of this package: it predicts all its labels at once.")
-    return ModelFolder(folder, plans, read_dataset_json(folder))
+    return ModelFolder(folder, plans, read_checked(folder / "dataset.json", RawDataset))
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.inference.predict_from_raw_data import (
     nnUNetPredictor,
     predict_entry_point,
@@ -19,8 +21,10 @@ from nnunetv2.inference.predict_from_raw_data import (
 )
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 
+from nnunetv2_conemos.datasets.dataset_json import RawDataset, read_checked
+from nnunetv2_conemos.datasets.folders import image_lists
 from nnunetv2_conemos.doorway import register_trainers
-from nnunetv2_conemos.errors import InputError
+from nnunetv2_conemos.errors import InputError, MissingFileError, shorten
 from nnunetv2_conemos.inference.model_folder import ModelFolder, read_model
 from nnunetv2_conemos.networks.spec import LABELS_VARIABLE, MODALITY_VARIABLE, UNKNOWN
 
@@ -65,6 +69,7 @@ def predict(
     """
     register_trainers()
     trained, how = read_model(Path(model)), inference or Inference()
+    require_images(Path(images), trained.dataset_json)
     predictor = make_predictor(trained, how, labels, modality)
     Path(output).mkdir(parents=True, exist_ok=True)
     predict_files(predictor, how, str(images), str(output), probabilities)
@@ -82,6 +87,7 @@ def predict_as_nnunet(
     register_trainers()
     if labels or modality:
         check_choice(read_model(model_of(arguments)), labels, modality)
+    require_named_images(arguments)
     program = predict_entry_point_modelfolder if "-m" in arguments else predict_entry_point
     with environment_choice(labels, modality), command_line(["conemos predict", *arguments]):
         program()
@@ -97,7 +103,7 @@ def make_predictor(
     predictor.initialize_from_trained_model_folder(str(model.folder), folds, how.checkpoint)
     network: Any = getattr(predictor.network, "_orig_mod", predictor.network)
     if labels is not None:
-        network.output_labels = tuple(model.labels.names.index(label) + 1 for label in labels)
+        network.output_labels = tuple(dict.fromkeys(model.labels.names.index(label) + 1 for label in labels))
     if modality is not None:
         network.modality = model.modalities.index(modality) + 1 if modality in model.modalities else 0
     return predictor
@@ -139,10 +145,33 @@ def model_of(arguments: Sequence[str]) -> Path:
     return Path(get_output_folder(given["-d"], trainer, plans, given["-c"]))
 
 
+def require_named_images(arguments: Sequence[str]) -> None:
+    """Raise what `require_images` does, where arguments of nnUNetv2_predict name images and a model that exists."""
+    given = dict(pairwise(arguments))
+    if "-i" in given and ("-m" in given or {"-d", "-c"} <= given.keys()):
+        file = model_of(arguments) / "dataset.json"
+        if file.is_file():
+            require_images(Path(given["-i"]), read_checked(file, RawDataset))
+
+
+def require_images(folder: Path, dataset_json: Mapping[str, Any]) -> None:
+    """Raise InputError or MissingFileError for a folder whose images are not named as nnU-Net's predictor expects."""
+    ending, channels = dataset_json["file_ending"], dataset_json["channel_names"]
+    cases = image_lists(folder, ending)
+    if not cases:
+        raise MissingFileError(f"{folder}: expected images CASE_0000{ending}, found none. Add them, or correct -i.")
+    short = [files for files in cases if len(files) != len(channels)]
+    if short and ending not in NaturalImage2DIO.supported_file_endings:  # those hold all channels in one file
+        raise InputError(
+            f"{folder}: expected {len(channels)} channel(s) of each case ({', '.join(channels.values())}), found "
+            f"{shorten(Path(file).name for file in short[0])}. Add the files, or remove the case."
+        )
+
+
 @contextmanager
 def environment_choice(labels: Sequence[str] | None, modality: str | None) -> Iterator[None]:
     """Build networks, within the block, for only these labels, in images of this modality; None changes nothing."""
-    chosen = {LABELS_VARIABLE: ",".join(labels) if labels else None, MODALITY_VARIABLE: modality}
+    chosen = {LABELS_VARIABLE: json.dumps(list(labels)) if labels else None, MODALITY_VARIABLE: modality}
     before = {name: os.environ.get(name) for name in chosen}
     os.environ |= {name: value for name, value in chosen.items() if value is not None}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from pydantic import BaseModel, ValidationError
 
 from nnunetv2_conemos.errors import InputError, describe
 from nnunetv2_conemos.networks.planned import PlannedUNet, planned_unet
+from nnunetv2_conemos.text_files import parse_json
 
 PLANS_KEY = "conemos"  # in the plans: what inference must know; in a configuration of the plans: options of the method
-LABELS_VARIABLE = "CONEMOS_LABELS"  # environment, for nnUNetv2_predict: comma-separated labels to compute
+LABELS_VARIABLE = "CONEMOS_LABELS"  # environment, for nnUNetv2_predict: labels to compute, a JSON list
 MODALITY_VARIABLE = "CONEMOS_MODALITY"  # environment, for nnUNetv2_predict: the modality of the images
 UNKNOWN = "unknown"  # the modality of images whose modality the model was not trained on
 Options = TypeVar("Options", bound=BaseModel)
@@ -105,13 +107,24 @@ def output_labels(facts: Mapping[str, Any]) -> tuple[int, ...]:
     """
     names = list(facts.get("labels", ()))
     supervised = [name for name in names if name not in facts.get("untaught", ())]
-    wanted = [name.strip() for name in os.environ.get(LABELS_VARIABLE, "").split(",") if name.strip()]
+    wanted = labels_of_variable(os.environ.get(LABELS_VARIABLE, ""))
     unknown = [name for name in wanted if name not in supervised]
     if unknown:
         raise InputError(
             f"{LABELS_VARIABLE}: this model does not predict {', '.join(unknown)}. It predicts {', '.join(supervised)}."
         )
-    return tuple(names.index(name) + 1 for name in (wanted or supervised))
+    return tuple(dict.fromkeys(names.index(name) + 1 for name in (wanted or supervised)))
+
+
+def labels_of_variable(text: str) -> list[str]:
+    """Return the names in CONEMOS_LABELS, none where it is empty; raises ValueError for anything but a JSON list."""
+    if not text.strip():
+        return []
+    names = parse_json(text, LABELS_VARIABLE) if text.strip().startswith("[") else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        example = json.dumps(["liver", "kidney, left"])
+        raise InputError(f"{LABELS_VARIABLE}: expected a JSON list of names, as '{example}', found {text!r:.80}.")
+    return names
 
 
 def known_modalities(plans: PlansManager) -> tuple[str, ...]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.errors import shorten
+from nnunetv2_conemos.training.annotated import AnnotatedDataset
 from nnunetv2_conemos.training.method import Method
 
 
@@ -23,9 +22,9 @@ def supervised_parts(
 
 
 def what_is_left_out(
-    dataset: Any, table: SourceTable, method: Method, learnt_from: Callable[[str], bool]
+    dataset: AnnotatedDataset, table: SourceTable, method: Method, learnt_from: Callable[[str], bool]
 ) -> Iterator[str]:
-    """Yield a log line for each limitation of the training cases of a fold (`dataset`: nnU-Net's)."""
+    """Yield a log line for each limitation of the training cases of a fold."""
     cases = list(dataset.identifiers)
     never_annotated = table.never_annotated(cases, method.tags)
     if never_annotated:
@@ -36,17 +35,5 @@ def what_is_left_out(
     unknown = [case for case in cases if not table.modality_of(case)]
     if unknown and method.modalities:
         yield f"`modality` is not declared, so it is taken as unknown: {shorten(unknown)}."
-    unannotated = cases_with_unannotated_values(dataset, table)
-    if unannotated:
-        yield f"Values of labels that were not annotated are left out, in {shorten(unannotated)}."
-
-
-def cases_with_unannotated_values(dataset: Any, table: SourceTable) -> list[str]:
-    """List the cases whose maps hold labels that they are not annotated for; such voxels never count as background."""
-    found = []
-    for case in dataset.identifiers:
-        allowed = table.allowed_values(case) | {-1}
-        locations = dataset.load_case(case)[3]["class_locations"]
-        if any(len(where) and allowed.isdisjoint(np.atleast_1d(key)) for key, where in locations.items()):
-            found.append(case)
-    return found
+    if dataset.changed:
+        yield f"Values of labels that were not annotated are left out, in {shorten(dataset.changed)}."

@@ -8,15 +8,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from nnunetv2.paths import nnUNet_results
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.annotations.sources import SourceTable
-from nnunetv2_conemos.datasets.dataset_json import read_dataset_json
+from nnunetv2_conemos.datasets.dataset_json import check_trained_labels, read_dataset_json
 from nnunetv2_conemos.datasets.folders import preprocessed_table, require_same_tables
 from nnunetv2_conemos.errors import InputError, SourceError, UnsupportedError
 from nnunetv2_conemos.networks.spec import LABELS_VARIABLE, MODALITY_VARIABLE, PLANS_KEY
+from nnunetv2_conemos.text_files import read_object
 from nnunetv2_conemos.training.method import Method
 
 
@@ -24,6 +25,7 @@ def checked_table(method: Method, plans: dict, configuration: str, dataset_json:
     """Return who annotated what among the preprocessed cases; raises an error where training on them cannot work."""
     require_no_prediction_variables(method)
     require_no_cascade(plans, configuration, trainer)
+    check_trained_labels(dataset_json, Path(nnUNet_preprocessed) / plans["dataset_name"])
     require_dimension(method, plans, configuration, trainer)
     require_regions_supported(method, dataset_json, trainer)
     require_same_tables(plans["dataset_name"])
@@ -127,7 +129,7 @@ def require_same_facts(plans: dict, configuration: str, trainer: str) -> None:
     folder = model_folder(plans, configuration, trainer)
     if not (folder and (folder / "plans.json").is_file()):
         return
-    theirs, ours = json.loads((folder / "plans.json").read_text()).get(PLANS_KEY, {}), plans[PLANS_KEY]
+    theirs, ours = read_object(folder / "plans.json").get(PLANS_KEY, {}), plans[PLANS_KEY]
     for name, meaning in (("modalities", "modalities"), ("groups", "sets of labels annotated together")):
         if theirs.get(name, ours[name]) != ours[name]:
             raise SourceError(
@@ -155,7 +157,7 @@ def require_same_labels(theirs: dict, ours: dict, where: str) -> None:
     """Raise SourceError where the `labels` of two dataset.json differ in names, order or values."""
 
     def names(labels: dict) -> LabelSpace:
-        return LabelSpace.from_dataset_json({"labels": labels})
+        return LabelSpace.from_dataset_json({"labels": labels}, consecutive=False)
 
     if names(theirs) != names(ours):
         raise SourceError(

@@ -35,7 +35,6 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
     weak_views: ClassVar[bool] = True  # of unlabelled images: augmented without changes of intensity
     extras: ClassVar[tuple[str, ...]] = ()
     training_cases: Sequence[str] = ()
-    steps_in_epoch = 0
 
     @property
     def largest_norm(self) -> float:
@@ -55,10 +54,6 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
     def progress(self) -> float:
         """The share of the training that is completed."""
         return (self.current_epoch + self.steps_in_epoch / self.num_iterations_per_epoch) / self.num_epochs
-
-    def on_train_epoch_start(self) -> None:
-        super().on_train_epoch_start()
-        self.steps_in_epoch = 0
 
     def get_tr_and_val_datasets(self) -> tuple[QueryDataset, QueryDataset]:
         train, validation = super().get_tr_and_val_datasets()
@@ -94,8 +89,9 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
         masks = self.configuration_manager.use_mask_for_norm
         augmentation: Any = self.get_training_transforms(patch_size, rotation, None, mirror, dummy_2d, masks)
         times = copies([self.table.weight(case) for case in cases], COPIES * len(cases))
+        dataset = self.dataset_class(str(self.preprocessed_dataset_folder), np.repeat(cases, times).tolist())
         loader = nnUNetDataLoader(
-            self.dataset_class(str(self.preprocessed_dataset_folder), np.repeat(cases, times).tolist()),
+            self.annotated_only(dataset),  # pyright: ignore[reportArgumentType]
             self.unlabelled_per_sample * self.batch_size,
             initial,
             patch_size,
@@ -114,8 +110,7 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
     def train_step(self, batch: Any) -> dict:
         if isinstance(batch, dict):
             return super().train_step(batch)
-        report = self.two_stream_step(*batch)
-        self.steps_in_epoch += 1
+        report = self.checked(self.two_stream_step(*batch), *batch)
         self.update_average()
         return report
 

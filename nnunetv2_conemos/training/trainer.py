@@ -17,7 +17,9 @@ from nnunetv2_conemos.files import write_json
 from nnunetv2_conemos.networks.spec import PLANS_KEY, NetworkSpec
 from nnunetv2_conemos.records import Query, Truth, move
 from nnunetv2_conemos.training import preconditions, validation
+from nnunetv2_conemos.training.annotated import AnnotatedDataset
 from nnunetv2_conemos.training.ema import AveragedTrainer
+from nnunetv2_conemos.training.finite import FiniteLossTrainer
 from nnunetv2_conemos.training.folds import supervised_parts, what_is_left_out
 from nnunetv2_conemos.training.plans_facts import facts_for_inference
 from nnunetv2_conemos.training.sampling import QueryDataset, location_keys, query_and_truth
@@ -25,7 +27,7 @@ from nnunetv2_conemos.training.sampling import QueryDataset, location_keys, quer
 CUDA = torch.device("cuda")
 
 
-class PartialLabelTrainer(AveragedTrainer):
+class PartialLabelTrainer(FiniteLossTrainer, AveragedTrainer):
     """nnU-Net's trainer on cases that are annotated for different labels.
 
     A subclass names its `method`; `settings` are nnU-Net's hyper-parameters, inherited and overridden by name.
@@ -116,14 +118,18 @@ class PartialLabelTrainer(AveragedTrainer):
         return bool((self.table.known(case) | (self.table.tagged(case) & self.method.tags)).any())
 
     def get_tr_and_val_datasets(self) -> tuple[QueryDataset, QueryDataset]:
-        train, validation = super().get_tr_and_val_datasets()
+        train, validation = map(self.annotated_only, super().get_tr_and_val_datasets())
         learnt_from = (lambda _: True) if self.learns_from_unlabelled else self.has_supervision
         for message in what_is_left_out(train, self.table, self.method, learnt_from):
             self.print_to_log_file(message)
         return self.wrap_dataset(train), self.wrap_dataset(validation)
 
+    def annotated_only(self, dataset: Any) -> AnnotatedDataset:
+        """Wrap a dataset of nnU-Net's into one that shows annotated labels only."""
+        return AnnotatedDataset(dataset, self.table, *location_keys(self.label_manager))
+
     def wrap_dataset(self, dataset: Any) -> QueryDataset:
-        """Wrap a dataset of nnU-Net's into one that nnU-Net's loader samples queries from."""
+        """Wrap a dataset into one that nnU-Net's loader samples queries from."""
         return QueryDataset(dataset, self.method.sampler, self.table, *location_keys(self.label_manager))
 
     def to_query_and_truth(self, batch: dict) -> tuple[Query, list[Truth] | Truth]:
@@ -132,7 +138,7 @@ class PartialLabelTrainer(AveragedTrainer):
 
     def train_step(self, batch: dict) -> dict:
         query, truth = self.to_query_and_truth(batch)
-        report = super().train_step({"data": query, "target": truth})
+        report = self.checked(super().train_step({"data": query, "target": truth}), batch)
         self.update_average()
         return report
 
@@ -144,7 +150,7 @@ class PartialLabelTrainer(AveragedTrainer):
             output = (self.average.model if self.average else self.network)(query)
             loss = self.loss(output, truth)
         counts = validation.counts_of(output, truth, self.table, exclusive=not self.method.regions)
-        return {"loss": loss.detach().cpu().numpy(), **counts}
+        return self.checked({"loss": loss.detach().cpu().numpy(), **counts}, batch)
 
     def precision(self) -> Any:
         """Return the context of nnU-Net's mixed precision on a GPU, else an empty one."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.annotations.table_file import complete_table, group_sources, read_table
-from nnunetv2_conemos.errors import SourceError
+from nnunetv2_conemos.errors import InputError, SourceError
 
 LABELS = LabelSpace.from_dataset_json({"labels": {"background": 0, "liver": 1, "spleen": 2, "pancreas": 3}})
 
@@ -46,18 +46,49 @@ def test_a_csv_file_may_say_modality_and_domain(tmp_path: Path):
     }
 
 
+def test_tables_of_excel_are_read_whatever_separates_their_fields(tmp_path: Path):
+    """In many countries Excel separates by ';'; its Unicode text is in UTF-16 and separated by tabs."""
+    wanted = {"a": ["liver", "Harnröhre"], "b": ["liver"], "c": []}
+    (tmp_path / "t.csv").write_text('case;labels\r\na;"liver;Harnröhre"\r\nb;liver\r\nc;\r\n', encoding="utf-8-sig")
+    assert read_table(tmp_path / "t.csv").annotated == wanted
+    (tmp_path / "t.csv").write_text("case\tlabels\na\tliver;Harnröhre\nb\tliver\nc\t\n", encoding="utf-16")
+    assert read_table(tmp_path / "t.csv").annotated == wanted
+
+
+def test_labels_may_hold_commas_and_semicolons(tmp_path: Path):
+    wanted = {"a": ["kidney, left", "x;y"], "b": ["x", "y"]}
+    text = 'case,labels\na,"kidney, left;""x;y"""\nb,x;y\n'
+    assert read_table(write(tmp_path / "t.csv", text)).annotated == wanted
+    assert read_table(write(tmp_path / "t.json", json.dumps(wanted))).annotated == wanted
+
+
+@pytest.mark.parametrize("case", ["", "..", ".", "../x", "/x", "a\\b", "a\0b", "a\nb", "._a", "a" * 300, " "])
+def test_cases_that_cannot_be_names_of_files_are_refused(tmp_path: Path, case: str):
+    with pytest.raises(InputError, match=r"t\.json: expected case ids that can be the names of files, found"):
+        read_table(write(tmp_path / "t.json", json.dumps({case: ["liver"], "b": []})))
+
+
+def test_a_table_in_another_encoding_says_how_to_save_it(tmp_path: Path):
+    (tmp_path / "t.csv").write_bytes("case,labels\na,Harnröhre\n".encode("cp1252"))
+    with pytest.raises(InputError, match=r"t\.csv: expected text in UTF-8.* line 2\. Save it as UTF-8 .*CSV UTF-8"):
+        read_table(tmp_path / "t.csv")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
         ("t.json", "{", "not valid JSON"),
-        ("t.json", "[1]", "expected an object case -> labels, found list"),
+        ("t.json", "[1]", "an object case -> labels, found list"),
         ("t.json", '{"a": "liver"}', "case 'a': expected a list of label names, found 'liver'"),
-        ("t.json", '{"a": ["liver"], "b": [], "a": []}', "a named more than once"),
+        ("t.json", '{"a": ["liver"], "b": [], "a": []}', "'a' named more than once"),
         ("t.json", "{}", "expected at least one case, found none"),
-        ("t.csv", "", "expected the header 'case,labels', .*found None"),
+        ("t.csv", "", "expected the header 'case,labels', .*found ''"),
         ("t.csv", "id,labels\na,b\n", "expected the header 'case,labels'"),
         ("t.csv", "case,labels\na,liver\nb,liver,spleen\n", "line 3: expected 2 fields"),
         ("t.csv", "case,labels\na\n", "line 2: expected 2 fields"),
+        ("t.csv", "case;labels\na;liver;spleen\n", "line 2: expected 2 fields.*in quotes"),
+        ("t.csv", "case,labels\na," + "x" * 140_000, "line 2: not valid CSV .field larger than field limit"),
+        ("t.csv", 'case,labels\na,"liver\nb,spleen\n', "line 3: not valid CSV"),
         ("t.csv", "case,labels\n,liver\n", "line 2: expected 2 fields"),
         ("t.csv", "case,labels,scanner\na,liver,A\n", "optionally with the columns modality and domain"),
         ("t.csv", "case,labels,labels\na,liver,spleen\n", "expected the header"),

@@ -95,7 +95,7 @@ def test_a_space_that_lacks_a_label_says_nothing_about_it():
     assert values == [frozenset({"liver"}), frozenset({"liver", "tumour"})]
     labels, order = label_entries(names, values)
     assert labels == {"background": 0, "liver": [1, 2], "tumour": 2}
-    assert not_written(labels, order, values) == []
+    assert not_written(names, order, dict(enumerate(values, 1))) == []
     assert shown(frozenset({"tumour"}), {"tumour"}, {s: v for v, s in enumerate(values, 1)}) == 2
     halves = {1: frozenset({"whole", "left"}), 2: frozenset({"whole", "right"})}
     _, values = union([halves, {1: frozenset({"whole"})}])
@@ -106,7 +106,7 @@ def test_what_nnunet_cannot_write_is_found():
     """One dataset has the tumour in the liver, another outside."""
     names, values = union([{1: frozenset({"a"}), 2: frozenset({"a", "b"})}, {1: frozenset({"a"}), 2: frozenset({"b"})}])
     labels, order = label_entries(names, values)
-    assert not_written(labels, order, values) == [frozenset({"a", "b"})]
+    assert not_written(list(labels)[1:], order, dict(enumerate(values, 1))) == [frozenset({"a", "b"})]
 
 
 def test_equal_regions_are_refused():

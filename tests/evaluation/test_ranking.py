@@ -257,6 +257,17 @@ def test_a_model_of_other_labels(results, capsys):
     assert "spleen" in message
 
 
+def test_a_fold_of_other_labels(results, capsys):
+    """Stock nnU-Net replaces the dataset.json that the folds share when it trains the next."""
+    model = train(results, STOCK, everything)
+    noted = {**DATASET_JSON, "labels": {"background": 0, "spleen": 1, "liver": 2}}
+    (model / "fold_1" / "debug.json").write_text(json.dumps({"dataset_json": str(noted)}))
+    message = refused(capsys, results)
+    assert f"{STOCK}, fold 1: expected the labels of" in message
+    assert json.dumps(noted["labels"]) in message
+    assert best("-f", "0", "--disable_ensembling") == 0
+
+
 def test_a_trainer_that_was_not_trained(results, capsys):
     train(results, FILM, everything)
     message = refused(capsys, results, "-tr", "ConditionalTrainer")

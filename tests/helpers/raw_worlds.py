@@ -30,6 +30,12 @@ def stripes(*values: int) -> np.ndarray:
     return array
 
 
+def class_order(labels: Mapping[str, object]) -> list[int]:
+    """`regions_class_order`: each region is written as its value that lies in the fewest others."""
+    values = {name: v if isinstance(v, list) else [v] for name, v in labels.items() if name != "ignore" and v != 0}
+    return [min(v, key=lambda value: sum(value in other for other in values.values())) for v in values.values()]
+
+
 def write_raw(
     folder: Path,
     labels: Mapping[str, object],
@@ -48,13 +54,13 @@ def write_raw(
         if array is not None:
             write_nifti(folder / "labelsTr" / f"{case}{ending}", array)
     regions = any(isinstance(value, list) for value in labels.values())
-    order = {"regions_class_order": [max(v) if isinstance(v, list) else v for v in labels.values() if v != 0]}
+    order = {"regions_class_order": class_order(labels)} if regions else {}
     content = {
         "channel_names": {str(place): name for place, name in enumerate(channels)},
         "labels": dict(labels),
         "numTraining": len(maps),
         "file_ending": ending,
-        **(order if regions else {}),
+        **order,
         **more,
     }
     (folder / "dataset.json").write_text(json.dumps(content))

@@ -182,3 +182,13 @@ def test_what_cannot_be_completed_is_refused(model, preprocessed_phantom, capsys
     file.write_text(json.dumps({**content, "labels": labels}))
     assert run_complete(model) == 2
     assert "other labels" in capsys.readouterr().err
+    file.write_text(json.dumps(content))
+    trained = json.loads((model / "dataset.json").read_text())
+    swapped = {**trained["labels"], "liver": trained["labels"]["spleen"], "spleen": trained["labels"]["liver"]}
+    for other, text in ((file, content), (model / "dataset.json", trained)):
+        other.write_text(json.dumps({**text, "labels": swapped}))
+    assert run_complete(model) == 2
+    message = capsys.readouterr().err
+    assert (
+        "expected the labels that the model was trained for, in their order.\n  trained: ['liver', 'spleen'" in message
+    )

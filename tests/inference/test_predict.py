@@ -56,7 +56,7 @@ def test_command_function_and_variable_make_the_same_choice(model, images, tmp_p
     folder = ["-m", str(model), "-f", "0"]
     one = ["--labels", "stomach"]
     assert cli.main(["predict", "-i", str(images), "-o", str(tmp_path / "ours"), *folder, *APART, *one]) == 0
-    monkeypatch.setenv("CONEMOS_LABELS", "stomach")
+    monkeypatch.setenv("CONEMOS_LABELS", '["stomach"]')
     monkeypatch.setattr(sys, "argv", ["", "-i", str(images), "-o", str(tmp_path / "plain"), *MODEL, *HOW])
     predict_entry_point()
     monkeypatch.delenv("CONEMOS_LABELS")
@@ -66,7 +66,7 @@ def test_command_function_and_variable_make_the_same_choice(model, images, tmp_p
     assert [file.name for file in written] == list(ours)
     assert ours.keys() == plain.keys() == function.keys()
     assert all((ours[name] == plain[name]).all() and (ours[name] == function[name]).all() for name in ours)
-    monkeypatch.setenv("CONEMOS_LABELS", "stomach")
+    monkeypatch.setenv("CONEMOS_LABELS", '["stomach"]')
     with pytest.raises(ValueError, match="CONEMOS_LABELS is set"):
         make_model(tmp_path)
 
@@ -88,7 +88,7 @@ def test_unknown_labels_and_models_are_refused(model, images, tmp_path, capsys, 
 
 
 def test_the_variable_names_the_labels_that_exist(model, monkeypatch):
-    monkeypatch.setenv("CONEMOS_LABELS", "kidney")
+    monkeypatch.setenv("CONEMOS_LABELS", '["kidney"]')
     with pytest.raises(ValueError, match=r"does not predict kidney\. It predicts liver, spleen, stomach, gallbladder"):
         nnUNetPredictor(device=torch.device("cpu")).initialize_from_trained_model_folder(str(model), (0,))
 

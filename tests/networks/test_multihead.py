@@ -135,7 +135,7 @@ def test_softmax_heads_give_nnunets_own_probabilities():
 def test_labels_of_a_softmax_without_output_compete_as_background(trainer, monkeypatch):
     """Labels that nobody annotated were trained as background, and labels that are not chosen are still somewhere."""
     every = queried(trained(trainer), 1, 2, 3)
-    monkeypatch.setenv("CONEMOS_LABELS", "a,c")
+    monkeypatch.setenv("CONEMOS_LABELS", '["a", "c"]')
     with torch.no_grad():
         some = trained(trainer)(IMAGE)
     p = torch.softmax(torch.cat((torch.zeros_like(every[:, :1]), every), 1), 1)

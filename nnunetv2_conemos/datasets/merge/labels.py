@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nnunetv2_conemos.annotations.labels import LabelSpace
+from nnunetv2_conemos.annotations.labels import BACKGROUND, IGNORE, LabelSpace
 from nnunetv2_conemos.datasets.label_maps import NOTHING, Signature, label_entries, not_written, signatures, union
 from nnunetv2_conemos.datasets.merge.sources import SourceDataset, SourceLabels
 from nnunetv2_conemos.datasets.merge.spec import DatasetSpec, Recipe
@@ -40,7 +40,7 @@ def parts_of(spec: DatasetSpec, labels: LabelSpace, name: str, recipe: Recipe) -
                 "and is not part of it. Give the region another name, or rename or drop the label."
             )
         parts[final(region)] = list(owns)
-    reserved = parts.keys() & {"background", "ignore"}
+    reserved = parts.keys() & {BACKGROUND, IGNORE}
     if reserved:
         raise SourceError(f"{where}: a label cannot be called {shorten(sorted(reserved))}; nnU-Net reserves the name.")
     return parts, renamed
@@ -87,10 +87,11 @@ class UnifiedLabels:
     @property
     def notes(self) -> list[str]:
         """What cannot be written as one value."""
+        names = [name for name in self.entries if name not in (BACKGROUND, IGNORE)]
         return [
             f"a voxel of {' and '.join(sorted(lost))} cannot be written: the datasets disagree on what lies within "
             "what. Use --keep-apart for one of them."
-            for lost in (not_written(self.entries, self.order, self.values) if self.order else ())
+            for lost in (not_written(names, self.order, dict(enumerate(self.values, 1))) if self.order else ())
         ]
 
 
@@ -101,4 +102,4 @@ def unify_labels(datasets: Sequence[SourceDataset]) -> UnifiedLabels:
     if all(dataset.labels.ignore is None for dataset in datasets):
         return UnifiedLabels(entries, order, values, None)
     ignore = len(values) + 1
-    return UnifiedLabels({**entries, "ignore": ignore}, order, values, ignore)
+    return UnifiedLabels({**entries, IGNORE: ignore}, order, values, ignore)

@@ -10,7 +10,7 @@ from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 
 from nnunetv2_conemos.annotations.entries import Source
-from nnunetv2_conemos.annotations.labels import LabelSpace
+from nnunetv2_conemos.annotations.labels import BACKGROUND, LabelSpace
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.annotations.table_file import complete_table, group_sources, read_table
 from nnunetv2_conemos.annotations.tags import joined_tags
@@ -62,14 +62,14 @@ def dataset_names(specs: Sequence[DatasetSpec], folders: Sequence[Path]) -> list
 
 def read_labelled(spec: DatasetSpec, folder: Path, name: str, recipe: Recipe) -> SourceDataset:
     """Read a raw dataset; see `read_datasets` for what it raises."""
-    dataset_json = read_raw_json(folder)
-    labels = LabelSpace.from_dataset_json(dataset_json)
+    dataset_json = read_raw_json(folder, consecutive=False)
+    labels = LabelSpace.from_dataset_json(dataset_json, consecutive=False)
     files = raw_cases(folder)
     if not files:
         raise MissingFileError(f"{folder}: expected cases in imagesTr, found none. Images are CASE_0000.FILE_ENDING.")
     table = own_table(spec, dataset_json, labels, list(files), name)
     parts, renamed = parts_of(spec, labels, name, recipe)
-    channels = [str(channel) for _, channel in sorted(dataset_json["channel_names"].items(), key=lambda c: int(c[0]))]
+    channels: list[str] = list(dataset_json["channel_names"].values())
     cases = read_cases(files, table, parts, spec, name, "+".join(channels))
     ending, required = dataset_json["file_ending"], dataset_json.get("overwrite_image_reader_writer")
     require_channels(cases, len(channels), name, ending)
@@ -80,6 +80,7 @@ def read_labelled(spec: DatasetSpec, folder: Path, name: str, recipe: Recipe) ->
         spec,
         cases,
         source_labels(parts, renamed, labels),
+        tuple(channels),
         tuple(merged_names.get(channel, channel) for channel in channels),
         FileFormat(ending, reader, required),
         table.tag_axis if table and any(case.tags for case in cases.values()) else None,
@@ -93,15 +94,19 @@ def own_table(
 
     None where a table is given in which nothing is annotated.
     """
+    numbered = {
+        BACKGROUND: 0,
+        **{label: value for value, label in enumerate(labels.names, 1)},
+    }  # own ones may have gaps
     try:
         if spec.annotated is None:
-            return SourceTable.from_dataset_json(dataset_json, cases)
+            return SourceTable.from_dataset_json({**dataset_json, "labels": numbered}, cases)
         given = read_table(spec.annotated)
         annotated = complete_table(given.annotated, cases, None)
         sources = group_sources(annotated, labels, traits=given.traits)
         if not any(annotated.values()):
             return None
-        return SourceTable.from_dataset_json({**dataset_json, "sources": sources}, cases)
+        return SourceTable.from_dataset_json({**dataset_json, "labels": numbered, "sources": sources}, cases)
     except SourceError as error:
         raise SourceError(f"dataset '{name}': {error}") from None
 
@@ -148,8 +153,10 @@ def read_images(spec: DatasetSpec, folder: Path, name: str, like: SourceDataset)
     endings = [ending for io in LIST_OF_IO_CLASSES for ending in io.supported_file_endings]
     present = [ending for ending in dict.fromkeys(endings) if any(folder.glob(f"*_0000{ending}"))]
     if len(present) != 1:
+        found = present or sorted(file.name for file in folder.iterdir())
         raise MissingFileError(
-            f"{folder}: expected images CASE_0000.ENDING of one kind, found {shorten(present) or 'none'}."
+            f"{folder}: expected images CASE_0000.ENDING of one kind, found {shorten(found) or 'none'}. Rename or "
+            "convert them."
         )
     (ending,) = present
     facts = Facts(
@@ -164,7 +171,7 @@ def read_images(spec: DatasetSpec, folder: Path, name: str, like: SourceDataset)
     format_keys = {"file_ending": ending, "overwrite_image_reader_writer": required or "None"}
     reader = reader_of(format_keys, next(iter(cases.values())).images[0])
     labels = SourceLabels({}, {}, None)
-    return SourceDataset(name, spec, cases, labels, like.channels, FileFormat(ending, reader, required))
+    return SourceDataset(name, spec, cases, labels, like.channels, like.channels, FileFormat(ending, reader, required))
 
 
 def require_channels(cases: Mapping[str, SourceCase], channels: int, name: str, ending: str) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import glob
+import shlex
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
+
 from nnunetv2_conemos.annotations.labels import LabelSpace
+from nnunetv2_conemos.annotations.names import require_case_ids
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.annotations.table_file import group_sources
 from nnunetv2_conemos.datasets.label_maps import shown
@@ -17,6 +21,14 @@ from nnunetv2_conemos.datasets.merge.sources import Facts, SourceDataset
 from nnunetv2_conemos.datasets.merge.spec import Recipe
 from nnunetv2_conemos.datasets.writer import CaseJob, common_ending, dataset_entries
 from nnunetv2_conemos.errors import InputError, SourceError, shorten
+
+NORMALISATION = {  # nnU-Net's schemes, in words
+    "CTNormalization": "intensities clipped and scaled by those of all cases together, as fits Hounsfield units",
+    "ZScoreNormalization": "each image scaled by its own mean and standard deviation",
+    "NoNormalization": "intensities as they are",
+    "RescaleTo01Normalization": "each image scaled to 0 to 1 by its own minimum and maximum",
+    "RGBTo01Normalization": "intensities divided by 255",
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,7 @@ def plan_merge(datasets: list[SourceDataset], labels: UnifiedLabels, recipe: Rec
     if tags := merged_tags(datasets):
         dataset_json["tags"] = tags
     table = SourceTable.from_dataset_json(dataset_json, cases)
+    notes += [note for dataset in datasets for note in normalisation_notes(dataset)]
     return Plan(datasets, dataset_json, table, jobs, [*labels.notes, *notes])
 
 
@@ -83,7 +96,7 @@ def channel_order(dataset: SourceDataset, channels: Sequence[str]) -> list[int]:
     if sorted(own) != sorted(channels) or len(set(channels)) < len(channels):
         raise InputError(
             f"dataset '{dataset.name}': expected the channels {', '.join(channels)}, found {', '.join(own)}. "
-            f"Map them with --channels '{dataset.spec.origin}:OLD=NEW' if they mean the same."
+            f"Map them with --channels {shlex.quote(f'{dataset.spec.origin}:OLD=NEW')} if they mean the same."
         )
     return [own.index(channel) for channel in channels]
 
@@ -97,8 +110,24 @@ def common_reader(datasets: Sequence[SourceDataset], ending: str) -> tuple[str |
     return (wanted.pop() if ending in reader.supported_file_endings else None), []
 
 
+def normalisation_notes(dataset: SourceDataset) -> list[str]:
+    """Return a note for each channel that nnU-Net will normalise otherwise than under the dataset's own name for it."""
+    notes = []
+    for own, merged in zip(dataset.own_channels, dataset.channels, strict=True):
+        before, after = (get_normalization_scheme(name).__name__ for name in (own, merged))
+        if before != after:
+            notes.append(
+                f"dataset '{dataset.name}': channel '{own}' became '{merged}', and nnU-Net chooses the normalisation "
+                f"by that name: {after} ({NORMALISATION.get(after, 'its own')}) instead of {before} "
+                f"({NORMALISATION.get(before, 'its own')}). If its images are of another kind than those of the other "
+                "datasets, as MR is than CT, give the channel of all of them one other name: --channels OLD=NEW."
+            )
+    return notes
+
+
 def require_unique(jobs: Sequence[CaseJob]) -> None:
     """Raise ValueError for equal case ids (regardless of upper or lower case) and for images in several cases."""
+    require_case_ids((job.case for job in jobs), "merge")
     ids = [job.case.casefold() for job in jobs]
     twice = sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []
     if twice:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -52,13 +53,15 @@ class MergeReport:
         """What the datasets may disagree on: one label under several names, one name in several datasets."""
         texts = []
         for alike in similar_names(self.table.labels.names):
-            texts.append(f"{' and '.join(map(repr, alike))}: the same label? If so, --rename '{alike[1]}={alike[0]}'.")
+            texts.append(
+                f"{' and '.join(map(repr, alike))}: the same label? If so, --rename {quote(alike[1] + '=' + alike[0])}."
+            )
         for label in self.table.labels.names:
             holders = [dataset.name for dataset in self.datasets if label in dataset.labels.names]
             if len(holders) > 1:
                 texts.append(
                     f"'{label}' is joined from {', '.join(holders)}: if they mean different things by it, "
-                    f"--keep-apart '{label}'."
+                    f"--keep-apart {quote(label)}."
                 )
         return texts
 

@@ -73,7 +73,7 @@ class FileFormat(NamedTuple):
 
 @dataclass(frozen=True)
 class SourceDataset:
-    """One dataset of a merge: `cases` under their ids in that dataset; its channels in order, by merged names.
+    """One dataset of a merge: `cases` under their ids in that dataset; its channels in order, by own and merged names.
 
     `tag_axis`: the axis along which its tags count slices; None where it has no tags.
     """
@@ -82,6 +82,7 @@ class SourceDataset:
     spec: DatasetSpec
     cases: dict[str, SourceCase]
     labels: SourceLabels
+    own_channels: tuple[str, ...]
     channels: tuple[str, ...]
     files: FileFormat
     tag_axis: Axis | None = None

@@ -11,7 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from nnunetv2_conemos.datasets.orientations import anatomical
 from nnunetv2_conemos.datasets.writer import Images
-from nnunetv2_conemos.errors import InputError, MissingFileError, describe
+from nnunetv2_conemos.errors import InputError, describe
+from nnunetv2_conemos.text_files import read_yaml
 
 Name = Annotated[str, Field(min_length=1)]
 Orientation = Annotated[str, AfterValidator(anatomical)]
@@ -74,13 +75,8 @@ class Recipe(BaseModel):
 
 def read_recipe(file: Path) -> Recipe:
     """Read a YAML recipe, its paths relative to its folder; raises ValueError that names the entry that is wrong."""
-    if not file.is_file():
-        raise MissingFileError(f"--recipe: there is no file {file}.")
-    try:
-        content = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise InputError(f"--recipe {file}: not valid YAML ({error}).") from None
-    return absolute(checked_recipe(content, f"--recipe {file}"), file.parent)
+    where = f"--recipe {file}"
+    return absolute(checked_recipe(read_yaml(file, where), where), file.parent)
 
 
 def checked_recipe(content: Any, where: str) -> Recipe:

@@ -124,7 +124,7 @@ class CMERTrainer(SliceTrainer):
         loss = self.loss(Seen(first.logits, second.logits, warp(first.maps), second.maps), tags)
         loss.backward()
         self.optimizer.step()
-        return {"loss": loss.detach().cpu().numpy()}
+        return self.checked({"loss": loss.detach().cpu().numpy()}, batch)
 
     def validation_step(self, batch: dict) -> dict:
         """Count classified slices, [K], over all channels; the pseudo Dice in the log is their F1 score."""
@@ -134,7 +134,8 @@ class CMERTrainer(SliceTrainer):
         present, known = tags.present[:, None], tags.known[:, None]
         hits = (seen.found & present, seen.found & ~present, ~seen.found & present)  # [B,M,K]
         counts = ((hit & known).sum((0, 1)).cpu().numpy() for hit in hits)
-        return {"loss": loss.cpu().numpy(), **dict(zip(("tp_hard", "fp_hard", "fn_hard"), counts, strict=True))}
+        names = ("tp_hard", "fp_hard", "fn_hard")
+        return self.checked({"loss": loss.cpu().numpy(), **dict(zip(names, counts, strict=True))}, batch)
 
     def on_train_end(self) -> None:
         """Choose the thresholds for the last weights and for the best ones, then write the final checkpoint."""

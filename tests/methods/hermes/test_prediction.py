@@ -71,7 +71,7 @@ def test_fewer_output_labels_have_the_same_logits(monkeypatch):
     groups, image = [["a", "b"], ["b", "c"]], query([[1], [1]]).image
     with torch.no_grad():
         every = network(groups=groups)(image)
-        monkeypatch.setenv("CONEMOS_LABELS", "a")
+        monkeypatch.setenv("CONEMOS_LABELS", '["a"]')
         fewer = network(groups=groups)
         passes = []
         fewer.prototypes.register_forward_hook(lambda *_: passes.append(1))

@@ -77,7 +77,7 @@ def exclusive(target: Path) -> Iterator[None]:
 
     Raises FileError, naming the other process, where there is one.
     """
-    with locked(lock_file_of(target), target):
+    with naming(target), locked(lock_file_of(target), target):
         for note in finish_or_undo(target):
             print(f"{target}: {note}", file=sys.stderr)
         for path in temporary_paths(target):
@@ -95,7 +95,7 @@ def new_folder(target: Path, overwrite: bool = False, files: Mapping[Path, Write
     exists, unless `overwrite` is set and this package wrote it, and FileError where another process writes it.
     """
     aside = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-    with exclusive(target), naming(target), cleanup(lambda: remove(aside)):
+    with exclusive(target), cleanup(lambda: remove(aside)):
         require_absent(target, overwrite)
         aside.mkdir(parents=True)
         yield aside

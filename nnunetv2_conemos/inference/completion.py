@@ -21,7 +21,7 @@ from nnunetv2_conemos.datasets.dataset_json import OWN_KEYS, SHARED_KEYS
 from nnunetv2_conemos.datasets.folders import new_dataset_folder, require_new_dataset
 from nnunetv2_conemos.datasets.writer import CaseJob, dataset_entries, input_files, write_seg
 from nnunetv2_conemos.errors import InputError, SourceError, shorten
-from nnunetv2_conemos.files import exclusive, naming, put_in_place, require_absent, require_no_inputs_within, write_json
+from nnunetv2_conemos.files import exclusive, put_in_place, require_absent, require_no_inputs_within, write_json
 from nnunetv2_conemos.inference.completed_map import completed_map
 from nnunetv2_conemos.inference.labelling import AT_ONCE, Labelling, plan_labelling
 from nnunetv2_conemos.inference.predictor import Inference, make_predictor, predict_files
@@ -62,7 +62,7 @@ def complete(
     target = new_dataset_folder(output)
     require_new_dataset(target, overwrite)
     require_no_inputs_within(target, input_files(completion.jobs.values()))
-    with exclusive(target), naming(target):
+    with exclusive(target):
         require_absent(target, overwrite)
         folder = unfinished_folder(completion, target, overwrite)
         fill_in(completion, folder)

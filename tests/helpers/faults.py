@@ -27,11 +27,9 @@ def strike(number: int, fault: int, below: Path) -> None:
 
         def operation(*args, **options):
             nonlocal done
-            place, mode = args[0], args[1] if len(args) > 1 else options.get("mode", 0)
-            if owner is io:
-                writes = set(str(mode)) & set("wax+")
-            else:
-                writes = name != "open" or mode & (os.O_WRONLY | os.O_RDWR)
+            place = args[0]
+            mode = args[1] if len(args) > 1 else options.get("mode", "r")
+            writes = name != "open" or (mode & (os.O_WRONLY | os.O_RDWR) if owner is os else set(mode) & set("wax+"))
             if writes and (name == "fsync" or str(place).startswith(str(below))):
                 done += 1
                 if done == number and fault:

@@ -6,9 +6,10 @@ import difflib
 import reprlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import ValidationError
+if TYPE_CHECKING:  # importing it takes time, in which Ctrl-C would print a traceback
+    from pydantic import ValidationError
 
 Location = tuple[int | str, ...]  # of a value within a file: keys and places, from the outside in
 MAX_FOUND = 80  # characters of a wrong value that a message shows

@@ -8,7 +8,7 @@ import sys
 from types import ModuleType
 
 from nnunetv2_conemos.errors import ConemosError
-from nnunetv2_conemos.subprocesses import exit_on_sigterm
+from nnunetv2_conemos.signals import end_with_parent, ended_by_signals
 
 DESCRIPTION = """\
 Train one nnU-Net v2 network on cases that are annotated for different subsets of the labels: several datasets with
@@ -53,23 +53,26 @@ COMMANDS = {name: text for commands in STEPS.values() for name, text in commands
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a subcommand. Exit status: 0 done, 1 findings or failures, 2 bad input (with a message), 130 interrupted."""
+    """Run a subcommand.
+
+    Exit status: 0 done, 1 findings or failures, 2 bad input (with a message), 130 or 143 ended by Ctrl-C or SIGTERM.
+    """
     argv = sys.argv[1:] if argv is None else argv
-    parser = argument_parser(argv)
-    args, others = parser.parse_known_args(argv)
-    module = command_module(args.command)
-    if others and not getattr(module, "HANDS_ON", False):
-        parser.error(f"unrecognized arguments: {' '.join(others)}")
-    args.handed_on = others
-    try:
-        with exit_on_sigterm():
+    with ended_by_signals(" ".join(["conemos", *argv[:1]])):
+        parser = argument_parser(argv)
+        args, others = parser.parse_known_args(argv)
+        module = command_module(args.command)
+        if others and not getattr(module, "HANDS_ON", False):
+            parser.error(f"unrecognized arguments: {' '.join(others)}")
+        args.handed_on = others
+        try:
             return module.run(args) or 0
-    except KeyboardInterrupt:
-        print(f"conemos {args.command}: interrupted", file=sys.stderr)
-        return 130
-    except (ConemosError, ValueError, OSError, RuntimeError) as error:  # the latter three from nnU-Net and libraries
-        print(f"conemos {args.command}: {error}", file=sys.stderr)
-        return 2
+        except KeyboardInterrupt:  # in a thread, where signals cannot be handled
+            print(f"conemos {args.command}: interrupted", file=sys.stderr)
+            return 130
+        except (ConemosError, ValueError, OSError, RuntimeError) as error:  # the latter from nnU-Net and libraries
+            print(f"conemos {args.command}: {error}", file=sys.stderr)
+            return 2
 
 
 def argument_parser(argv: list[str]) -> argparse.ArgumentParser:
@@ -107,6 +110,8 @@ def sentence(text: str) -> str:
 def command_module(name: str) -> ModuleType:
     return importlib.import_module(f"nnunetv2_conemos.commands.{name}")
 
+
+end_with_parent()  # Python imports the main module, and this one, in every process that it spawns, nnU-Net's among them
 
 if __name__ == "__main__":
     sys.exit(main())

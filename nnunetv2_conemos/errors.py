@@ -6,9 +6,10 @@ import difflib
 import reprlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import ValidationError
+if TYPE_CHECKING:  # importing it takes time, in which Ctrl-C would print a traceback
+    from pydantic import ValidationError
 
 Location = tuple[int | str, ...]  # of a value within a file: keys and places, from the outside in
 MAX_FOUND = 80  # characters of a wrong value that a message shows
@@ -97,11 +98,14 @@ def describe(error: ValidationError, place: Callable[[Location], str] = dotted) 
 
     `place` puts the location of a value into words; the file or entry as a whole has no name.
     """
-    problems = []
-    for problem in error.errors(include_url=False):
+    problems, found = [], error.errors(include_url=False)
+    nested = {problem["loc"][:length] for problem in found for length in range(len(problem["loc"]))}
+    for problem in found:
+        if problem["type"] == "too_short" and problem["loc"] in nested:
+            continue  # its items are wrong, which is said already
         value = SHORT.repr(problem["input"])
-        found = value if len(value) <= MAX_FOUND else f"{value[:MAX_FOUND]}..."
-        ending = "" if problem["type"] == "missing" else f" (found {found})"
+        shown = value if len(value) <= MAX_FOUND else f"{value[:MAX_FOUND]}..."
+        ending = "" if problem["type"] == "missing" else f" (found {shown})"
         entry = place(problem["loc"]) if problem["loc"] else ""
         problems.append(f"{entry}{': ' if entry else ''}{problem['msg']}{ending}")
     return "; ".join(dict.fromkeys(problems))

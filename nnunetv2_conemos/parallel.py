@@ -13,6 +13,7 @@ import torch
 from rich.progress import track
 
 from nnunetv2_conemos.errors import FileError
+from nnunetv2_conemos.signals import end_with_parent
 
 PROCESSES = "nnUNet_def_n_proc"  # nnU-Net's variable
 
@@ -34,11 +35,21 @@ def in_processes(function: Callable[..., Any], jobs: Sequence[tuple], processes:
     if processes <= 1:
         return [function(*job) for job in track(jobs, title)]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(processes, context, _start_worker) as pool:
         try:
             return list(track(pool.map(function, *zip(*jobs, strict=True)), title, len(jobs)))
         except BrokenProcessPool:
             raise FileError("a process was killed, most often for lack of memory. Use fewer with -np.") from None
-        except BaseException:
+        except Exception:
             pool.shutdown(cancel_futures=True)
             raise
+        except BaseException:  # Ctrl-C does not wait for what is being computed
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()
+            raise
+
+
+def _start_worker() -> None:
+    end_with_parent()
+    torch.set_num_threads(1)

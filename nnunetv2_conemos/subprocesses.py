@@ -1,4 +1,4 @@
-"""Run commands, each with its own log, and end cleanly on SIGTERM."""
+"""Run commands, each with its own log, which end when this process does."""
 
 from __future__ import annotations
 
@@ -7,62 +7,20 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from typing import IO, cast
 
 from nnunetv2_conemos.doorway import VARIABLE, doorway_folder, trainer_path
 from nnunetv2_conemos.errors import ConemosError
+from nnunetv2_conemos.signals import cleanup
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
-def _exit(*_: object) -> None:
-    sys.exit(143)
-
-
-@contextmanager
-def exit_on_sigterm() -> Iterator[None]:
-    """Exit on SIGTERM as on an exception within the block, so that unfinished files are removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _exit)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def handler_is_set() -> bool:
-    """Return whether this process is within `exit_on_sigterm`."""
-    return signal.getsignal(signal.SIGTERM) is _exit
-
-
-# A pool ends its processes by SIGTERM, some as soon as they are forked. Such a process must not run the handler of its
-# parent: the signal is blocked while forking, and let through once the child has the default handler again.
-
-
-def block_sigterm() -> None:
-    if handler_is_set():
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-
-def unblock_sigterm() -> None:
-    if handler_is_set():
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-
-
-def restore_default_in_child() -> None:
-    if handler_is_set():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=block_sigterm, after_in_parent=unblock_sigterm, after_in_child=restore_default_in_child)
+GUARD = Path(__file__).with_name("guard.py")
 
 
 class CommandError(ConemosError, RuntimeError):
@@ -85,19 +43,27 @@ def run_logged(
     `lock`: a file descriptor that the command keeps open, so that a lock on it lasts as long as the command does.
     Raises CommandError with the end of the log.
     """
-    with log.open("w") as file:
-        program = shutil.which(words[0], path=environment["PATH"]) or words[0]
-        inherited = () if lock is None else (lock,)
-        command = [program, *words[1:]]
+    program = shutil.which(words[0], path=environment["PATH"]) or words[0]
+    command, inherited = [program, *words[1:]], () if lock is None else (lock,)
+    if hasattr(os, "killpg"):
+        command = [sys.executable, "-I", "-S", str(GUARD), *command]
+    with log.open("w") as file, ExitStack() as stack:
+        started: list[subprocess.Popen] = []
+        stack.enter_context(cleanup(lambda: [end_group(process) for process in started]))
         process = subprocess.Popen(
-            command, stdout=file, stderr=file, env=environment, pass_fds=inherited, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,  # the guard reads its end when this process is gone, however that happens
+            stdout=file,
+            stderr=file,
+            env=environment,
+            pass_fds=inherited,
+            start_new_session=True,
         )
-        try:
-            while process.poll() is None:
-                time.sleep(0.2)
-                report(last_line(log))
-        finally:
-            end_group(process)
+        started.append(process)
+        stack.enter_context(closing(cast("IO[bytes]", process.stdin)))
+        while process.poll() is None:
+            time.sleep(0.2)
+            report(last_line(log))
     if process.returncode:
         printed = log.read_text(errors="replace")
         tail = "\n".join(printed.splitlines()[-15:])
@@ -114,7 +80,7 @@ def end_group(process: subprocess.Popen) -> None:
         with suppress(ProcessLookupError, PermissionError):  # all have ended; macOS then raises PermissionError
             os.killpg(process.pid, number)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(10)
+            process.wait(5)
 
 
 def last_line(log: Path) -> str:

@@ -100,7 +100,7 @@ class UniqueKeyLoader(yaml.SafeLoader):
         try:
             return super().construct_object(node, deep)
         except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            found = f"'{node.value}' is no {node.tag.rpartition(':')[2]}" if isinstance(node, yaml.ScalarNode) else ""
+            found = f"{node.value!r} is no {node.tag.rpartition(':')[2]}" if isinstance(node, yaml.ScalarNode) else ""
             problem = f"{found}{': ' if found else ''}{error}"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
 
@@ -110,7 +110,15 @@ class UniqueKeyLoader(yaml.SafeLoader):
             raise ValueError("write it in decimal digits without leading zeros, or in quotes if it is a name")
         return self.construct_yaml_int(node)
 
+    def construct_text(self, node: yaml.ScalarNode) -> str:
+        """Read a string that can be written and be part of a path."""
+        text = self.construct_yaml_str(node)
+        if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError("remove what stands for no character")
+        return text
 
+
+UniqueKeyLoader.add_constructor("tag:yaml.org,2002:str", UniqueKeyLoader.construct_text)
 UniqueKeyLoader.add_constructor("tag:yaml.org,2002:int", UniqueKeyLoader.construct_plain_int)
 
 

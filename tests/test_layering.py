@@ -9,7 +9,8 @@ from paths import ROOT
 
 PACKAGE = ROOT / "nnunetv2_conemos"
 FLOORS = (
-    "errors", "records", "text_files", "files", "parallel", "doorway", "subprocesses", "environment",
+    "errors", "records", "text_files", "signals", "locks", "journal", "ownership", "files", "parallel", "doorway",
+    "guard", "subprocesses", "environment",
     "annotations", "datasets", "networks", "losses", "training", "inference", "evaluation", "methods",
     "benchmark", "demo", "commands", "cli",
 )  # fmt: skip

@@ -2,10 +2,10 @@
 
 import os
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from programs import runs
 
 from nnunetv2_conemos.subprocesses import CommandError, last_line, run_logged
 
@@ -16,15 +16,6 @@ def test_the_last_line_of_a_progress_bar(tmp_path: Path):
     assert last_line(log) == "90%"
     log.write_bytes(b"")
     assert last_line(log) == "starting"
-
-
-def runs(process: int) -> bool:
-    """Whether a process exists and is no zombie that its parent has still to collect."""
-    stat = Path(f"/proc/{process}/stat")
-    deadline = time.monotonic() + 5
-    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z" and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return time.monotonic() >= deadline
 
 
 def test_it_tells_what_goes_on_and_ends_what_is_interrupted(tmp_path: Path):

@@ -63,6 +63,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path):
         ("a: 1\nb: !!int ''\n", "line 2: "),
         ("a: 1\nb: 2024-13-01\n", r"line 2: '2024-13-01' is no timestamp: month must be in 1\.\.12"),
         ("dataset: 010\n", "line 1: '010' is no int: write it in decimal digits"),
+        ('name: "a\\0b"\n', "line 1: .* is no str: remove what stands for no character"),
         ("time: 1:30\n", "line 1: '1:30' is no int"),
         ("a: [1\nb: 2\n", "not valid YAML"),
         ("a: !!python/object:os.system x\n", "could not determine a constructor"),

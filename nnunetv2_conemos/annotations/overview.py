@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import seaborn as sns
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from rich.markup import escape
@@ -58,6 +59,7 @@ def similar_names(names: Sequence[str]) -> list[list[str]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
+@rc_context({"text.parse_math": False})  # a name may hold $
 def draw(table: SourceTable, occurs: np.ndarray) -> Figure:
     """Draw annotated cases as a heat map label x source; blank: not annotated, red frame: declared, but in no case."""
     counts = table.counts().T

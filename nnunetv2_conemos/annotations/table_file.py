@@ -63,13 +63,15 @@ def _read_json(text: str, where: str) -> CaseTable:
 
 
 def _read_csv(text: str, where: str) -> CaseTable:
-    table, rows = CaseTable({}, {}), csv.reader(StringIO(text, newline=""), delimiter=_delimiter(text), **STRICT)
+    table, header = CaseTable({}, {}), text.partition("\n")[0].strip()
+    delimiter = next((mark for mark in ",;\t" if mark in header), ",")
+    rows = csv.reader(StringIO(text, newline=""), delimiter=delimiter, **STRICT)
     try:
         columns = next(rows, [])
         if sorted(columns) != sorted({"case", "labels", *(set(columns) & set(TRAITS))}):
             raise InputError(
                 f"{where}: expected the header 'case,labels', optionally with the columns {' and '.join(TRAITS)}, "
-                f"found {','.join(columns)[:80]!r}. Correct the first line."
+                f"found {header[:80]!r}. Correct the first line."
             )
         for fields in rows:
             if fields:
@@ -79,11 +81,6 @@ def _read_csv(text: str, where: str) -> CaseTable:
             f"{where}, line {rows.line_num}: not valid CSV ({error}). Correct this line and the quotes before it."
         ) from None
     return table
-
-
-def _delimiter(text: str) -> str:
-    header = text.partition("\n")[0]
-    return next((mark for mark in ",;\t" if mark in header), ",")
 
 
 def _add_row(table: CaseTable, columns: list[str], fields: list[str], where: str) -> None:

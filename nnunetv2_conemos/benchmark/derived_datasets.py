@@ -100,5 +100,5 @@ def write_one_label(workspace: Workspace, k: int, raw: Path, processes: int) -> 
     content = {key: value for key, value in dataset_json.items() if key not in dropped}
     content |= {"labels": entries, "dataset": dataset_entries(jobs, ending), "numTraining": len(jobs)}
     with new_folder(raw) as folder:
-        write_cases(jobs, folder, ending, "reference", processes, f"Label {name}")
+        write_cases(jobs, folder, ending, "reference", processes, f"Label {k} of {len(labels)}")
         write_json(folder / "dataset.json", content)

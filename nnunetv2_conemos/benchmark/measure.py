@@ -12,7 +12,6 @@ The seed sets the initial weights. nnU-Net samples patches in processes without 
 from __future__ import annotations
 
 import multiprocessing
-import pickle
 import random
 import sys
 import time
@@ -25,8 +24,10 @@ from nnunetv2.inference.predict_from_raw_data import predict_entry_point
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunetv2_conemos.errors import ConemosError
 from nnunetv2_conemos.files import write_json
 from nnunetv2_conemos.inference.predictor import command_line
+from nnunetv2_conemos.training.checkpoints import load
 
 
 def train(dataset: str, configuration: str, fold: str, trainer_name: str, plans: str, device: str) -> dict[str, Any]:
@@ -56,8 +57,8 @@ def remove_damaged(folder: Path) -> None:
     """Delete checkpoints left incomplete when nnU-Net was killed while writing; training resumes from another one."""
     for file in folder.glob("checkpoint_*.pth"):
         try:
-            torch.load(file, map_location="cpu", weights_only=False)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            load(file, mapped=True)
+        except ConemosError as error:
             print(f"{file} is damaged and is deleted: {error}")
             file.unlink()
 

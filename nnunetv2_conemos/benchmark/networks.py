@@ -86,7 +86,9 @@ def by_modality(network: Network, images: Path) -> dict[str | None, Path]:
     cases: dict[str | None, list[str]] = {}
     for case, modality in json.loads(file.read_text()).items():
         cases.setdefault(modality if modality in known else UNKNOWN, []).append(case)
-    return {name: linked(images, own, images.parent / f"images_{slug(str(name))}") for name, own in cases.items()}
+    numbers = {name: number for number, name in enumerate([UNKNOWN, *known])}  # two names may be one in a file name
+    folders = {name: f"images_{numbers[name]}_{slug(str(name))}" for name in cases}
+    return {name: linked(images, own, images.parent / folders[name]) for name, own in cases.items()}
 
 
 def linked(images: Path, cases: Sequence[str], folder: Path) -> Path:

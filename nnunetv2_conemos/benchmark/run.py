@@ -30,6 +30,7 @@ from nnunetv2_conemos.datasets.folders import named_or_path
 from nnunetv2_conemos.doorway import register_trainers
 from nnunetv2_conemos.errors import ExistingFileError, MissingFileError
 from nnunetv2_conemos.files import remove, write_aside
+from nnunetv2_conemos.locks import locked
 from nnunetv2_conemos.subprocesses import CommandError, environment_below
 
 RECIPE = "benchmark.yaml"
@@ -71,7 +72,7 @@ def run_benchmark(
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe), {})
     source = named_or_path(recipe.dataset).resolve()
     cases = choose_cases(recipe, source, processes)
-    with locked(folder) as lock:
+    with only_benchmark_in(folder) as lock:
         whole = recipe if report_only else write_recipe(folder, recipe)
         workspace = Workspace(folder, whole, source)
         runner = Runner(folder, device, processes, environment_below(folder, os.environ), lock)
@@ -90,25 +91,13 @@ def recipe_in(folder: Path) -> Recipe:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[int | None]:
-    """Lock a folder against other benchmarks, even while commands outlive a killed one; raises FileExistsError."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / RECIPE).is_file():
+def only_benchmark_in(folder: Path) -> Iterator[int | None]:
+    """Lock a folder against other benchmarks, even while commands outlive a killed one; raises OSError."""
+    others = (path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else ()
+    if any(others) and not (folder / RECIPE).is_file():
         raise ExistingFileError(f"{folder} is not empty and holds no {RECIPE}. Choose another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # Windows: no lock
-        yield None
-        return
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ExistingFileError(
-                f"{folder}: a benchmark runs here, or a training that an earlier one left behind. Wait for it, or end "
-                "it."
-            ) from None
-        yield file.fileno()
+    with locked(folder / ".lock", folder) as lock:
+        yield lock
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> Recipe:

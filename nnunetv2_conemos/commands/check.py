@@ -13,6 +13,7 @@ from nnunetv2_conemos.annotations.overview import draw, source_table
 from nnunetv2_conemos.datasets.check import check
 from nnunetv2_conemos.environment import check_environment
 from nnunetv2_conemos.errors import Finding
+from nnunetv2_conemos.files import write_aside
 from nnunetv2_conemos.parallel import default_processes
 
 
@@ -48,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
         if report.table is not None:
             console.print(source_table(report.table, report.occurs))
         if args.figure and report.table is not None and report.occurs is not None:
-            draw(report.table, report.occurs).savefig(args.figure, dpi=150)
+            figure = draw(report.table, report.occurs)
+            kind = args.figure.suffix[1:] or "png"
+            write_aside(args.figure, lambda file: figure.savefig(file, dpi=150, format=kind))
             console.print(f"drawn to {args.figure}", markup=False, highlight=False)
     errors = sum(finding.severity == "error" for finding in findings)
     console.print(f"{errors} error(s), {len(findings) - errors} warning(s)", highlight=False)

@@ -17,7 +17,7 @@ from nnunetv2_conemos.annotations.table_file import CaseTable, complete_table, g
 from nnunetv2_conemos.datasets.dataset_json import SHARED_KEYS, read_dataset_json, read_raw_json
 from nnunetv2_conemos.datasets.folders import cases_without_map, find_raw, preprocessed_folder, raw_cases
 from nnunetv2_conemos.errors import SourceError
-from nnunetv2_conemos.files import write_together
+from nnunetv2_conemos.files import exclusive, json_writer, write_together
 
 Missing = Literal["unlabelled", "all"]  # what cases that a table does not name are annotated for
 
@@ -50,6 +50,11 @@ def declare(
     """
     given = read_table(annotated) if isinstance(annotated, Path) else CaseTable(dict(annotated), {})
     name, raw = find_raw(dataset)
+    with exclusive(raw):
+        return _declare(name, raw, given, missing, overwrite)
+
+
+def _declare(name: str, raw: Path, given: CaseTable, missing: Missing | None, overwrite: bool) -> Declaration:
     dataset_json = read_raw_json(raw)
     labels = LabelSpace.from_dataset_json(dataset_json)
     cases = raw_cases(raw)
@@ -57,16 +62,17 @@ def declare(
     sources = group_sources(complete_table(given.annotated, cases, rest), labels, name, given.traits)
     table = SourceTable.from_dataset_json(dataset_json | {"sources": sources}, cases)
     files = {}
-    for folder in filter(None, (raw, preprocessed_folder(name))):
+    for folder in filter(None, (preprocessed_folder(name), raw)):
         content = read_dataset_json(folder)
         _require_same_entries(folder, content, raw, dataset_json)
         if content.get("sources", sources) != sources and not overwrite:
             raise SourceError(
                 f"{folder / 'dataset.json'} already has other `sources`. Pass --overwrite to replace them."
             )
-        files[folder / "dataset.json"] = content | {"sources": sources}
-    write_together(files)
-    return Declaration(table, list(files), cases_without_map(cases))
+        file = (folder / "dataset.json").resolve()  # a link stays one: what it points to is replaced
+        files[file] = json_writer(content | {"sources": sources})
+    write_together(files, raw)
+    return Declaration(table, list(reversed(files)), cases_without_map(cases))
 
 
 def _require_same_entries(folder: Path, theirs: Mapping[str, Any], raw: Path, ours: Mapping[str, Any]) -> None:

@@ -92,7 +92,7 @@ def dataset_name(name_or_id: str | int) -> str:
     """
     try:
         return maybe_convert_to_dataset_name(name_or_id)
-    except RuntimeError as error:  # lists the folders that nnU-Net looked in
+    except (RuntimeError, ValueError) as error:  # lists the folders that nnU-Net looked in
         raise MissingFileError(str(error)) from None
 
 

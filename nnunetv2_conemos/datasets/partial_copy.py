@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from nnunetv2_conemos.datasets.folders import raw_cases, source_table
 from nnunetv2_conemos.datasets.label_maps import visible_values
 from nnunetv2_conemos.datasets.volumes import read_label_map
 from nnunetv2_conemos.datasets.writer import CaseJob, Images, dataset_entries, jobs_of, write_cases
-from nnunetv2_conemos.files import new_folder, require_no_inputs_within, write_json
+from nnunetv2_conemos.files import Writer, new_folder, require_no_inputs_within, write_json
 from nnunetv2_conemos.parallel import in_processes
 
 COMPLETE = "labelsTr_complete"
@@ -114,13 +114,23 @@ def kept_values(labels: LabelSpace, annotated: list[str]) -> dict[int, int]:
 
 
 @contextmanager
-def write_copy(copy: CopyPlan, target: Path, images: Images, processes: int, overwrite: bool) -> Iterator[Path]:
-    """Write a copy whole or not at all; yields its temporary folder, to which the block can add further files."""
+def write_copy(
+    copy: CopyPlan,
+    target: Path,
+    images: Images,
+    processes: int,
+    overwrite: bool,
+    beside: Mapping[Path, Writer] | None = None,
+) -> Iterator[Path]:
+    """Write a copy whole or not at all; yields its temporary folder, to which the block can add further files.
+
+    `beside`: files outside of it that are written together with it.
+    """
     original, ending = copy.original, copy.dataset_json["file_ending"]
     files = [Path(file) for entry in original.files.values() for file in (*entry["images"], entry["label"])]
     require_no_inputs_within(target, files)
     entries = {"dataset": dataset_entries(copy.jobs, ending)} if images == "reference" else {}
-    with new_folder(target, overwrite) as folder:
+    with new_folder(target, overwrite, beside) as folder:
         write_cases(copy.jobs, folder, ending, images, processes, "Hiding labels")
         if all(original.table.known(job.case).all() for job in copy.jobs):
             (folder / COMPLETE).mkdir()

@@ -14,7 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_conemos.datasets.folders import dataset_name, preprocessed_data, preprocessed_folder
 from nnunetv2_conemos.errors import InputError, MissingFileError
-from nnunetv2_conemos.files import write_json
+from nnunetv2_conemos.files import exclusive, write_json
 from nnunetv2_conemos.text_files import read_object
 
 MULTIPLE = 8  # of both sides of a slice: CMER's networks halve them three times
@@ -102,15 +102,20 @@ def add_slices_configuration(
         raise MissingFileError(
             f"{full_name} has no {plans}.json. Run nnUNetv2_plan_and_preprocess -d {full_name} -c 2d."
         )
-    content, new = read_object(file), name or f"{base}_slices"
+    with exclusive(file):
+        return _add_slices(file, full_name, base, batch, name or f"{base}_slices", overwrite)
+
+
+def _add_slices(file: Path, dataset: str, base: str, batch: int, new: str, overwrite: bool) -> SlicesConfiguration:
+    content = read_object(file)
     if base not in content["configurations"]:
         raise InputError(f"-c {base}: {file} has {', '.join(content['configurations'])}.")
     entry = whole_slices(content, base, batch)
     if content["configurations"].get(new, entry) != entry and not overwrite:
         raise InputError(f"{file} has another configuration {new}. Choose a --name, or pass --overwrite.")
     content["configurations"][new] = entry
-    write_json(file, content)
-    return SlicesConfiguration(file, full_name, new, entry["patch_size"])
+    write_json(file.resolve(), content)
+    return SlicesConfiguration(file, dataset, new, entry["patch_size"])
 
 
 def whole_slices(plans: dict, base: str, batch: int) -> dict:

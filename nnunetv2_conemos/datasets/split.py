@@ -24,7 +24,7 @@ from nnunetv2_conemos.datasets.splits import Fold
 from nnunetv2_conemos.datasets.ssl_settings import Amounts, Roles, check_roles, folds_of, semidg, ssl, uda
 from nnunetv2_conemos.datasets.writer import Images, write_cases
 from nnunetv2_conemos.errors import ExistingFileError, InputError, shorten
-from nnunetv2_conemos.files import require_absent, write_json
+from nnunetv2_conemos.files import json_writer, require_absent, write_json
 
 SPLITS = "splits_final.json"
 Setting = Literal["ssl", "uda", "semidg"]
@@ -104,12 +104,11 @@ def split(
     copy = plan_copy(original, annotated)
     made = folds_of(copy.table, roles, folds, seed)
     preprocessed = preprocessed_split(target.name, copy.dataset_json, made, overwrite)
-    with write_copy(copy, target, images, processes, overwrite) as folder:
+    second = {preprocessed.resolve(): json_writer(made)} if preprocessed else {}
+    with write_copy(copy, target, images, processes, overwrite, second) as folder:
         write_json(folder / SPLITS, made)
         for fold, domain in enumerate(roles.held_out):
             write_unseen(original, domain, folder, fold, images, processes)
-    if preprocessed is not None:
-        write_json(preprocessed, made)
     notes = list(notes_on(setting, original, copy.table, made, validates_on_target=validation is not None))
     return SplitReport(target, original.table, copy.table, roles, made, notes)
 

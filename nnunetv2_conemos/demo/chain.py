@@ -28,7 +28,7 @@ from nnunetv2_conemos.datasets.plans import small_configuration
 from nnunetv2_conemos.datasets.splits import stratified_split
 from nnunetv2_conemos.demo.report import picture
 from nnunetv2_conemos.errors import ExistingFileError
-from nnunetv2_conemos.files import write_json
+from nnunetv2_conemos.files import exclusive, write_aside, write_json
 from nnunetv2_conemos.subprocesses import FOLDERS, environment_below, run_logged
 from nnunetv2_conemos.training.variants import variant
 
@@ -107,15 +107,17 @@ def run_demo(
     CommandError with the end of the log of a command that failed.
     """
     folder = Path(folder).resolve()
-    make_room(folder, overwrite)
-    for name in FOLDERS:
-        (folder / name).mkdir(parents=True)
-    chain = Chain(folder, STEPS, Console())
-    prepare(chain, seed)
-    train_and_test(chain, epochs, device)
-    outputs = predictions(folder)
-    dice, file = read_dice(outputs), folder / "demo.png"
-    picture(folder / "nnUNet_raw" / DATASET, outputs, dice).savefig(file, dpi=110)
+    with exclusive(folder):
+        make_room(folder, overwrite)
+        for name in FOLDERS:
+            (folder / name).mkdir(parents=True)
+        chain = Chain(folder, STEPS, Console())
+        prepare(chain, seed)
+        train_and_test(chain, epochs, device)
+        outputs = predictions(folder)
+        dice, file = read_dice(outputs), folder / "demo.png"
+        drawn = picture(folder / "nnUNet_raw" / DATASET, outputs, dice)
+        write_aside(file, lambda aside: drawn.savefig(aside, dpi=110, format="png"))
     return DemoResult(dice, file, folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from nnunetv2_conemos.evaluation.significance import (
     interval,
     paired_difference,
 )
-from nnunetv2_conemos.files import require_absent, write_aside
+from nnunetv2_conemos.files import Writer, exclusive, require_absent, write_together
 
 MEAN = "all labels"
 TEXTS = ("case", "source", "label", "status")
@@ -86,18 +87,22 @@ def compare(
         raise InputError("expected at least two folders: the first is what the others are compared with.")
     table_file, picture = (None if file is None else Path(file) for file in (output, figure))
     files = tuple(file for file in (table_file, picture) if file is not None)
-    for file in files:
-        require_absent(file, overwrite)
-    models = list(folders)
-    evaluations = read_evaluations(folders, metric)
-    notes = require_comparable({name: Path(folder) / SUMMARY for name, folder in folders.items()}, metric)
-    scores, left_out = common_pairs(evaluations, models, metric)
-    comparison = Comparison(metric, tuple(compare_models(scores, models, metric)), left_out, files, tuple(notes))
-    if table_file:
-        write_aside(table_file, lambda file: comparison.table.to_csv(file, index=False))
-    if picture:
-        drawn = differences(scores, models, metric)
-        write_aside(picture, lambda file: draw_differences(drawn, models[0], file))
+    with exclusive(files[0]) if files else nullcontext():
+        for file in files:
+            require_absent(file, overwrite)
+        models = list(folders)
+        evaluations = read_evaluations(folders, metric)
+        notes = require_comparable({name: Path(folder) / SUMMARY for name, folder in folders.items()}, metric)
+        scores, left_out = common_pairs(evaluations, models, metric)
+        comparison = Comparison(metric, tuple(compare_models(scores, models, metric)), left_out, files, tuple(notes))
+        writers: dict[Path, Writer] = {}
+        if picture:
+            drawn = differences(scores, models, metric)
+            writers[picture] = lambda file: draw_differences(drawn, models[0], file)
+        if table_file:
+            writers[table_file] = lambda file: comparison.table.to_csv(file, index=False)
+        if files:
+            write_together(writers, files[0])
     return comparison
 
 

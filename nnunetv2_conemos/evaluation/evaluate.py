@@ -27,7 +27,7 @@ from nnunetv2_conemos.evaluation.metrics import summary_json
 from nnunetv2_conemos.evaluation.plots import draw_dice
 from nnunetv2_conemos.evaluation.provenance import LABELS, REFERENCES, digests, require_predicted_labels
 from nnunetv2_conemos.evaluation.scoring import CaseFiles, score_cases
-from nnunetv2_conemos.files import write_aside, write_json
+from nnunetv2_conemos.files import Writer, exclusive, json_writer, write_together
 
 SCORES, SUMMARY, FIGURE = "evaluation.csv", "evaluation.json", "evaluation.png"
 Annotated = Path | str | Mapping[str, Sequence[str]]  # a table of `conemos declare`, or case -> labels
@@ -95,23 +95,32 @@ def evaluate(
     content = read_checked(dataset_file, LabelMaps)
     output = Path(output or predictions)
     files = tuple(output / name for name in (SCORES, SUMMARY, FIGURE)[: 3 if figure else 2])
-    if not overwrite and (existing := [str(file) for file in files if file.exists()]):
-        raise ExistingFileError(f"{shorten(existing)}: exists. Pass --overwrite, or name another folder with -o.")
-    pairs, unpredicted = paired_files(references, predictions, content["file_ending"], chill)
-    table = annotated_labels(content, [pair.case for pair in pairs], annotated, complete)
-    note = require_predicted_labels(predictions, dataset_file, content["labels"], table)
-    scores = score_cases(pairs, table, content, tolerance, processes, slices=slices)
-    facts = {"reference": str(references), "prediction": str(predictions), "dataset_json": str(dataset_file)}
-    facts |= {"tolerance_mm": tolerance, "not_predicted": unpredicted, LABELS: content["labels"]}
-    facts |= {REFERENCES: digests((pair.case, pair.reference) for pair in pairs)}
-    summary = {**facts, **summary_json(scores, table.labels.names)}
-    output.mkdir(parents=True, exist_ok=True)
-    write_aside(files[0], lambda file: scores.to_csv(file, index=False))
-    write_json(files[1], summary)
-    if figure:
-        write_aside(files[2], lambda file: draw_dice(scores, table.labels.names, file))
+    with exclusive(files[0]):
+        if not overwrite and (existing := [str(file) for file in files if file.exists()]):
+            raise ExistingFileError(f"{shorten(existing)}: exists. Pass --overwrite, or name another folder with -o.")
+        pairs, unpredicted = paired_files(references, predictions, content["file_ending"], chill)
+        table = annotated_labels(content, [pair.case for pair in pairs], annotated, complete)
+        note = require_predicted_labels(predictions, dataset_file, content["labels"], table)
+        scores = score_cases(pairs, table, content, tolerance, processes, slices=slices)
+        facts = {"reference": str(references), "prediction": str(predictions), "dataset_json": str(dataset_file)}
+        facts |= {"tolerance_mm": tolerance, "not_predicted": unpredicted, LABELS: content["labels"]}
+        facts |= {REFERENCES: digests((pair.case, pair.reference) for pair in pairs)}
+        summary = {**facts, **summary_json(scores, table.labels.names)}
+        write_together(writers(files, scores, summary, table.labels.names), files[0])
     notes = () if note is None else (note,)
     return Evaluation(scores, summary, tuple(table.labels.names), tolerance, files, tuple(unpredicted), notes)
+
+
+def writers(
+    files: Sequence[Path], scores: pd.DataFrame, summary: Mapping[str, Any], labels: Sequence[str]
+) -> dict[Path, Writer]:
+    """Return how the files of an evaluation are written; the first, which `conemos compare` reads, comes last."""
+    every: list[Writer] = [
+        lambda file: scores.to_csv(file, index=False),
+        json_writer(summary),
+        lambda file: draw_dice(scores, labels, file),
+    ]
+    return dict(reversed(list(zip(files, every, strict=False))))
 
 
 def find_dataset_json(dataset: str | int | Path | None, dataset_json: Path | None, predictions: Path) -> Path:

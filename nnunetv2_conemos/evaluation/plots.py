@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from matplotlib import rc_context
 
 
+@rc_context({"text.parse_math": False})  # a name may hold $
 def draw_dice(scores: pd.DataFrame, labels: Sequence[str], file: Path) -> None:
     """Draw the Dice of every counted pair per label (with their number), boxes and points by source, as PNG."""
     import seaborn as sns  # takes seconds to import, and most evaluations draw nothing
@@ -34,6 +36,7 @@ def draw_dice(scores: pd.DataFrame, labels: Sequence[str], file: Path) -> None:
     figure.savefig(file, format="png")
 
 
+@rc_context({"text.parse_math": False})  # a name may hold $
 def draw_differences(differences: pd.DataFrame, reference: str, file: Path) -> None:
     """Draw the difference of every case to a reference, per label and model, with means and intervals, as PNG.
 

@@ -13,7 +13,7 @@ from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.datasets.dataset_json import LabelMaps, read_checked
 from nnunetv2_conemos.errors import SourceError, shorten
-from nnunetv2_conemos.files import read_object
+from nnunetv2_conemos.text_files import read_object
 
 LABELS, REFERENCES = "labels", "reference_maps"  # keys of evaluation.json
 Labels = Mapping[str, Any]  # `labels` of a dataset.json

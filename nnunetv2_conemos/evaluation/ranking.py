@@ -37,7 +37,7 @@ from nnunetv2_conemos.evaluation.models import (
     validation_maps,
 )
 from nnunetv2_conemos.evaluation.scoring import CaseFiles, score_cases
-from nnunetv2_conemos.files import write_json
+from nnunetv2_conemos.files import exclusive, write_json
 
 RESULT = "conemos_best.json"
 
@@ -111,7 +111,8 @@ def rank(
     commands = inference_commands(candidates[0].models, chosen)
     file = Path(nnUNet_results) / name / RESULT
     entries = [entry_json(place, candidate) for place, candidate in enumerate(candidates, start=1)]
-    write_json(file, {"folds": chosen, "commands": commands, "ranking": entries, "not_ranked": not_ranked})
+    with exclusive(file):
+        write_json(file, {"folds": chosen, "commands": commands, "ranking": entries, "not_ranked": not_ranked})
     return Ranking(chosen, tuple(candidates), tuple(commands), not_ranked, file)
 
 

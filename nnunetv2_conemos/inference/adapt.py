@@ -17,10 +17,11 @@ from nnunetv2_conemos.datasets.dataset_json import read_dataset_json
 from nnunetv2_conemos.datasets.folders import dataset_name, preprocessed_folder, preprocessed_table
 from nnunetv2_conemos.doorway import register_trainers
 from nnunetv2_conemos.errors import MissingFileError, SourceError, UnsupportedError
-from nnunetv2_conemos.files import require_absent, write_aside
+from nnunetv2_conemos.files import exclusive, require_absent
 from nnunetv2_conemos.inference.model_folder import planned_network, read_checkpoint
 from nnunetv2_conemos.networks.spec import PLANS_KEY, known_modalities
 from nnunetv2_conemos.text_files import read_object
+from nnunetv2_conemos.training.checkpoints import write_checkpoint
 from nnunetv2_conemos.training.plans_facts import facts_for_inference
 
 
@@ -58,16 +59,21 @@ def adapt(
     written then.
     """
     file = Path(output)
-    require_absent(file, overwrite)
+    with exclusive(file):
+        require_absent(file, overwrite)
+        return _adapt(Path(checkpoint), dataset, file, trainer, plans, configuration)
+
+
+def _adapt(checkpoint: Path, dataset: str, file: Path, trainer: str, plans: str, configuration: str) -> Adapted:
     register_trainers()
-    content = read_checkpoint(Path(checkpoint))
+    content = read_checkpoint(checkpoint)
     folder = preprocessed_folder(dataset_name(dataset))
     if folder is None:
         raise MissingFileError(f"{dataset} is not preprocessed. Run nnUNetv2_plan_and_preprocess first.")
     network, ours = fresh_network(folder, trainer, plans, configuration)
     weights, taken = adapt_weights(content["network_weights"], names_in(content), network, ours)
     start = {"network_weights": weights, "adapted_from": str(checkpoint)}
-    write_aside(file, lambda aside: torch.save(start, aside))
+    write_checkpoint(file, lambda aside: torch.save(start, aside))
     by_name = set(taken) & set(getattr(network, "label_dims", {}))
     labels = [name for name in ours.labels if name in names_in(content).labels] if by_name else []
     return Adapted(file, len(taken), len(weights), labels)

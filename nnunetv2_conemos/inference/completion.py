@@ -22,7 +22,7 @@ from nnunetv2_conemos.datasets.folders import new_dataset_folder, require_new_da
 from nnunetv2_conemos.datasets.volumes import write_label_map
 from nnunetv2_conemos.datasets.writer import CaseJob, dataset_entries, input_files
 from nnunetv2_conemos.errors import InputError, SourceError, shorten
-from nnunetv2_conemos.files import put_in_place, require_no_inputs_within, write_json
+from nnunetv2_conemos.files import exclusive, put_in_place, require_absent, require_no_inputs_within, write_json
 from nnunetv2_conemos.inference.completed_map import completed_map
 from nnunetv2_conemos.inference.labelling import AT_ONCE, Labelling, plan_labelling
 from nnunetv2_conemos.inference.predictor import Inference, make_predictor, predict_files
@@ -63,9 +63,11 @@ def complete(
     target = new_dataset_folder(output)
     require_new_dataset(target, overwrite)
     require_no_inputs_within(target, input_files(completion.jobs.values()))
-    folder = unfinished_folder(completion, target, overwrite)
-    fill_in(completion, folder)
-    finish(completion, folder, target)
+    with exclusive(target):
+        require_absent(target, overwrite)
+        folder = unfinished_folder(completion, target, overwrite)
+        fill_in(completion, folder)
+        finish(completion, folder, target)
     names = completion.table.labels.names
     filled_in = {name: sum(name in completion.missing(case) for case in completion.jobs) for name in names}
     return Completed(target, len(completion.jobs), filled_in)
@@ -196,4 +198,4 @@ def finish(completion: Completion, folder: Path, target: Path) -> None:
     splits = completion.raw / "splits_final.json"
     if splits.is_file():
         shutil.copyfile(splits, folder / splits.name)
-    put_in_place(folder, target)
+    put_in_place(folder, target, {})

@@ -19,11 +19,13 @@ from torch import Tensor
 
 from nnunetv2_conemos.datasets.dataset_json import OWN_KEYS
 from nnunetv2_conemos.doorway import register_trainers
-from nnunetv2_conemos.errors import InputError, SourceError, UnsupportedError, shorten
-from nnunetv2_conemos.files import new_folder, require_absent, require_no_inputs_within, write_aside, write_json
+from nnunetv2_conemos.errors import SourceError, UnsupportedError, shorten
+from nnunetv2_conemos.files import Writer, new_folder, require_absent, require_no_inputs_within, write_json
 from nnunetv2_conemos.inference.model_folder import ModelFolder, read_checkpoint, read_model
 from nnunetv2_conemos.networks.heads import is_head
 from nnunetv2_conemos.networks.spec import PLANS_KEY
+from nnunetv2_conemos.ownership import RECORD
+from nnunetv2_conemos.training.checkpoints import save
 
 TRAINER = "nnUNetTrainer"
 
@@ -72,12 +74,14 @@ def export(
     if file:
         require_absent(file, overwrite)
     require_absent(folder, overwrite)
-    require_replaceable(folder, trained)
-    with new_folder(folder, overwrite) as unfinished:
+    require_no_inputs_within(folder, [trained.folder / "plans.json"])
+    beside: dict[Path, Writer] = {}
+    with new_folder(folder, overwrite, beside) as unfinished:
         configuration = write_stock_model(trained, found, checkpoint, label, unfinished)
-    exported = Exported(folder, file, trained.plans["dataset_name"], installed_plans(trained, label), configuration)
-    if file:
-        write_zip(folder, file, exported.installed)
+        names = trained.plans["dataset_name"], installed_plans(trained, label), configuration
+        exported = Exported(folder, file, *names)
+        if file:
+            beside[file] = lambda aside: write_zip(unfinished, aside, exported.installed)
     return exported
 
 
@@ -126,7 +130,7 @@ def stock_checkpoint(model: ModelFolder, file: Path, label: str | None) -> dict[
         "network_weights": stock_weights(model, checkpoint, label),
         "trainer_name": TRAINER,
         "init_args": arguments,
-        "inference_allowed_mirroring_axes": checkpoint["inference_allowed_mirroring_axes"],
+        "inference_allowed_mirroring_axes": checkpoint.get("inference_allowed_mirroring_axes"),
     }
 
 
@@ -140,19 +144,15 @@ def write_stock_model(
     for fold in folds:
         (folder / f"fold_{fold}").mkdir()
         content = stock_checkpoint(model, model.folder / f"fold_{fold}" / checkpoint, label)
-        torch.save(content, folder / f"fold_{fold}" / "checkpoint_final.pth")
+        save(content, folder / f"fold_{fold}" / "checkpoint_final.pth")
     return content["init_args"]["configuration"]
 
 
 def write_zip(folder: Path, file: Path, inside: str) -> None:
     """Write an archive as nnUNetv2_install_pretrained_model_from_zip unpacks it into nnUNet_results."""
-
-    def write(aside: Path) -> None:
-        with zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED) as archive:
-            for member in sorted(path for path in folder.rglob("*") if path.is_file()):
-                archive.write(member, f"{inside}/{member.relative_to(folder)}")
-
-    write_aside(file, write)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for member in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != RECORD):
+            archive.write(member, f"{inside}/{member.relative_to(folder)}")
 
 
 def installed_plans(model: ModelFolder, label: str | None) -> str:
@@ -161,10 +161,3 @@ def installed_plans(model: ModelFolder, label: str | None) -> str:
     if not readable:
         readable = f"label_{model.labels.names.index(str(label)) + 1}"
     return f"{model.plans['plans_name']}_{readable}"
-
-
-def require_replaceable(folder: Path, model: ModelFolder) -> None:
-    """Raise ValueError where the output exists and is not a model folder, or holds the model that is exported."""
-    require_no_inputs_within(folder, [model.folder / "plans.json"])
-    if folder.exists() and not ((folder / "plans.json").is_file() and list(folder.glob("fold_*"))):
-        raise InputError(f"{folder} exists and is not a model folder, so it is not replaced. Choose another name.")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -19,6 +17,7 @@ from nnunetv2_conemos.datasets.dataset_json import RawDataset, read_checked
 from nnunetv2_conemos.errors import MissingFileError, SourceError, shorten
 from nnunetv2_conemos.networks.spec import PLANS_KEY
 from nnunetv2_conemos.text_files import read_object
+from nnunetv2_conemos.training.checkpoints import MODEL_KEYS, load
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,11 @@ class ModelFolder:
         configuration = checkpoint["init_args"]["configuration"]
         manager = PlansManager(self.plans)
         network = planned_network(checkpoint["trainer_name"], manager, configuration, self.dataset_json)
-        network.load_state_dict(checkpoint["network_weights"])
+        try:
+            network.load_state_dict(checkpoint["network_weights"])
+        except RuntimeError as error:
+            what = shorten((line.strip() for line in str(error).splitlines()), 3)
+            raise SourceError(f"{self.folder}: the weights of a checkpoint do not fit plans.json: {what}") from None
         return network
 
 
@@ -85,18 +88,22 @@ def read_model(folder: Path) -> ModelFolder:
     plans = read_object(folder / "plans.json")
     if PLANS_KEY not in plans:
         raise SourceError(f"{folder} was not trained by a trainer of this package: it predicts all its labels at once.")
+    if lacking := [key for key in ("untaught",) if key not in plans[PLANS_KEY]]:
+        raise SourceError(
+            f"{folder / 'plans.json'}: `{PLANS_KEY}` lacks {shorten(lacking)}. Restore it, or train again."
+        )
     return ModelFolder(folder, plans, read_checked(folder / "dataset.json", RawDataset))
 
 
-def read_checkpoint(file: Path) -> dict[str, Any]:
-    """Load a checkpoint of nnU-Net's trainers or of this package's; raises SourceError for any other file."""
-    if not file.is_file():
-        raise MissingFileError(f"checkpoint {file} does not exist.")
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=False)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise SourceError(f"{file} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from None
-    missing = [key for key in ("network_weights", "init_args") if key not in checkpoint]
-    if missing:
-        raise SourceError(f"{file} is not a checkpoint of nnU-Net: it lacks {', '.join(missing)}.")
+def read_checkpoint(file: Path, mapped: bool = False) -> dict[str, Any]:
+    """Load a checkpoint of nnU-Net's trainers or of this package's; raises an error that names the file for any other.
+
+    Nothing in the file is run as code. `mapped`: read weights when they are used.
+    """
+    checkpoint = load(file, (*MODEL_KEYS, "trainer_name"), mapped)
+    arguments = checkpoint["init_args"]
+    lacking = [key for key in ("plans", "configuration", "dataset_json") if key not in dict(arguments or {})]
+    if lacking or not isinstance(checkpoint["network_weights"], dict):
+        what = f"`init_args` lacks {', '.join(lacking)}" if lacking else "`network_weights` are no weights"
+        raise SourceError(f"{file} is not a checkpoint of nnU-Net: {what}. Expected one that nnU-Net trained.")
     return checkpoint

@@ -19,13 +19,14 @@ from nnunetv2.inference.predict_from_raw_data import (
     predict_entry_point,
     predict_entry_point_modelfolder,
 )
+from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 
 from nnunetv2_conemos.datasets.dataset_json import RawDataset, read_checked
 from nnunetv2_conemos.datasets.folders import image_lists
 from nnunetv2_conemos.doorway import register_trainers
 from nnunetv2_conemos.errors import InputError, MissingFileError, shorten
-from nnunetv2_conemos.inference.model_folder import ModelFolder, read_model
+from nnunetv2_conemos.inference.model_folder import ModelFolder, read_checkpoint, read_model
 from nnunetv2_conemos.networks.spec import LABELS_VARIABLE, MODALITY_VARIABLE, UNKNOWN
 
 
@@ -87,6 +88,7 @@ def predict_as_nnunet(
     register_trainers()
     if labels or modality:
         check_choice(read_model(model_of(arguments)), labels, modality)
+    require_safe_checkpoints(arguments)
     require_named_images(arguments)
     program = predict_entry_point_modelfolder if "-m" in arguments else predict_entry_point
     with environment_choice(labels, modality), command_line(["conemos predict", *arguments]):
@@ -100,6 +102,8 @@ def make_predictor(
     check_choice(model, labels, modality)
     predictor = nnUNetPredictor(use_mirroring=how.mirroring, device=torch.device(how.device), allow_tqdm=False)
     folds: Any = tuple(model.folds(how.checkpoint, how.folds))
+    for fold in folds:
+        read_checkpoint(model.folder / f"fold_{fold}" / how.checkpoint, mapped=True)  # nnU-Net would run code in it
     predictor.initialize_from_trained_model_folder(str(model.folder), folds, how.checkpoint)
     network: Any = getattr(predictor.network, "_orig_mod", predictor.network)
     if labels is not None:
@@ -166,6 +170,14 @@ def require_images(folder: Path, dataset_json: Mapping[str, Any]) -> None:
             f"{folder}: expected {len(channels)} channel(s) of each case ({', '.join(channels.values())}), found "
             f"{shorten(Path(file).name for file in short[0])}. Add the files, or remove the case."
         )
+
+
+def require_safe_checkpoints(arguments: Sequence[str]) -> None:
+    """Raise an error where a checkpoint of the model that arguments of nnUNetv2_predict name is damaged or unsafe."""
+    given = dict(pairwise(arguments))
+    if "-m" in given or (nnUNet_results.is_set() and {"-d", "-c"} <= given.keys()):
+        for file in sorted(model_of(arguments).glob(f"fold_*/{given.get('-chk', Inference.checkpoint)}")):
+            read_checkpoint(file, mapped=True)
 
 
 @contextmanager

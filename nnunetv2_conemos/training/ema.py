@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from nnunetv2_conemos.files import write_aside
+from nnunetv2_conemos.errors import SourceError
+from nnunetv2_conemos.training.checkpoints import WholeCheckpoints, load
 from nnunetv2_conemos.training.method import Method
 
 TRAINING = "conemos_training"  # in a checkpoint, beside the averaged weights: the state from which training resumes
@@ -47,19 +47,24 @@ class MovingAverage:
 
     def add_training(self, file: Path) -> None:
         """Add the state from which training resumes to a checkpoint that was saved `in_place`."""
-        saved = torch.load(file, map_location="cpu", weights_only=False)
+        saved = load(file)
         torch.save({**saved, TRAINING: {"weights": self.trained.state_dict(), "updates": self.updates}}, file)
 
     def resume(self, checkpoint: dict[str, Any]) -> None:
         """Resume from a checkpoint of `add_training`."""
-        state = checkpoint[TRAINING]
+        state = checkpoint.get(TRAINING)
+        if state is None:
+            raise SourceError(
+                f"the checkpoint lacks `{TRAINING}`, from which a training with averaged weights continues. Start from "
+                "it with `conemos adapt`, or train from scratch."
+            )
         self.model.module.load_state_dict(checkpoint["network_weights"])
         self.trained.load_state_dict(state["weights"])
         self.updates = state["updates"]
         self.model.n_averaged.fill_(self.updates)
 
 
-class AveragedTrainer(nnUNetTrainer):
+class AveragedTrainer(WholeCheckpoints):
     """nnU-Net's trainer, which validates and saves an EMA of the weights where its method has one."""
 
     method: ClassVar[Method]
@@ -86,23 +91,15 @@ class AveragedTrainer(nnUNetTrainer):
         """Load the averaged weights, if there are any, into the network within the block."""
         return self.average.in_place() if self.average else nullcontext()
 
-    def save_checkpoint(self, filename: str) -> None:
-        """Save a checkpoint as nnU-Net does; where there is an average, with averaged and with trained weights."""
-        if not self.average or self.local_rank != 0 or self.disable_checkpointing:
-            return super().save_checkpoint(filename)
-        average, nnunets = self.average, super().save_checkpoint
-
-        def write(aside: Path) -> None:
-            with average.in_place():
-                nnunets(str(aside))
-            average.add_training(aside)
-
-        return write_aside(Path(filename), write)
+    def write_checkpoint(self, file: Path) -> None:
+        """Write a checkpoint as nnU-Net does; where there is an average, with averaged and with trained weights."""
+        with self.averaged_weights():
+            super().write_checkpoint(file)
+        if self.average:
+            self.average.add_training(file)
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         super().load_checkpoint(filename_or_checkpoint)
         if self.average:
             checkpoint = filename_or_checkpoint
-            if isinstance(checkpoint, str):
-                checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=False)
-            self.average.resume(checkpoint)
+            self.average.resume(load(Path(checkpoint)) if isinstance(checkpoint, str) else checkpoint)

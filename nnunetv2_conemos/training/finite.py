@@ -11,6 +11,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_conemos.errors import DivergedError, shorten
 from nnunetv2_conemos.training.sampling import SEPARATOR
+from nnunetv2_conemos.training.streams import finish
 
 
 class FiniteLossTrainer(nnUNetTrainer):
@@ -30,6 +31,14 @@ class FiniteLossTrainer(nnUNetTrainer):
         super().on_validation_epoch_start()
         self.steps_in_epoch = 0
 
+    def run_training(self) -> None:
+        try:
+            super().run_training()
+        except DivergedError:  # loaders that are left running would bury its message under theirs
+            for loader in (self.dataloader_train, self.dataloader_val):
+                finish(loader)
+            raise
+
     def checked(self, report: dict[str, Any], *batches: Mapping[str, Any]) -> dict[str, Any]:
         """Return the numbers of a step on these batches; raises DivergedError where its loss is not finite."""
         if not np.isfinite(report["loss"]).all():
@@ -48,15 +57,15 @@ def describe(where: str, report: Mapping[str, Any], batches: tuple[Mapping[str, 
     values = {name: np.asarray(value) for name, value in report.items() if name.endswith("loss")}
     wrong = [f"{name} {value.mean():g}" for name, value in values.items() if not np.isfinite(value).all()]
     yield f"{where}, both counted from 0: expected a finite loss, found {shorten(wrong)}."
-    yield f"Cases: {shorten((case for batch in batches for case in cases_of(batch)), 32)}."
-    broken = [
-        f"'{case}' ({int((~finite).sum())} of {finite.numel()} values)"
-        for batch in batches
-        for case, finite in zip(cases_of(batch), torch.isfinite(batch["data"]) if batch else (), strict=True)
-        if not finite.all()
-    ]
+    yield f"Cases: {shorten(dict.fromkeys(case for batch in batches for case in cases_of(batch)), 32)}."
+    broken: dict[str, int] = {}
+    for batch in batches:
+        for case, image in zip(cases_of(batch), batch.get("data", ()), strict=True):
+            if number := int((~torch.isfinite(image)).sum()):
+                broken[case] = broken.get(case, 0) + number
     if broken:
-        yield f"The image is NaN or infinite in {shorten(broken)}."
+        found = (f"'{case}' ({number} values of its patches)" for case, number in broken.items())
+        yield f"The image is NaN or infinite in {shorten(found)}."
         yield "Find such voxels with `conemos check`, correct the images and preprocess again."
     else:
         yield (

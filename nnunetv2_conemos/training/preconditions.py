@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -18,6 +17,7 @@ from nnunetv2_conemos.datasets.folders import preprocessed_table, require_same_t
 from nnunetv2_conemos.errors import InputError, SourceError, UnsupportedError
 from nnunetv2_conemos.networks.spec import LABELS_VARIABLE, MODALITY_VARIABLE, PLANS_KEY
 from nnunetv2_conemos.text_files import read_object
+from nnunetv2_conemos.training.checkpoints import require_resumable
 from nnunetv2_conemos.training.method import Method
 
 
@@ -147,9 +147,7 @@ def model_folder(plans: dict, configuration: str, trainer: str) -> Path | None:
 
 def require_checkpoint_of(checkpoint: dict | str, labels: dict) -> None:
     """Raise SourceError where a checkpoint, or the file of one, was trained for other labels."""
-    loaded = (
-        torch.load(checkpoint, map_location="cpu", weights_only=False) if isinstance(checkpoint, str) else checkpoint
-    )
+    loaded = require_resumable(Path(checkpoint)) if isinstance(checkpoint, str) else checkpoint
     require_same_labels(loaded["init_args"]["dataset_json"]["labels"], labels, str(checkpoint))
 
 

@@ -19,7 +19,7 @@ from nnunetv2_conemos.errors import shorten
 from nnunetv2_conemos.training.curves import draw_logged, log_curves, tenths_of_epoch
 from nnunetv2_conemos.training.preconditions import require_unlabelled_case
 from nnunetv2_conemos.training.sampling import COPIES, QueryDataset, copies
-from nnunetv2_conemos.training.streams import Streams, started, without_intensity
+from nnunetv2_conemos.training.streams import Streams, finish, started, without_intensity
 from nnunetv2_conemos.training.trainer import PartialLabelTrainer
 
 
@@ -146,5 +146,4 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
 
     def on_train_end(self) -> None:
         super().on_train_end()
-        if isinstance(self.dataloader_train, Streams):
-            self.dataloader_train.finish()
+        finish(self.dataloader_train)

@@ -13,12 +13,13 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import nnUNetTrainerNoMirroring
 from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerAdam1en3
 
+from nnunetv2_conemos.training.checkpoints import WholeCheckpoints
 from nnunetv2_conemos.training.variants import EPOCHS, STOCK, variant
 
 CUDA = torch.device("cuda")
 
 
-class _OtherLength(nnUNetTrainer):
+class _OtherLength(WholeCheckpoints):
     """Stock nnU-Net for another number of epochs."""
 
     epochs: ClassVar[int]

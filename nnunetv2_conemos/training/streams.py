@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import Any
 
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
@@ -24,11 +26,15 @@ class Streams(Iterator[tuple[dict[str, Any], dict[str, Any]]]):
     def __next__(self) -> tuple[dict[str, Any], dict[str, Any]]:
         return next(self.labelled), next(self.unlabelled)
 
-    def finish(self) -> None:
-        """End the processes of both loaders."""
-        for loader in (self.labelled, self.unlabelled):
-            if isinstance(loader, NonDetMultiThreadedAugmenter):
-                loader._finish()
+
+def finish(loader: Any) -> None:
+    """End the processes of a loader, or of both loaders of `Streams`."""
+    if isinstance(loader, Streams):
+        finish(loader.labelled)
+        finish(loader.unlabelled)
+    elif isinstance(loader, NonDetMultiThreadedAugmenter):
+        with redirect_stdout(StringIO()):  # as nnU-Net does
+            loader._finish()
 
 
 def started(loader: nnUNetDataLoader, pin_memory: bool) -> Any:

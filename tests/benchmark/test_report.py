@@ -11,6 +11,7 @@ import pytest
 from nnunetv2_conemos.benchmark.config import Arm, Run
 from nnunetv2_conemos.benchmark.ledger import Ledger
 from nnunetv2_conemos.benchmark.plots.overlays import median_and_worst, shown_values
+from nnunetv2_conemos.benchmark.report import as_markdown, fence
 
 
 def test_labels_that_a_case_lacks_are_in_no_mean_of_the_table(tmp_path: Path):
@@ -33,3 +34,23 @@ def test_pictures_are_of_different_cases_and_show_what_nnunet_writes():
     labels = {"background": 0, "whole": [1, 2], "core": 1, "ignore": 3}
     assert shown_values({"labels": labels, "regions_class_order": [2, 1]}) == {"whole": 2, "core": 1, "ignore": 3}
     assert shown_values({"labels": {"background": 0, "b": 2, "a": 1}}) == {"b": 2, "a": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("a|b", r"a\|b"),
+        ("<script>", r"\<script>"),
+        ("[x](http://y)", r"[x\](http://y)"),
+        ("**b** `c` _d_", r"\*\*b\*\* \`c\` \_d\_"),
+        ("two\nlines", "two lines"),
+        ("left_kidney, 0.9 [0.8, 1.0]", "left_kidney, 0.9 [0.8, 1.0]"),
+    ],
+)
+def test_names_are_no_markup(name: str, written: str):
+    assert as_markdown(name) == written
+
+
+def test_a_recipe_cannot_end_its_block_of_code():
+    assert fence("notes: ['```']") == "````"
+    assert fence("dataset: D") == "```"

@@ -71,8 +71,8 @@ def test_env_imports_neither_torch_nor_nnunet():
 
 FORKS = """
 import os, signal, time
-from nnunetv2_conemos.subprocesses import exit_on_sigterm
-with exit_on_sigterm():
+from nnunetv2_conemos.signals import ended_by_signals
+with ended_by_signals('test'):
     for _ in range(300):
         child = os.fork()
         if child == 0:

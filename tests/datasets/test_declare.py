@@ -19,7 +19,7 @@ from nnunetv2_conemos.datasets import folders as datasets
 from nnunetv2_conemos.datasets.dataset_json import read_dataset_json
 from nnunetv2_conemos.datasets.declare import declare
 from nnunetv2_conemos.errors import SourceError
-from nnunetv2_conemos.files import write_together
+from nnunetv2_conemos.files import json_writer, write_together
 
 LABELS = LabelSpace.from_dataset_json({"labels": {"background": 0, "liver": 1, "spleen": 2, "pancreas": 3}})
 REGIONS = {"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}
@@ -171,17 +171,18 @@ def test_a_copy_with_other_labels_is_refused_and_nothing_written(phantom: Path, 
 
 def test_a_failure_in_between_restores_the_first_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     first, second = (write(tmp_path / name, '{"old": 1}') for name in ("first.json", "second.json"))
-    real = files.write_json
+    real = Path.replace
 
-    def full_disk(path: Path, content: object) -> None:
-        if path == second:
+    def full_disk(path: Path, target: Path) -> Path:
+        if target == second:
             raise OSError("No space left on device")
-        real(path, content)
+        return real(path, target)
 
-    monkeypatch.setattr(files, "write_json", full_disk)
+    monkeypatch.setattr(Path, "replace", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        write_together({first: {"new": 1}, second: {"new": 1}})
+        write_together({file: json_writer({"new": 1}) for file in (first, second)}, tmp_path)
     assert json.loads(first.read_text()) == json.loads(second.read_text()) == {"old": 1}
+    assert sorted(tmp_path.iterdir()) == [first, second]
 
 
 @pytest.mark.parametrize(

@@ -316,7 +316,7 @@ def test_what_exists_stays(raw, capsys):
     assert folds(raw) == before
     in_place = ["split", "3", *SSL, "--labelled", "4", "-o", "Dataset003_Sites", "--overwrite"]
     assert cli.main(in_place) == 2
-    assert "holds files that are read to make the result" in capsys.readouterr().err
+    assert "nothing says that" in capsys.readouterr().err
     assert cli.main([*in_place[:-2], "Dataset003_Other"]) == 2
     assert "its id already belongs to Dataset003_Sites" in capsys.readouterr().err
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from nnunetv2_conemos.inference.predictor import Inference, predict
 from nnunetv2_conemos.methods import HermesTrainer
 from nnunetv2_conemos.methods.conemos import ConditionalUNet
 from nnunetv2_conemos.methods.hermes.network import HermesUNet
+from nnunetv2_conemos.networks.spec import labels_of_variable
 
 APART = [*HOW[:3], "-npp", "1", "-nps", "1"]  # nnUNetv2_predict_from_modelfolder has no other way
 
@@ -145,3 +147,24 @@ def test_stock_models_cannot_predict_chosen_labels(model, images, tmp_path, caps
     queried = ["predict", "-i", str(images), "-o", str(tmp_path / "out"), *MODEL, "--labels", "liver"]
     assert cli.main(queried) == 2
     assert "was not trained by a trainer of this package" in capsys.readouterr().err
+
+
+def test_images_without_a_channel_are_named_before_anything_is_predicted(model, images, tmp_path, capsys):
+    for name in ("c00.nii.gz", "c00_0001.nii.gz"):
+        folder = tmp_path / name.removesuffix(".nii.gz")
+        folder.mkdir()
+        shutil.copyfile(next(images.glob("*.nii.gz")), folder / name)
+        for which in (MODEL, ["-m", str(model), "-f", "0"]):
+            assert cli.main(["predict", "-i", str(folder), "-o", str(tmp_path / "out"), *which]) == 2
+            message = capsys.readouterr().err
+            assert "expected" in message
+            assert "_0000.nii.gz" in message
+            assert name in message
+
+
+@pytest.mark.parametrize("text", ["liver", "liver,spleen", '{"a": 1}', "[1]", "[", '"liver"'])
+def test_the_variable_is_a_json_list(text: str):
+    with pytest.raises(ValueError, match="CONEMOS_LABELS: "):
+        labels_of_variable(text)
+    assert labels_of_variable('["kidney, left", "a,b"]') == ["kidney, left", "a,b"]
+    assert labels_of_variable(" ") == []

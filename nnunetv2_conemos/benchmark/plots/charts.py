@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -34,6 +35,7 @@ def save(figure: Figure, file: Path) -> None:
     figure.savefig(file, dpi=130, format="png")
 
 
+@rc_context({"text.parse_math": False})  # a name may hold $
 def draw_dice(results: Results, file: Path) -> None:
     """Draw the mean Dice of each label and arm, with 95 % intervals over cases."""
     table = results.per_label.copy()
@@ -66,6 +68,7 @@ def legend_below(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, texts, loc="outside lower center", ncols=columns, frameon=False)
 
 
+@rc_context({"text.parse_math": False})  # a name may hold $
 def draw_annotated(results: Results, annotated: Mapping[str, int], file: Path) -> None:
     """Draw the Dice of each label against the number of training cases that are annotated for it."""
     figure = Figure(figsize=(9, 5.4))
@@ -82,6 +85,7 @@ def draw_annotated(results: Results, annotated: Mapping[str, int], file: Path) -
     save(figure, file)
 
 
+@rc_context({"text.parse_math": False})  # a name may hold $
 def draw_costs(results: Results, file: Path) -> None:
     """Draw the costs of each arm, one panel per cost."""
     costs, palette = results.costs(), colours(names(results))
@@ -106,6 +110,7 @@ def with_several_budgets(per_budget: Sequence[Results]) -> list[str]:
     return [name for name in dict.fromkeys(trained) if trained.count(name) > 1]
 
 
+@rc_context({"text.parse_math": False})  # a name may hold $
 def draw_steps(per_budget: Sequence[Results], arms: Sequence[str], file: Path) -> None:
     """Draw the mean Dice of some arms against the steps of a complete training, each with its own schedule."""
     figure = Figure(figsize=(9, 5.4))

@@ -69,7 +69,7 @@ class Recipe(BaseModel):
     channels: dict[str, str] = {}
     keep_apart: tuple[str, ...] = ()
     images: Images = "reference"
-    file_ending: str | None = None
+    file_ending: Name | None = None
     orientation: Orientation | None = None
 
 

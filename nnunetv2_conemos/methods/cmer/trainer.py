@@ -13,7 +13,6 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from pydantic import BaseModel, ConfigDict, Field
 
 from nnunetv2_conemos.errors import InputError, shorten
-from nnunetv2_conemos.files import write_aside
 from nnunetv2_conemos.methods.cmer.augment import FAMILIES, Family, drawn, jittered
 from nnunetv2_conemos.methods.cmer.loss import Reduction, Seen, TagLoss
 from nnunetv2_conemos.methods.cmer.network import WIDTH, CAMNetworks, Fusion, TwoViews
@@ -21,6 +20,7 @@ from nnunetv2_conemos.methods.cmer.slice_trainer import SliceTrainer
 from nnunetv2_conemos.methods.cmer.slices import Slices
 from nnunetv2_conemos.methods.cmer.thresholds import choose_threshold, dice_of_labels, fused_volume
 from nnunetv2_conemos.networks.spec import NetworkSpec, method_options
+from nnunetv2_conemos.training.checkpoints import load, write_checkpoint
 from nnunetv2_conemos.training.method import Method, Optimiser, Parameters
 
 KEEP_SIDES: tuple[Family, ...] = ("translation", "scaling")  # transforms that do not confuse left and right
@@ -143,11 +143,11 @@ class CMERTrainer(SliceTrainer):
         best = Path(self.output_folder) / "checkpoint_best.pth"
         if best.is_file() and self.local_rank == 0 and not self.disable_checkpointing:
             last, network = deepcopy(self.cam.state_dict()), self.cam
-            checkpoint = torch.load(best, map_location="cpu", weights_only=False)
+            checkpoint = load(best)
             network.load_state_dict(checkpoint["network_weights"])
             self.tune_thresholds()
             checkpoint["network_weights"] = network.state_dict()
-            write_aside(best, lambda aside: torch.save(checkpoint, aside))
+            write_checkpoint(best, lambda aside: torch.save(checkpoint, aside))
             network.load_state_dict(last)
         super().on_train_end()
 

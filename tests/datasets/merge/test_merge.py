@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -634,7 +635,7 @@ def test_a_failed_replacement_is_put_back(raw, monkeypatch):
     before, replace = contents(raw), Path.replace
 
     def fail(self, target):
-        if self.name.endswith(".unfinished"):
+        if re.fullmatch(r"\.Dataset100_Abdomen\.[0-9a-f]{16}", self.name):
             raise KeyboardInterrupt
         return replace(self, target)
 
@@ -648,14 +649,17 @@ def test_a_terminated_merge_leaves_no_folder_and_no_process(raw):
     write_raw(raw / "Dataset010_Many", SPLEEN, {f"c{i}": stripes(1) for i in range(120)})
     words = ["merge", "10", "-o", "Dataset100_Abdomen", "--images", "copy", "-np", "2"]
     process = subprocess.Popen([sys.executable, "-m", "nnunetv2_conemos.cli", *words], stdout=subprocess.DEVNULL)
-    aside = raw / ".Dataset100_Abdomen.unfinished"
     deadline = time.monotonic() + 60
-    while not list(aside.glob("labelsTr/*")) and process.poll() is None and time.monotonic() < deadline:
+    while (
+        not list(raw.glob(".Dataset100_Abdomen.*/labelsTr/*"))
+        and process.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
     process.terminate()
     status = process.wait(60)
     assert status in (143, 0), "0: it was faster"
-    assert not aside.exists()
+    assert not list(raw.glob(".*"))
     assert (raw / "Dataset100_Abdomen").exists() == (status == 0)
 
 

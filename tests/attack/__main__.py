@@ -87,6 +87,7 @@ def fuzz(args: argparse.Namespace, template: Path, scratch: Path) -> Any:
 
 def faults(args: argparse.Namespace, template: Path, scratch: Path) -> Any:
     """Inflict faults on every command that writes."""
+    from attack import cold_start
     from attack.commands import CHECKPOINTS, COMMANDS, trainer_of
     from attack.faults import attack_command, tmpfs_possible
 
@@ -96,9 +97,9 @@ def faults(args: argparse.Namespace, template: Path, scratch: Path) -> Any:
     tmpfs, folder = tmpfs_possible(scratch / "mounted"), scratch / "faults"
     folder.mkdir()
     number = -(-args.faults // len(chosen))
-    return in_parallel(
-        args, attack_command, [(command, template, folder, number, args.seed, tmpfs) for command in chosen]
-    )
+    jobs = [(command, template, folder, number, args.seed, tmpfs) for command in chosen]
+    records = in_parallel(args, attack_command, jobs)
+    return records + (cold_start.attack((template, scratch, args.cold, args.seed)) if args.cold else [])
 
 
 def pairs(args: argparse.Namespace, template: Path, scratch: Path) -> Any:

@@ -63,6 +63,8 @@ def start(work: Callable[[], int | None]) -> Child:
         status = int(work() or 0)
     except SystemExit as leave:
         status = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+    except KeyboardInterrupt:
+        status = 130
     except BaseException:
         traceback.print_exc()
     finally:

@@ -68,8 +68,8 @@ class Fuzzer:
             self._keep(number, made)
         self.folder.restore()
         record = {"input": number, "kind": kind, "what": made.what, "outcome": outcome, "problem": problem}
-        seconds = round(time.monotonic() - began, 2)
-        return record | ({"message": message[-500:], "where": where, "seconds": seconds} if problem else {})
+        record["seconds"] = round(time.monotonic() - began, 2)
+        return record | ({"message": message[-500:], "where": where} if problem else {})
 
     def _keep(self, number: int, made: Attempt) -> None:
         """Copy the mutated file of an input that failed, if it is small."""
@@ -110,9 +110,10 @@ def carry_out(made: Attempt) -> tuple[str, str, str]:
     except ConemosError as error:
         return "refused", str(error), location(error)
     except TooLong as error:
-        return "hung", "", location(error)
+        return "hung", "".join(traceback.format_tb(error.__traceback__)[-6:]), location(error)
     except SystemExit as leave:
-        return ("refused" if leave.code in (1, 2) else "foreign"), printed.getvalue() or str(leave.code), "argparse"
+        outcome = {None: "success", 0: "success", 1: "refused", 2: "refused"}.get(leave.code, "foreign")
+        return outcome, printed.getvalue() or str(leave.code), "argparse"
     except Exception as error:
         return "foreign", f"{type(error).__name__}: {error}", location(error)
 

@@ -11,7 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from nnunetv2_conemos.annotations.entries import Source, check_contradictions, match_cases, parse_sources
+from nnunetv2_conemos.annotations.entries import (
+    Source,
+    check_contradictions,
+    match_cases,
+    parse_sources,
+    patients_of,
+)
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.annotations.tags import Axis, Present, Tags, check_tags_fit, parse_tags
 from nnunetv2_conemos.errors import SourceError
@@ -34,6 +40,7 @@ class SourceTable:
         self._source_of = dict(source_of)
         self._with_cases = set(source_of.values())
         self._tags = tags
+        self.patients = patients_of(sources, source_of)  # case -> patient, where the source of a case declares one
         self._known = {name: self._columns(name, "annotated") for name in sources}
         self._tagged = {name: self._columns(name, "tagged") for name in sources}
         self.largest_set = max(int(known.sum()) for known in self._known.values())
@@ -71,12 +78,9 @@ class SourceTable:
 
     def source_of(self, case: str) -> str:
         """Return the name of the source of a case; raises SourceError for a case that is in none."""
-        try:
-            return self._source_of[case]
-        except KeyError:
-            raise SourceError(
-                f"case '{case}' is in no source of this dataset. Add it to the `cases` of one source."
-            ) from None
+        if case not in self._source_of:
+            raise SourceError(f"case '{case}' is in no source of this dataset. Add it to the `cases` of one source.")
+        return self._source_of[case]
 
     def known(self, case: str) -> np.ndarray:
         """Return boolean [K]: the labels that a case was annotated for."""
@@ -135,6 +139,10 @@ class SourceTable:
         """Return the domain that a case comes from; None where its source declares none."""
         return self.sources[self.source_of(case)].domain
 
+    def patient_of(self, case: str) -> str:
+        """Return the patient that a case is of; a case for which none is declared is a patient of its own."""
+        return self.patients.get(case, case)
+
     def annotated(self, case: str) -> tuple[str, ...]:
         """Return the names of the labels that a case was annotated for."""
         return tuple(name for name, known in zip(self.labels.names, self.known(case), strict=True) if known)
@@ -161,8 +169,7 @@ class SourceTable:
 
     def counts(self) -> np.ndarray:
         """Return integer [sources, K]: cases per source that are annotated for each label (order of `sources`)."""
-        sizes = [sum(name == source for name in self._source_of.values()) for source in self.sources]
-        return np.stack([size * self._known[name] for name, size in zip(self.sources, sizes, strict=True)])
+        return np.stack([len(self.cases_of(name)) * known for name, known in self._known.items()])
 
     def allowed_values(self, case: str) -> set[int]:
         """Return the values that the label map of a case may hold: background, ignore and its annotated labels."""

@@ -16,7 +16,8 @@ from nnunetv2_conemos.errors import InputError, MissingFileError, SourceError, s
 
 Annotated = dict[str, list[str]]  # case -> labels annotated in it
 Traits = dict[str, dict[str, str]]  # case -> what else its source says: key -> value
-TRAITS = ("modality", "domain")  # columns of a CSV file beside `case` and `labels`
+PATIENT = "patient"
+TRAITS = ("modality", "domain", PATIENT)  # columns of a CSV file beside `case` and `labels`
 MAX_NAME = 40  # of a source, in characters
 NO_TRAITS: Mapping[str, dict[str, str]] = MappingProxyType({})
 
@@ -72,7 +73,7 @@ def _read_csv(path: Path) -> CaseTable:
         if sorted(columns) != sorted({"case", "labels", *(set(columns) & set(TRAITS))}):
             raise InputError(
                 f"--annotated {path}: expected the header 'case,labels', optionally with the columns "
-                f"{' and '.join(TRAITS)}, found {rows.fieldnames}."
+                f"{', '.join(TRAITS)}, found {rows.fieldnames}."
             )
         for row in rows:
             where = f"--annotated {path}, line {rows.line_num}"
@@ -124,6 +125,8 @@ def group_sources(
 ) -> dict[str, dict[str, Any]]:
     """Build `sources` of a dataset.json: one for each set of labels and traits, with its cases by name, not by glob.
 
+    The patients of the cases do not separate sources; each source says which of its cases are of which patient.
+
     Labels are in the order of nnU-Net's heads. `dataset`: the dataset that all of the sources are parts of. Raises
     SourceError for an unknown label, with the known label nearest to it.
     """
@@ -131,7 +134,8 @@ def group_sources(
     for case, names in sorted(annotated.items()):
         columns = {labels.index(name, f"case '{case}'") for name in names}
         known = tuple(labels.names[column] for column in sorted(columns))
-        groups.setdefault((known, tuple(traits.get(case, {}).items())), []).append(case)
+        own = tuple((key, value) for key, value in traits.get(case, {}).items() if key != PATIENT)
+        groups.setdefault((known, own), []).append(case)
     sources = {}
     for number, ((known, own), cases) in enumerate(sorted(groups.items(), key=lambda group: -len(group[1])), start=1):
         name = ", ".join([_readable_name(known, labels.names), *(value for _, value in own)])
@@ -140,6 +144,8 @@ def group_sources(
         sources[name] = {"cases": [glob.escape(case) for case in cases], "annotated": list(known), **dict(own)}
         if dataset:
             sources[name]["dataset"] = dataset
+        if patients := {glob.escape(case): traits[case][PATIENT] for case in cases if PATIENT in traits.get(case, {})}:
+            sources[name][PATIENT] = patients
     return sources
 
 

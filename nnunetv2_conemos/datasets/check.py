@@ -14,8 +14,9 @@ import numpy as np
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.annotations.overview import similar_names
 from nnunetv2_conemos.annotations.sources import SourceTable
+from nnunetv2_conemos.datasets.consistency import check_copies, check_patients, check_splits
 from nnunetv2_conemos.datasets.dataset_json import check_schema, read_dataset_json
-from nnunetv2_conemos.datasets.folders import find_raw, raw_cases, require_same_tables
+from nnunetv2_conemos.datasets.folders import find_raw, raw_cases
 from nnunetv2_conemos.datasets.inspect import CaseContent, count_occurrences, read_contents
 from nnunetv2_conemos.errors import Finding, SourceError, shorten
 
@@ -64,27 +65,19 @@ def check(dataset: str | int, *, processes: int = 1) -> CheckReport:
         return CheckReport(
             [Finding("error", str(raw / "imagesTr"), "has no case.", "Images are CASE_0000.FILE_ENDING.")]
         )
+    findings = check_copies(name, processes)
     try:
         table = SourceTable.from_dataset_json(dataset_json, cases)
     except SourceError as error:
-        return CheckReport(
-            [Finding("error", str(file), str(error), "`conemos declare` writes `sources` from a table.")]
-        )
-    findings = [*check_copies(name), *check_unannotated(table), *check_names(table)]
+        wrong = Finding("error", str(file), str(error), "`conemos declare` writes `sources` from a table.")
+        return CheckReport([wrong, *findings])
+    findings += [*check_splits(name, raw, table), *check_patients(table)]
+    findings += [*check_unannotated(table), *check_names(table)]
     contents = read_contents(cases, dataset_json, processes)
     readable = [content for content in contents if content.values or not content.problem]
     findings += [*check_readable(contents), *check_values(table, readable), *check_unlabelled(table, readable)]
     findings += check_shown(table, readable)
     return CheckReport([*findings, *check_absent(table, readable)], table, count_occurrences(table, readable))
-
-
-def check_copies(name: str) -> list[Finding]:
-    """Find differences between the raw and the preprocessed dataset.json."""
-    try:
-        require_same_tables(name)
-    except SourceError as error:
-        return [Finding("error", "dataset.json", str(error), "Until then, training does not start.")]
-    return []
 
 
 def check_unannotated(table: SourceTable) -> list[Finding]:

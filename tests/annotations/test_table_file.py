@@ -59,7 +59,7 @@ def test_a_csv_file_may_say_modality_and_domain(tmp_path: Path):
         ("t.csv", "case,labels\na,liver\nb,liver,spleen\n", "line 3: expected 2 fields"),
         ("t.csv", "case,labels\na\n", "line 2: expected 2 fields"),
         ("t.csv", "case,labels\n,liver\n", "line 2: expected 2 fields"),
-        ("t.csv", "case,labels,scanner\na,liver,A\n", "optionally with the columns modality and domain"),
+        ("t.csv", "case,labels,scanner\na,liver,A\n", "optionally with the columns modality, domain, patient"),
         ("t.csv", "case,labels,labels\na,liver,spleen\n", "expected the header"),
         ("t.csv", "case,labels,domain\na,liver\n", "line 2: expected 3 fields, case, labels, domain"),
         ("t.csv", "case,labels,domain\na,liver,A\na,spleen,B\n", "line 3: expected {'domain': 'A'} for case 'a'"),

@@ -13,7 +13,13 @@ from nnunetv2_conemos.datasets.inspect import CaseContent, count_occurrences
 from nnunetv2_conemos.datasets.merge.labels import unify_labels
 from nnunetv2_conemos.datasets.merge.load import read_datasets
 from nnunetv2_conemos.datasets.merge.plan import Plan, plan_merge
-from nnunetv2_conemos.datasets.merge.report import MergeReport, duplicate_notes, unannotated_notes, write_report
+from nnunetv2_conemos.datasets.merge.report import (
+    MergeReport,
+    duplicate_notes,
+    patient_notes,
+    unannotated_notes,
+    write_report,
+)
 from nnunetv2_conemos.datasets.merge.spec import DatasetSpec, Recipe, absolute, checked_recipe, recipe_text
 from nnunetv2_conemos.datasets.splits import write_split
 from nnunetv2_conemos.datasets.writer import Images, input_files, write_cases
@@ -84,7 +90,7 @@ def write_merge(plan: Plan, recipe: Recipe, target: Path, processes: int, overwr
             plan.jobs, folder, plan.dataset_json["file_ending"], recipe.images, processes, "Writing cases"
         )
         notes = [*write_split(plan.table, folder), *plan.notes, *duplicate_notes(found)]
-        notes += unannotated_notes(plan.datasets, found)
+        notes += [*unannotated_notes(plan.datasets, found), *patient_notes(plan.datasets)]
         written = [CaseContent(job.case, frozenset(job.values[v] for v in found[job.case].values)) for job in plan.jobs]
         report = MergeReport(target, plan.table, count_occurrences(plan.table, written), notes, plan.datasets)
         write_report(report, folder)

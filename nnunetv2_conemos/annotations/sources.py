@@ -7,6 +7,7 @@ the k-th entry of nnU-Net's `foreground_regions` in region mode, so it always ma
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -34,13 +35,14 @@ class SourceTable:
         sources: Mapping[str, Source],
         source_of: Mapping[str, str],
         tags: Tags = Tags(),  # noqa: B008 (frozen)
+        patients: Mapping[str, str] = MappingProxyType({}),
     ):
         self.labels = labels
         self.sources = dict(sources)
         self._source_of = dict(source_of)
         self._with_cases = set(source_of.values())
         self._tags = tags
-        self.patients = patients_of(sources, source_of)  # case -> patient, where the source of a case declares one
+        self.patients = dict(patients)  # case -> patient, where the source of a case declares one
         self._known = {name: self._columns(name, "annotated") for name in sources}
         self._tagged = {name: self._columns(name, "tagged") for name in sources}
         self.largest_set = max(int(known.sum()) for known in self._known.values())
@@ -67,9 +69,8 @@ class SourceTable:
             return cls(labels, {EVERYTHING: everything}, dict.fromkeys(cases, EVERYTHING))
         sources, tags = parse_sources(dataset_json["sources"]), parse_tags(dataset_json.get("tags", {}))
         source_of = match_cases(sources, cases)
-        table = cls(labels, sources, source_of, tags)
         check_tags_fit(tags, {case: sources[source].tagged for case, source in source_of.items()})
-        return table
+        return cls(labels, sources, source_of, tags, patients_of(sources, source_of))
 
     @property
     def cases(self) -> list[str]:

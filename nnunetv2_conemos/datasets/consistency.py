@@ -11,6 +11,7 @@ from nnunetv2_conemos.datasets.copies import (
     changed_since,
     copied_map,
     find_copies,
+    last_written,
     other_cases,
     prepared_configurations,
     stale_cases,
@@ -44,24 +45,25 @@ def check_copies(name: str, processes: int = 1) -> list[Finding]:
     for each in prepared:
         if problem := other_cases(copies, each):
             findings.append(Finding("error", "preprocessed cases", problem, copies.remedy))
-        changed = changed_since(copies, each)
+        latest = changed_since(copies, each)[:COMPARED]
         try:
-            stale = list(stale_cases(copies, each, changed[:COMPARED], processes))
+            stale = list(stale_cases(copies, each, latest, processes))
         except FileError as error:
             stale = [str(error)]
         findings += [Finding("error", "preprocessed cases", problem, copies.remedy) for problem in stale]
-        if changed[COMPARED:] and not stale:
-            findings.append(uncompared(copies, each.folder, changed))
+        others = [case for case in changed_since(copies, each, last_written) if case not in latest]
+        if others and not stale:
+            findings.append(uncompared(copies, each.folder, others))
     return findings
 
 
-def uncompared(copies: Copies, folder: Path, changed: list[str]) -> Finding:
-    """Return a warning about files that look changed, of which only the latest were compared."""
+def uncompared(copies: Copies, folder: Path, cases: list[str]) -> Finding:
+    """Return a warning about files that look changed, beside the latest ones, which were compared."""
     what = (
-        f"{len(changed)} cases have files that were written, copied or moved after they were preprocessed. The latest "
-        f"{COMPARED} were compared and are the same; {len(changed) - COMPARED} others were not."
+        f"{len(cases)} further case(s) have files that were written after they were preprocessed, or copied: "
+        f"{shorten(cases)}. The latest {COMPARED} were compared, and have not changed."
     )
-    return Finding("warning", str(folder), what, f"If images were changed: {copies.remedy}")
+    return Finding("warning", str(folder), what, f"If an image was changed: {copies.remedy}")
 
 
 def check_splits(name: str, raw: Path, table: SourceTable) -> list[Finding]:
@@ -76,7 +78,7 @@ def check_splits(name: str, raw: Path, table: SourceTable) -> list[Finding]:
             findings.append(Finding("error", SPLITS, str(error), NO_TRAINING))
     if preprocessed is not None and not findings:
         try:
-            require_same_splits(raw / SPLITS, preprocessed / SPLITS)
+            require_same_splits(raw / SPLITS, preprocessed / SPLITS, table)
         except SourceError as error:
             findings.append(Finding("error", SPLITS, str(error), NO_TRAINING))
     return [*findings, *(finding for file, folds in read.items() for finding in unused_cases(file, folds, table))]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import filecmp
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ def prepared_configurations(preprocessed: Path) -> list[Prepared]:
     """List the folders of preprocessed cases, each with the first configuration of the plans that uses it."""
     found: dict[Path, Prepared] = {}
     for file in sorted(preprocessed.glob("*.json")):
-        with suppress(ValueError):  # plans that nnU-Net cannot read either
+        with suppress(ValueError, RecursionError):  # plans that nnU-Net cannot read either
             plans = json.loads(file.read_text())
             for name in plans.get("configurations", ()) if isinstance(plans, dict) else ():
                 folder = preprocessed / PlansManager(plans).get_configuration(name).data_identifier
@@ -90,10 +90,10 @@ def require_fresh(plans: dict[str, Any], configuration: str) -> None:
     prepared = Prepared(folder, plans, configuration)
     if folder.is_dir():
         require_same_cases(copies, [prepared])
-        changed = changed_since(copies, prepared)[:AT_START]
-        problems = [*stale_maps(copies, trust_times=True), *stale_cases(copies, prepared, changed)]
+        problems = list(stale_maps(copies, trust_times=True))
+        problems = problems or list(stale_cases(copies, prepared, changed_since(copies, prepared)[:AT_START]))
         if problems:
-            raise SourceError(f"{' '.join(problems)} {copies.remedy}")
+            raise SourceError(f"{problems[0]} {copies.remedy}")
 
 
 def require_same_cases(copies: Copies, prepared: Sequence[Prepared]) -> None:
@@ -169,25 +169,30 @@ def same_map(copies: Copies, case: str, ours: Path, theirs: Path) -> bool:
     return first_difference(*grids) is None and np.array_equal(a, b)
 
 
-def changed_since(copies: Copies, prepared: Prepared) -> list[str]:
-    """Return the cases of which a raw file changed after they were preprocessed, the latest change first.
+def last_written(file: str) -> float:
+    """Return the time at which the content of a file was written."""
+    return os.stat(file).st_mtime
 
-    Its content or its place: moving an older file there counts too. Copying a dataset may look the same.
+
+def last_change(file: str) -> float:
+    """Return the time of the last change of a file or of the link to it; moving or copying it counts too."""
+    followed, itself = os.stat(file), os.lstat(file)
+    return max(followed.st_mtime, followed.st_ctime, itself.st_ctime)
+
+
+def changed_since(copies: Copies, prepared: Prepared, time: Callable[[str], float] = last_change) -> list[str]:
+    """Return the cases of which a raw file has a later time than the preprocessed case, the latest first.
+
+    So has every case of a dataset that was copied: only their content tells whether they changed.
     """
     changed = {}
     for case, entry in copies.files.items():
         with suppress(FileNotFoundError):  # images that are gone cannot be compared
             written = (prepared.folder / f"{case}.pkl").stat().st_mtime
-            last = max(map(last_change, (*entry["images"], entry["label"])))
+            last = max(map(time, (*entry["images"], entry["label"])))
             if last > written:
                 changed[case] = last
     return sorted(changed, key=lambda case: -changed[case])
-
-
-def last_change(file: str) -> float:
-    """Return the time of the last change of a file or of the link to it."""
-    followed, itself = os.stat(file), os.lstat(file)
-    return max(followed.st_mtime, followed.st_ctime, itself.st_ctime)
 
 
 def stale_cases(copies: Copies, prepared: Prepared, cases: Sequence[str], processes: int = 1) -> Iterator[str]:

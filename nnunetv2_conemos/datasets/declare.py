@@ -54,11 +54,11 @@ def declare(
     dataset_json = read_raw_json(raw)
     labels = LabelSpace.from_dataset_json(dataset_json)
     cases = raw_cases(raw)
+    if copies := find_copies(name):
+        require_same_cases(copies, prepared_configurations(copies.preprocessed))
     rest = {"unlabelled": [], "all": list(labels.names), None: None}[missing]
     sources = group_sources(complete_table(given.annotated, cases, rest), labels, name, given.traits)
     table = SourceTable.from_dataset_json(dataset_json | {"sources": sources}, cases)
-    if copies := find_copies(name):
-        require_same_cases(copies, prepared_configurations(copies.preprocessed))
     files = {}
     for folder in filter(None, (raw, preprocessed_folder(name))):
         content = read_dataset_json(folder)

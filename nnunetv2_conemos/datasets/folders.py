@@ -125,8 +125,10 @@ def find_images(folder: Path, ending: str) -> dict[str, list[str]]:
     """Return case -> its files CASE_0000.ENDING in order of channels, as nnU-Net finds them.
 
     nnU-Net's own look-up gives the same (tests compare them), but forks twelve processes and compares every file with
-    every case.
+    every case. Raises FileNotFoundError where there is no such folder.
     """
+    if not folder.is_dir():
+        raise MissingFileError(f"there is no folder {folder}. Images are CASE_0000{ending} in it.")
     cases: dict[str, list[str]] = {}
     for name in sorted(file.name for file in folder.iterdir() if file.name.endswith(ending) and file.is_file()):
         stem = name.removesuffix(ending)

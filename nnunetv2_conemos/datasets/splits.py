@@ -48,13 +48,13 @@ def read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=require_unique)
     except (ValueError, RecursionError) as error:  # bad JSON, or bytes that are not text
-        raise SourceError(f"{file}: not valid JSON ({error}). Expected {FORM}.") from None
+        raise SourceError(f"{file}: not valid JSON ({error}). Expected {FORM}, in UTF-8.") from None
 
 
-def require_same_splits(raw: Path, preprocessed: Path) -> None:
+def require_same_splits(raw: Path, preprocessed: Path, table: SourceTable) -> None:
     """Raise SourceError where the folds of a raw folder are not those of the preprocessed one, which training uses.
 
-    Further folds of the latter are allowed, as nnU-Net does when it plans.
+    Further folds of the latter are allowed, as nnU-Net does when it plans. Raises what `read_splits` does for either.
     """
     if not raw.is_file():
         return
@@ -63,7 +63,8 @@ def require_same_splits(raw: Path, preprocessed: Path) -> None:
             f"{raw} was written after planning, so training would not use it: there is no {preprocessed}. Copy it "
             "there."
         )
-    ours, theirs = ([{p: set(f[p]) for p in PARTS} for f in read_json(file)] for file in (raw, preprocessed))
+    files = (raw, preprocessed)
+    ours, theirs = ([{part: set(fold[part]) for part in PARTS} for fold in read_splits(f, table)] for f in files)
     for number, fold in enumerate(ours):
         if fold != (theirs[number] if number < len(theirs) else None):
             raise SourceError(

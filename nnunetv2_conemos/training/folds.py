@@ -21,9 +21,9 @@ def ready_split(file: Path, table: SourceTable) -> bool:
 
     Raises SourceError where the raw dataset has one that was not copied.
     """
-    require_split_of_raw(file)
     if file.is_file():
         return False
+    require_split_of_raw(file, table)
     write_json(file, stratified_split(table))
     return True
 

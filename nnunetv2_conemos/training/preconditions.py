@@ -94,11 +94,11 @@ def require_unlabelled_case(table: SourceTable, cases: Iterable[str], trainer: s
         )
 
 
-def require_split_of_raw(file: Path) -> None:
+def require_split_of_raw(file: Path, table: SourceTable) -> None:
     """Raise SourceError where the split of the preprocessed dataset, `file`, is not that of the raw one, if any."""
     raw = raw_folder(file.parent.name)
     if raw is not None:
-        require_same_splits(raw / SPLITS, file)
+        require_same_splits(raw / SPLITS, file, table)
 
 
 def require_fold(file: Path, fold: int, table: SourceTable) -> None:
@@ -106,10 +106,10 @@ def require_fold(file: Path, fold: int, table: SourceTable) -> None:
 
     For a fold that it lacks, nnU-Net would make a random one, test cases included.
     """
-    require_split_of_raw(file)
     if not file.is_file():
         return
     folds = len(read_splits(file, table))
+    require_split_of_raw(file, table)
     if int(fold) >= folds:
         raise SourceError(
             f"fold {fold}: expected one of the {folds} of {file}, counted from 0. Train one of them, or add the fold "

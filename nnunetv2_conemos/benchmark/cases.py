@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping
 from glob import escape
 from pathlib import Path
@@ -13,16 +12,17 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.annotations.sources import SourceTable
-from nnunetv2_conemos.annotations.table_file import complete_table, group_sources, read_table
+from nnunetv2_conemos.annotations.table_file import PATIENT, complete_table, group_sources, read_table
 from nnunetv2_conemos.benchmark.config import Recipe, TestSet
 from nnunetv2_conemos.benchmark.derived_datasets import write_referenced
-from nnunetv2_conemos.benchmark.preparation import Splits, restricted, with_validation
+from nnunetv2_conemos.benchmark.preparation import restricted
 from nnunetv2_conemos.benchmark.runner import Runner
 from nnunetv2_conemos.benchmark.workspace import MODALITIES, PARTIAL, Workspace
 from nnunetv2_conemos.datasets.dataset_json import read_raw_json
 from nnunetv2_conemos.datasets.folders import image_lists, raw_cases, source_table
 from nnunetv2_conemos.datasets.label_maps import visible_values
 from nnunetv2_conemos.datasets.readers import reader_of
+from nnunetv2_conemos.datasets.splits import SPLITS, Fold, read_splits
 from nnunetv2_conemos.datasets.volumes import read_label_map
 from nnunetv2_conemos.datasets.writer import jobs_of, write_cases
 from nnunetv2_conemos.errors import MissingFileError, SourceError, shorten
@@ -90,8 +90,21 @@ def draw_held_out(recipe: Recipe, source: Path, table: SourceTable) -> list[str]
             f"hold_out {recipe.hold_out}: expected that many cases annotated for every label and others to train on, "
             f"found {len(complete)} of {len(table.cases)} in {source}."
         )
-    drawn = np.random.default_rng(recipe.hold_out_seed).permutation(complete)[: recipe.hold_out]
-    return sorted(drawn.tolist())
+    drawn = np.random.default_rng(recipe.hold_out_seed).permutation(complete).tolist()
+    patients = list(dict.fromkeys(map(table.patient_of, drawn)))  # whole patients: none of their cases may train
+    held_out = sorted(drawn, key=lambda case: patients.index(table.patient_of(case)))[: recipe.hold_out]
+    if not apart_from(held_out, table.cases, table):
+        raise SourceError(
+            f"hold_out {recipe.hold_out}: every patient of {source} would be held out, and none is left to train on. "
+            "Hold out fewer cases."
+        )
+    return sorted(held_out)
+
+
+def apart_from(held_out: Collection[str], cases: Iterable[str], table: SourceTable) -> list[str]:
+    """Return the cases that may train: those of other patients than the ones held out."""
+    patients = {table.patient_of(case) for case in held_out}
+    return [case for case in cases if table.patient_of(case) not in patients]
 
 
 def test_set(recipe: Recipe, source: Path, dataset_json: Mapping[str, Any]) -> TestSet:
@@ -155,20 +168,35 @@ def write_datasets(workspace: Workspace, runner: Runner, cases: BenchmarkCases) 
     """Write the partially labelled dataset and the test set into the workspace, unless that was done."""
     raw, hide = workspace.raw, workspace.recipe.hide
     raw.mkdir(parents=True, exist_ok=True)
-    train = {case: entry for case, entry in cases.files.items() if case not in cases.held_out}
+    train = {case: cases.files[case] for case in apart_from(cases.held_out, cases.files, cases.table)}
     name = TO_HIDE if hide else PARTIAL
     if not (raw / name).is_dir():
-        write_referenced(raw / name, remaining(cases, train), train, own_split(cases.source, train))
+        write_referenced(raw / name, remaining(cases, train), train, own_split(cases, train))
     if hide and not (raw / PARTIAL).is_dir():
         options = (*hide.words(), "-np", str(runner.processes))
         runner.run("hide", "conemos", "hide", raw / name, "-o", PARTIAL, *options)
     return cases.test or write_test_set(workspace.folder / "test", cases, runner.processes)
 
 
-def own_split(source: Path, cases: Mapping[str, Any]) -> Splits | None:
-    """Read the source's own splits_final.json, if it has one, for the cases that train."""
-    file = source / "splits_final.json"
-    return with_validation(restricted(json.loads(file.read_text()), set(cases))) if file.is_file() else None
+def own_split(cases: BenchmarkCases, train: Collection[str]) -> list[Fold] | None:
+    """Read the source's own splits_final.json, if it has one, for the cases that train.
+
+    Where all validation cases of a fold are held out, those of its first training patient take their place.
+    """
+    file, patient_of = cases.source / SPLITS, cases.table.patient_of
+    if not file.is_file():
+        return None
+    folds = restricted(read_splits(file, cases.table), set(train))
+    for fold in folds:
+        if not fold["val"] and fold["train"]:
+            first = patient_of(fold["train"][0])
+            fold["val"] = [case for case in fold["train"] if patient_of(case) == first]
+            fold["train"] = [case for case in fold["train"] if patient_of(case) != first]
+    if empty := [number for number, fold in enumerate(folds) if not fold["train"]]:
+        raise SourceError(
+            f"{file}: fold {empty[0]} has no training case left. Hold out fewer cases, or delete the file."
+        )
+    return folds
 
 
 def remaining(cases: BenchmarkCases, train: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,12 +205,20 @@ def remaining(cases: BenchmarkCases, train: Mapping[str, Any]) -> dict[str, Any]
     if "sources" not in content:
         return content
     sources = content["sources"]
-    left = {name: [escape(case) for case in cases.table.cases_of(name) if case in train] for name in sources}
-    result = {**content, "sources": {name: {**sources[name], "cases": left[name]} for name in sources if left[name]}}
+    left = {name: [case for case in cases.table.cases_of(name) if case in train] for name in sources}
+    entries = {name: narrowed(sources[name], own, cases.table) for name, own in left.items() if own}
+    result = {**content, "sources": entries}
     if "tags" in content:
         of_cases = {case: tags for case, tags in content["tags"].get("cases", {}).items() if case in train}
         result["tags"] = {**content["tags"], "cases": of_cases}
     return result
+
+
+def narrowed(source: Mapping[str, Any], cases: Collection[str], table: SourceTable) -> dict[str, Any]:
+    """Return an entry of `sources` for some of its cases, each by name."""
+    patients = {escape(case): table.patients[case] for case in cases if case in table.patients}
+    rest = {key: value for key, value in source.items() if key != PATIENT}
+    return {**rest, "cases": [escape(case) for case in cases], **({PATIENT: patients} if patients else {})}
 
 
 def write_test_set(folder: Path, cases: BenchmarkCases, processes: int) -> TestSet:

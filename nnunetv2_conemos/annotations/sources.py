@@ -38,8 +38,7 @@ class SourceTable:
         patients: Mapping[str, str] = MappingProxyType({}),
     ):
         self.labels = labels
-        self.sources = dict(sources)
-        self._source_of = dict(source_of)
+        self.sources, self._source_of = dict(sources), dict(source_of)
         self._with_cases = set(source_of.values())
         self._tags = tags
         self.patients = dict(patients)  # case -> patient, where the source of a case declares one
@@ -69,8 +68,9 @@ class SourceTable:
             return cls(labels, {EVERYTHING: everything}, dict.fromkeys(cases, EVERYTHING))
         sources, tags = parse_sources(dataset_json["sources"]), parse_tags(dataset_json.get("tags", {}))
         source_of = match_cases(sources, cases)
+        table = cls(labels, sources, source_of, tags, patients_of(sources, source_of))
         check_tags_fit(tags, {case: sources[source].tagged for case, source in source_of.items()})
-        return cls(labels, sources, source_of, tags, patients_of(sources, source_of))
+        return table
 
     @property
     def cases(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,11 +19,11 @@ from nnunetv2_conemos.benchmark.preparation import restricted
 from nnunetv2_conemos.benchmark.runner import Runner
 from nnunetv2_conemos.benchmark.workspace import MODALITIES, PARTIAL, Workspace
 from nnunetv2_conemos.datasets.dataset_json import read_raw_json
-from nnunetv2_conemos.datasets.folders import image_lists, raw_cases, source_table
+from nnunetv2_conemos.datasets.folders import find_images, image_lists, raw_cases, source_table
 from nnunetv2_conemos.datasets.label_maps import visible_values
 from nnunetv2_conemos.datasets.readers import reader_of
 from nnunetv2_conemos.datasets.splits import SPLITS, Fold, read_splits
-from nnunetv2_conemos.datasets.volumes import read_label_map
+from nnunetv2_conemos.datasets.volumes import RESAMPLE, naming, read_image, read_label_map, require_same_grid
 from nnunetv2_conemos.datasets.writer import jobs_of, write_cases
 from nnunetv2_conemos.errors import MissingFileError, SourceError, shorten
 from nnunetv2_conemos.evaluation.scoring import occupied
@@ -146,15 +146,24 @@ def require_unseen_cases(test: TestSet, files: Mapping[str, Any], ending: str) -
 
 
 def check_truth(test: TestSet, labels: LabelSpace, dataset_json: Mapping[str, Any], processes: int) -> None:
-    """Read every ground-truth map; raises OSError, ValueError or SourceError naming an unusable one."""
-    maps = sorted(test.labels.glob(f"*{dataset_json['file_ending']}"))
-    reader = reader_of(dataset_json, maps[0])
-    present = in_processes(values_of_map, [(file, reader, labels) for file in maps], processes, "Reading test labels")
+    """Read every test case; raises OSError, ValueError or SourceError naming an image or map that cannot be used."""
+    ending, channels = dataset_json["file_ending"], len(dataset_json["channel_names"])
+    images = find_images(test.images, ending)
+    reader = reader_of(dataset_json, Path(next(iter(images.values()))[0]))
+    jobs = [(case, files, test.labels / f"{case}{ending}", reader, channels, labels) for case, files in images.items()]
+    present = in_processes(values_of_case, jobs, processes, "Reading test cases")
     require_labels_in_truth(present, labels, test.labels)
 
 
-def values_of_map(file: Path, reader: BaseReaderWriter, labels: LabelSpace) -> list[int]:
-    return list(occupied(file, read_label_map(file, reader).data, labels))
+def values_of_case(
+    case: str, images: Sequence[str], label: Path, reader: BaseReaderWriter, channels: int, labels: LabelSpace
+) -> list[int]:
+    """Read one test case; return the values that its label map holds."""
+    with naming(case):
+        image = read_image([Path(file) for file in images], reader, channels)
+        own = read_label_map(label, reader)
+        require_same_grid(image.grid, own.grid, (Path(images[0]), label), RESAMPLE)
+    return list(occupied(label, own.data, labels))
 
 
 def require_labels_in_truth(present: Iterable[Collection[int]], labels: LabelSpace, where: Path) -> None:

@@ -59,7 +59,7 @@ def fold(train: object, val: object = ("p1_t0",)) -> list[dict[str, object]]:
         (fold("p1_t1"), "fold 0, 'train': expected a list of at least one case, found \"p1_t1\""),
         (fold([1]), "fold 0, 'train': expected names of cases, found 1"),
         (fold(["p1_t1"]) + fold(["p1_t1"], ["p1"]), "fold 1, 'val': not a case of this dataset: 'p1'"),
-        ('[{"train": ["p1_t1"], "train": ["liver_001"], "val": ["p1_t0"]}]', "'train' named more than once in one object"),
+        ('[{"train": ["p1_t1"], "train": ["liver_001"], "val": ["p1_t0"]}]', "'train' named more than once in one"),
         ("[{", "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
     ],

@@ -12,13 +12,12 @@ import nnunetv2_conemos
 from nnunetv2_conemos.errors import ExistingFileError, shorten
 
 RECORD = "conemos.json"  # in every folder that is written whole
-# Datasets and exported models of versions without a record: what they consist of, one of which is found nowhere else.
+# Datasets of versions without a record: what they consist of, and what is found in no other dataset.
 SIGNS = ("merge_report.json", "labelsTr_complete", "completion.json")
 DATASET = re.compile(
     r"dataset\.json|splits_final\.json|merge_re(port|cipe)\.(json|png|yaml)|completion\.json|"
     r"(imagesTr|labelsTr|labelsTr_complete|(images|labels)Ts_fold_\d+)/[^/]+"
 )
-MODEL = re.compile(r"plans\.json|dataset\.json|fold_\w+/checkpoint_final\.pth")
 
 
 def write_record(folder: Path) -> None:
@@ -66,6 +65,5 @@ def _recorded(file: Path) -> list[str] | None:
 
 
 def _is_of_old_version(folder: Path, found: list[str]) -> bool:
-    is_model = "plans.json" in found and all(MODEL.fullmatch(name) for name in found)
     signed = any((folder / sign).exists() for sign in SIGNS)
-    return is_model or (signed and all(DATASET.fullmatch(name) for name in found))
+    return signed and all(DATASET.fullmatch(name) for name in found)

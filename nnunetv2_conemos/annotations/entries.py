@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any
+from glob import has_magic
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from nnunetv2_conemos.errors import SourceError, describe, shorten
+from nnunetv2_conemos.errors import SourceError, describe, did_you_mean, shorten
+
+Name = Annotated[str, Field(min_length=1)]
+
+
+def for_every_case(patient: Any) -> Any:
+    """Return the one patient of all cases of a source as a mapping glob -> patient; leave a mapping as it is."""
+    return {"*": patient} if isinstance(patient, str) else patient
+
+
+Patients = Annotated[dict[str, Name], BeforeValidator(for_every_case)]  # glob over case identifiers -> patient
 
 
 class Source(BaseModel):
@@ -19,7 +30,8 @@ class Source(BaseModel):
     names the kind of image (CT, T1, ...), for methods that condition on it. `weight` scales how often the cases of this
     source are sampled within a label (1 = as often as others). `dataset` says which sources are parts of one dataset,
     for methods that sample datasets (by default each source is one). `domain` names the scanner, centre or sequence
-    that the cases come from; splits and tables use it, methods do not.
+    that the cases come from; splits and tables use it, methods do not. `patient` says which cases are of one patient
+    (glob -> patient; a case that it does not name is a patient of its own): no split takes a patient apart.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -30,6 +42,7 @@ class Source(BaseModel):
     modality: str | None = None
     dataset: str | None = None
     domain: str | None = Field(default=None, min_length=1)
+    patient: Patients = {}
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
 
@@ -68,7 +81,7 @@ def match_cases(sources: Mapping[str, Source], cases: Iterable[str]) -> dict[str
     problems, hits = [], {case: [] for case in cases}
     for name, source in sources.items():
         for pattern in source.cases:
-            matched = [case for case in cases if fnmatchcase(case, pattern)]
+            matched = matching(pattern, hits)
             if not matched:
                 problems.append(f"source '{name}': '{pattern}' matches no case. Correct or remove it.")
             for case in matched:
@@ -87,3 +100,38 @@ def match_cases(sources: Mapping[str, Source], cases: Iterable[str]) -> dict[str
     if problems:
         raise SourceError(" ".join(problems))
     return {case: names[0] for case, names in hits.items()}
+
+
+def match_patients(patterns: Mapping[str, str], cases: Iterable[str], where: str) -> dict[str, str]:
+    """Return case -> patient for the cases that globs name.
+
+    Raises SourceError, starting with `where`, for a glob without a case, and for a case of two patients.
+    """
+    known, patients, problems = dict.fromkeys(cases), dict[str, str](), []
+    for pattern, patient in patterns.items():
+        matched = matching(pattern, known)
+        if not matched:
+            problems.append(f"'{pattern}' matches no case.{did_you_mean(pattern, known)}")
+        for case in matched:
+            if patients.setdefault(case, patient) != patient:
+                problems.append(f"case '{case}' is of two patients, '{patients[case]}' and '{patient}'.")
+    if problems:
+        raise SourceError(f"{where}: {' '.join(problems[:8])} Name the cases of each patient, each case once.")
+    return patients
+
+
+def patients_of(sources: Mapping[str, Source], source_of: Mapping[str, str]) -> dict[str, str]:
+    """Return case -> patient, as sources declare them; raises SourceError as `match_patients` does."""
+    patients = {}
+    for name, source in sources.items():
+        if source.patient:
+            cases = [case for case, own in source_of.items() if own == name]
+            patients |= match_patients(source.patient, cases, f"source '{name}', `patient`")
+    return patients
+
+
+def matching(pattern: str, cases: Collection[str]) -> list[str]:
+    """Return the cases that a glob matches, `cases` being quick to search."""
+    if not has_magic(pattern):
+        return [pattern] if pattern in cases else []
+    return [case for case in cases if fnmatchcase(case, pattern)]

@@ -7,11 +7,18 @@ the k-th entry of nnU-Net's `foreground_regions` in region mode, so it always ma
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from nnunetv2_conemos.annotations.entries import Source, check_contradictions, match_cases, parse_sources
+from nnunetv2_conemos.annotations.entries import (
+    Source,
+    check_contradictions,
+    match_cases,
+    parse_sources,
+    patients_of,
+)
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.annotations.tags import Axis, Present, Tags, check_tags_fit, parse_tags
 from nnunetv2_conemos.errors import SourceError
@@ -28,12 +35,13 @@ class SourceTable:
         sources: Mapping[str, Source],
         source_of: Mapping[str, str],
         tags: Tags = Tags(),  # noqa: B008 (frozen)
+        patients: Mapping[str, str] = MappingProxyType({}),
     ):
         self.labels = labels
-        self.sources = dict(sources)
-        self._source_of = dict(source_of)
+        self.sources, self._source_of = dict(sources), dict(source_of)
         self._with_cases = set(source_of.values())
         self._tags = tags
+        self.patients = dict(patients)  # case -> patient, where the source of a case declares one
         self._known = {name: self._columns(name, "annotated") for name in sources}
         self._tagged = {name: self._columns(name, "tagged") for name in sources}
         self.largest_set = max(int(known.sum()) for known in self._known.values())
@@ -60,7 +68,7 @@ class SourceTable:
             return cls(labels, {EVERYTHING: everything}, dict.fromkeys(cases, EVERYTHING))
         sources, tags = parse_sources(dataset_json["sources"]), parse_tags(dataset_json.get("tags", {}))
         source_of = match_cases(sources, cases)
-        table = cls(labels, sources, source_of, tags)
+        table = cls(labels, sources, source_of, tags, patients_of(sources, source_of))
         check_tags_fit(tags, {case: sources[source].tagged for case, source in source_of.items()})
         return table
 
@@ -71,12 +79,9 @@ class SourceTable:
 
     def source_of(self, case: str) -> str:
         """Return the name of the source of a case; raises SourceError for a case that is in none."""
-        try:
-            return self._source_of[case]
-        except KeyError:
-            raise SourceError(
-                f"case '{case}' is in no source of this dataset. Add it to the `cases` of one source."
-            ) from None
+        if case not in self._source_of:
+            raise SourceError(f"case '{case}' is in no source of this dataset. Add it to the `cases` of one source.")
+        return self._source_of[case]
 
     def known(self, case: str) -> np.ndarray:
         """Return boolean [K]: the labels that a case was annotated for."""
@@ -135,6 +140,10 @@ class SourceTable:
         """Return the domain that a case comes from; None where its source declares none."""
         return self.sources[self.source_of(case)].domain
 
+    def patient_of(self, case: str) -> str:
+        """Return the patient that a case is of; a case for which none is declared is a patient of its own."""
+        return self.patients.get(case, case)
+
     def annotated(self, case: str) -> tuple[str, ...]:
         """Return the names of the labels that a case was annotated for."""
         return tuple(name for name, known in zip(self.labels.names, self.known(case), strict=True) if known)
@@ -161,8 +170,7 @@ class SourceTable:
 
     def counts(self) -> np.ndarray:
         """Return integer [sources, K]: cases per source that are annotated for each label (order of `sources`)."""
-        sizes = [sum(name == source for name in self._source_of.values()) for source in self.sources]
-        return np.stack([size * self._known[name] for name, size in zip(self.sources, sizes, strict=True)])
+        return np.stack([len(self.cases_of(name)) * known for name, known in self._known.items()])
 
     def allowed_values(self, case: str) -> set[int]:
         """Return the values that the label map of a case may hold: background, ignore and its annotated labels."""

@@ -17,7 +17,8 @@ from nnunetv2_conemos.text_files import parse_json, read_text
 
 Annotated = dict[str, list[str]]  # case -> labels annotated in it
 Traits = dict[str, dict[str, str]]  # case -> what else its source says: key -> value
-TRAITS = ("modality", "domain")  # columns of a CSV file beside `case` and `labels`
+PATIENT = "patient"
+TRAITS = ("modality", "domain", PATIENT)  # columns of a CSV file beside `case` and `labels`
 STRICT: Any = {"strict": True, "skipinitialspace": True}  # of CSV: a quote that is left open is an error
 MAX_NAME = 40  # of a source, in characters
 NO_TRAITS: Mapping[str, dict[str, str]] = MappingProxyType({})
@@ -70,7 +71,7 @@ def _read_csv(text: str, where: str) -> CaseTable:
         columns = next(rows, [])
         if sorted(columns) != sorted({"case", "labels", *(set(columns) & set(TRAITS))}):
             raise InputError(
-                f"{where}: expected the header 'case,labels', optionally with the columns {' and '.join(TRAITS)}, "
+                f"{where}: expected the header 'case,labels', optionally with the columns {', '.join(TRAITS)}, "
                 f"found {header[:80]!r}. Correct the first line."
             )
         for fields in rows:
@@ -136,6 +137,8 @@ def group_sources(
 ) -> dict[str, dict[str, Any]]:
     """Build `sources` of a dataset.json: one for each set of labels and traits, with its cases by name, not by glob.
 
+    The patients of the cases do not separate sources; each source says which of its cases are of which patient.
+
     Labels are in the order of nnU-Net's heads. `dataset`: the dataset that all of the sources are parts of. Raises
     SourceError for an unknown label, with the known label nearest to it.
     """
@@ -143,7 +146,8 @@ def group_sources(
     for case, names in sorted(annotated.items()):
         columns = {labels.index(name, f"case '{case}'") for name in names}
         known = tuple(labels.names[column] for column in sorted(columns))
-        groups.setdefault((known, tuple(traits.get(case, {}).items())), []).append(case)
+        own = tuple((key, value) for key, value in traits.get(case, {}).items() if key != PATIENT)
+        groups.setdefault((known, own), []).append(case)
     sources = {}
     for number, ((known, own), cases) in enumerate(sorted(groups.items(), key=lambda group: -len(group[1])), start=1):
         name = ", ".join([_readable_name(known, labels.names), *(value for _, value in own)])
@@ -152,6 +156,8 @@ def group_sources(
         sources[name] = {"cases": [glob.escape(case) for case in cases], "annotated": list(known), **dict(own)}
         if dataset:
             sources[name]["dataset"] = dataset
+        if patients := {glob.escape(case): traits[case][PATIENT] for case in cases if PATIENT in traits.get(case, {})}:
+            sources[name][PATIENT] = patients
     return sources
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,17 +12,18 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.annotations.sources import SourceTable
-from nnunetv2_conemos.annotations.table_file import complete_table, group_sources, read_table
+from nnunetv2_conemos.annotations.table_file import PATIENT, complete_table, group_sources, read_table
 from nnunetv2_conemos.benchmark.config import Recipe, TestSet
 from nnunetv2_conemos.benchmark.derived_datasets import write_referenced
-from nnunetv2_conemos.benchmark.preparation import Splits, restricted, with_validation
+from nnunetv2_conemos.benchmark.preparation import restricted
 from nnunetv2_conemos.benchmark.runner import Runner
 from nnunetv2_conemos.benchmark.workspace import MODALITIES, PARTIAL, Workspace
 from nnunetv2_conemos.datasets.dataset_json import read_raw_json
-from nnunetv2_conemos.datasets.folders import image_lists, raw_cases, source_table
+from nnunetv2_conemos.datasets.folders import find_images, image_lists, raw_cases, source_table
 from nnunetv2_conemos.datasets.label_maps import visible_values
 from nnunetv2_conemos.datasets.readers import reader_of
-from nnunetv2_conemos.datasets.volumes import read_label_map
+from nnunetv2_conemos.datasets.splits import SPLITS, Fold, read_splits
+from nnunetv2_conemos.datasets.volumes import RESAMPLE, naming, read_image, read_label_map, require_same_grid
 from nnunetv2_conemos.datasets.writer import jobs_of, write_cases
 from nnunetv2_conemos.errors import MissingFileError, SourceError, shorten
 from nnunetv2_conemos.evaluation.scoring import occupied
@@ -90,8 +90,21 @@ def draw_held_out(recipe: Recipe, source: Path, table: SourceTable) -> list[str]
             f"hold_out {recipe.hold_out}: expected that many cases annotated for every label and others to train on, "
             f"found {len(complete)} of {len(table.cases)} in {source}."
         )
-    drawn = np.random.default_rng(recipe.hold_out_seed).permutation(complete)[: recipe.hold_out]
-    return sorted(drawn.tolist())
+    drawn = np.random.default_rng(recipe.hold_out_seed).permutation(complete).tolist()
+    patients = list(dict.fromkeys(map(table.patient_of, drawn)))  # whole patients: none of their cases may train
+    held_out = sorted(drawn, key=lambda case: patients.index(table.patient_of(case)))[: recipe.hold_out]
+    if not apart_from(held_out, table.cases, table):
+        raise SourceError(
+            f"hold_out {recipe.hold_out}: every patient of {source} would be held out, and none is left to train on. "
+            "Hold out fewer cases."
+        )
+    return sorted(held_out)
+
+
+def apart_from(held_out: Collection[str], cases: Iterable[str], table: SourceTable) -> list[str]:
+    """Return the cases that may train: those of other patients than the ones held out."""
+    patients = {table.patient_of(case) for case in held_out}
+    return [case for case in cases if table.patient_of(case) not in patients]
 
 
 def test_set(recipe: Recipe, source: Path, dataset_json: Mapping[str, Any]) -> TestSet:
@@ -133,15 +146,24 @@ def require_unseen_cases(test: TestSet, files: Mapping[str, Any], ending: str) -
 
 
 def check_truth(test: TestSet, labels: LabelSpace, dataset_json: Mapping[str, Any], processes: int) -> None:
-    """Read every ground-truth map; raises OSError, ValueError or SourceError naming an unusable one."""
-    maps = sorted(test.labels.glob(f"*{dataset_json['file_ending']}"))
-    reader = reader_of(dataset_json, maps[0])
-    present = in_processes(values_of_map, [(file, reader, labels) for file in maps], processes, "Reading test labels")
+    """Read every test case; raises OSError, ValueError or SourceError naming an image or map that cannot be used."""
+    ending, channels = dataset_json["file_ending"], len(dataset_json["channel_names"])
+    images = find_images(test.images, ending)
+    reader = reader_of(dataset_json, Path(next(iter(images.values()))[0]))
+    jobs = [(case, files, test.labels / f"{case}{ending}", reader, channels, labels) for case, files in images.items()]
+    present = in_processes(values_of_case, jobs, processes, "Reading test cases")
     require_labels_in_truth(present, labels, test.labels)
 
 
-def values_of_map(file: Path, reader: BaseReaderWriter, labels: LabelSpace) -> list[int]:
-    return list(occupied(file, read_label_map(file, reader).data, labels))
+def values_of_case(
+    case: str, images: Sequence[str], label: Path, reader: BaseReaderWriter, channels: int, labels: LabelSpace
+) -> list[int]:
+    """Read one test case; return the values that its label map holds."""
+    with naming(case):
+        image = read_image([Path(file) for file in images], reader, channels)
+        own = read_label_map(label, reader)
+        require_same_grid(image.grid, own.grid, (Path(images[0]), label), RESAMPLE)
+    return list(occupied(label, own.data, labels))
 
 
 def require_labels_in_truth(present: Iterable[Collection[int]], labels: LabelSpace, where: Path) -> None:
@@ -155,20 +177,35 @@ def write_datasets(workspace: Workspace, runner: Runner, cases: BenchmarkCases) 
     """Write the partially labelled dataset and the test set into the workspace, unless that was done."""
     raw, hide = workspace.raw, workspace.recipe.hide
     raw.mkdir(parents=True, exist_ok=True)
-    train = {case: entry for case, entry in cases.files.items() if case not in cases.held_out}
+    train = {case: cases.files[case] for case in apart_from(cases.held_out, cases.files, cases.table)}
     name = TO_HIDE if hide else PARTIAL
     if not (raw / name).is_dir():
-        write_referenced(raw / name, remaining(cases, train), train, own_split(cases.source, train))
+        write_referenced(raw / name, remaining(cases, train), train, own_split(cases, train))
     if hide and not (raw / PARTIAL).is_dir():
         options = (*hide.words(), "-np", str(runner.processes))
         runner.run("hide", "conemos", "hide", raw / name, "-o", PARTIAL, *options)
     return cases.test or write_test_set(workspace.folder / "test", cases, runner.processes)
 
 
-def own_split(source: Path, cases: Mapping[str, Any]) -> Splits | None:
-    """Read the source's own splits_final.json, if it has one, for the cases that train."""
-    file = source / "splits_final.json"
-    return with_validation(restricted(json.loads(file.read_text()), set(cases))) if file.is_file() else None
+def own_split(cases: BenchmarkCases, train: Collection[str]) -> list[Fold] | None:
+    """Read the source's own splits_final.json, if it has one, for the cases that train.
+
+    Where all validation cases of a fold are held out, those of its first training patient take their place.
+    """
+    file, patient_of = cases.source / SPLITS, cases.table.patient_of
+    if not file.is_file():
+        return None
+    folds = restricted(read_splits(file, cases.table), set(train))
+    for fold in folds:
+        if not fold["val"] and fold["train"]:
+            first = patient_of(fold["train"][0])
+            fold["val"] = [case for case in fold["train"] if patient_of(case) == first]
+            fold["train"] = [case for case in fold["train"] if patient_of(case) != first]
+    if empty := [number for number, fold in enumerate(folds) if not fold["train"]]:
+        raise SourceError(
+            f"{file}: fold {empty[0]} has no training case left. Hold out fewer cases, or delete the file."
+        )
+    return folds
 
 
 def remaining(cases: BenchmarkCases, train: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,12 +214,20 @@ def remaining(cases: BenchmarkCases, train: Mapping[str, Any]) -> dict[str, Any]
     if "sources" not in content:
         return content
     sources = content["sources"]
-    left = {name: [escape(case) for case in cases.table.cases_of(name) if case in train] for name in sources}
-    result = {**content, "sources": {name: {**sources[name], "cases": left[name]} for name in sources if left[name]}}
+    left = {name: [case for case in cases.table.cases_of(name) if case in train] for name in sources}
+    entries = {name: narrowed(sources[name], own, cases.table) for name, own in left.items() if own}
+    result = {**content, "sources": entries}
     if "tags" in content:
         of_cases = {case: tags for case, tags in content["tags"].get("cases", {}).items() if case in train}
         result["tags"] = {**content["tags"], "cases": of_cases}
     return result
+
+
+def narrowed(source: Mapping[str, Any], cases: Collection[str], table: SourceTable) -> dict[str, Any]:
+    """Return an entry of `sources` for some of its cases, each by name."""
+    patients = {escape(case): table.patients[case] for case in cases if case in table.patients}
+    rest = {key: value for key, value in source.items() if key != PATIENT}
+    return {**rest, "cases": [escape(case) for case in cases], **({PATIENT: patients} if patients else {})}
 
 
 def write_test_set(folder: Path, cases: BenchmarkCases, processes: int) -> TestSet:

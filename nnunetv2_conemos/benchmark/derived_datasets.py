@@ -8,11 +8,12 @@ from typing import Any
 
 from nnunetv2_conemos.annotations.tags import without_tags
 from nnunetv2_conemos.benchmark.config import Fold
-from nnunetv2_conemos.benchmark.preparation import Splits, share_plans
+from nnunetv2_conemos.benchmark.preparation import share_plans
 from nnunetv2_conemos.benchmark.workspace import PARTIAL, Workspace
 from nnunetv2_conemos.datasets.dataset_json import OWN_KEYS
 from nnunetv2_conemos.datasets.folders import raw_cases
 from nnunetv2_conemos.datasets.partial_copy import COMPLETE
+from nnunetv2_conemos.datasets.splits import Fold as SplitFold
 from nnunetv2_conemos.datasets.writer import dataset_entries, jobs_of, write_cases
 from nnunetv2_conemos.errors import MissingFileError, SourceError
 from nnunetv2_conemos.files import new_folder, write_json
@@ -21,7 +22,7 @@ FULLY_ANNOTATED, ANNOTATED = "Dataset901_Complete", "Dataset903_Annotated"
 
 
 def write_referenced(
-    target: Path, dataset_json: Mapping[str, Any], files: Mapping[str, Any], splits: Splits | None = None
+    target: Path, dataset_json: Mapping[str, Any], files: Mapping[str, Any], splits: list[SplitFold] | None = None
 ) -> None:
     """Write a raw dataset of cases that lie elsewhere: a dataset.json, and a split if there is one."""
     with new_folder(target) as folder:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -14,13 +13,13 @@ from nnunetv2_conemos.benchmark.workspace import PARTIAL, Workspace
 from nnunetv2_conemos.datasets.dataset_json import read_dataset_json
 from nnunetv2_conemos.datasets.folders import raw_cases
 from nnunetv2_conemos.datasets.plans import small_configuration
-from nnunetv2_conemos.datasets.splits import stratified_split
+from nnunetv2_conemos.datasets.splits import Fold as SplitFold
+from nnunetv2_conemos.datasets.splits import read_splits, stratified_split
 from nnunetv2_conemos.errors import InputError, SourceError
 from nnunetv2_conemos.files import write_json
 from nnunetv2_conemos.text_files import read_object
 
 FINGERPRINT = "dataset_fingerprint.json"
-Splits = list[dict[str, list[str]]]
 
 
 def prepare(workspace: Workspace, runner: Runner) -> None:
@@ -39,7 +38,7 @@ def prepare(workspace: Workspace, runner: Runner) -> None:
         return
     if not workspace.splits_file.is_file():
         write_json(workspace.splits_file, stratified_split(workspace.table))
-    folds = len(json.loads(workspace.splits_file.read_text()))
+    folds = len(read_splits(workspace.splits_file, workspace.table))
     if beyond := [fold for fold in recipe.folds if fold != "all" and not 0 <= fold < folds]:
         raise InputError(f"fold {beyond[0]}: expected one of the {folds} folds of splits_final.json, 0 to {folds - 1}.")
 
@@ -69,7 +68,7 @@ def share_plans(
     raw, folder = raw or workspace.raw, (preprocessed or workspace.preprocessed) / name
     folder.mkdir(parents=True, exist_ok=True)
     if fold != "all":
-        own = restricted(json.loads(workspace.splits_file.read_text()), set(raw_cases(raw / name)))
+        own = restricted(read_splits(workspace.splits_file, workspace.table), set(raw_cases(raw / name)))
         if not own[fold]["train"]:
             raise SourceError(f"{name}: fold {fold} has no training case.")
         write_json(folder / "splits_final.json", with_validation(own))
@@ -78,12 +77,12 @@ def share_plans(
     shutil.copyfile(workspace.preprocessed / PARTIAL / FINGERPRINT, folder / FINGERPRINT)  # nnU-Net copies it
 
 
-def restricted(splits: Splits, cases: set[str]) -> Splits:
+def restricted(splits: list[SplitFold], cases: set[str]) -> list[SplitFold]:
     """Keep these cases of every fold."""
     return [{part: [case for case in fold[part] if case in cases] for part in ("train", "val")} for fold in splits]
 
 
-def with_validation(splits: Splits) -> Splits:
+def with_validation(splits: list[SplitFold]) -> list[SplitFold]:
     """Add a validation case to folds that have none: nnU-Net needs one; the last checkpoint does not depend on it."""
     return [{"train": fold["train"], "val": fold["val"] or fold["train"][:1]} for fold in splits]
 

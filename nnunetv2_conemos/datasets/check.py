@@ -16,8 +16,9 @@ import numpy as np
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.annotations.overview import similar_names
 from nnunetv2_conemos.annotations.sources import SourceTable
+from nnunetv2_conemos.datasets.consistency import check_copies, check_patients, check_splits
 from nnunetv2_conemos.datasets.dataset_json import find_problems, read_dataset_json
-from nnunetv2_conemos.datasets.folders import find_raw, raw_cases, require_same_tables
+from nnunetv2_conemos.datasets.folders import find_raw, raw_cases
 from nnunetv2_conemos.datasets.inspect import CaseContent, count_occurrences, read_contents
 from nnunetv2_conemos.datasets.label_rules import never_written
 from nnunetv2_conemos.datasets.orientations import describe_orientations
@@ -61,12 +62,14 @@ def check(dataset: str | int, *, processes: int = 1, quick: bool = False) -> Che
     findings, dataset_json, cases = read_entries(raw)
     if not cases:
         return CheckReport(findings)
+    findings += check_copies(name, processes)
     try:
         table = SourceTable.from_dataset_json(dataset_json, cases)
     except SourceError as error:
         where, remedy = str(raw / "dataset.json"), "`conemos declare` writes `sources` from a table."
-        return CheckReport([*findings, Finding("error", where, str(error), remedy)])
-    findings += [*check_copies(name), *check_unannotated(table), *check_names(table), *check_written(table.labels)]
+        return CheckReport([Finding("error", where, str(error), remedy), *findings])
+    findings += [*check_splits(name, raw, table), *check_patients(table)]
+    findings += [*check_unannotated(table), *check_names(table), *check_written(table.labels)]
     contents = read_contents(cases, dataset_json, processes, quick)
     findings += [*check_readable(contents), *check_orientations(contents)]
     if quick:
@@ -109,15 +112,6 @@ def check_written(labels: LabelSpace) -> list[Finding]:
     what = "have a value of their own, but predictions cannot show it: nnU-Net writes one region over the other."
     remedy = "Declare these voxels as a region too, within the others, if they matter."
     return [Finding("warning", f"regions {regions}", what, remedy) for regions in never_written(labels)]
-
-
-def check_copies(name: str) -> list[Finding]:
-    """Find differences between the raw and the preprocessed dataset.json."""
-    try:
-        require_same_tables(name)
-    except SourceError as error:
-        return [Finding("error", "dataset.json", str(error), "Until then, training does not start.")]
-    return []
 
 
 def check_unannotated(table: SourceTable) -> list[Finding]:

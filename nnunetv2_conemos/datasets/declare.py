@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.annotations.table_file import CaseTable, complete_table, group_sources, read_table
+from nnunetv2_conemos.datasets.copies import find_copies, prepared_configurations, require_same_cases
 from nnunetv2_conemos.datasets.dataset_json import SHARED_KEYS, read_dataset_json, read_raw_json
 from nnunetv2_conemos.datasets.folders import cases_without_map, find_raw, preprocessed_folder, raw_cases
 from nnunetv2_conemos.errors import SourceError
@@ -58,6 +59,8 @@ def _declare(name: str, raw: Path, given: CaseTable, missing: Missing | None, ov
     dataset_json = read_raw_json(raw)
     labels = LabelSpace.from_dataset_json(dataset_json)
     cases = raw_cases(raw)
+    if copies := find_copies(name):
+        require_same_cases(copies, prepared_configurations(copies.preprocessed))
     rest = {"unlabelled": [], "all": list(labels.names), None: None}[missing]
     sources = group_sources(complete_table(given.annotated, cases, rest), labels, name, given.traits)
     table = SourceTable.from_dataset_json(dataset_json | {"sources": sources}, cases)

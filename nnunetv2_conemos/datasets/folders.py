@@ -174,8 +174,17 @@ def source_table(folder: Path, dataset_json: Mapping[str, Any], cases: Iterable[
 
 
 def preprocessed_cases(configuration_folder: Path) -> list[str]:
-    """Return the identifiers of the cases preprocessed for one configuration, sorted."""
-    dataset_class = infer_dataset_class(str(configuration_folder))
+    """Return the identifiers of the cases preprocessed for one configuration, sorted.
+
+    Raises FileNotFoundError where there is none.
+    """
+    try:
+        dataset_class = infer_dataset_class(str(configuration_folder))
+    except (AssertionError, KeyError):
+        raise MissingFileError(
+            f"{configuration_folder}: expected preprocessed cases, found none, or files of several formats. Preprocess "
+            "again (nnUNetv2_preprocess)."
+        ) from None
     return sorted(dataset_class.get_identifiers(str(configuration_folder)))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.annotations.sources import EVERYTHING, SourceTable
-from nnunetv2_conemos.annotations.table_file import Annotated, group_sources
+from nnunetv2_conemos.annotations.table_file import PATIENT, Annotated, group_sources
 from nnunetv2_conemos.annotations.tags import Axis, slices_of
 from nnunetv2_conemos.datasets.dataset_json import OWN_KEYS, read_raw_json
 from nnunetv2_conemos.datasets.folders import raw_cases, source_table
@@ -75,13 +75,14 @@ def hidden_jobs(original: Original, annotated: Annotated) -> list[CaseJob]:
 
 
 def hidden_sources(original: Original, annotated: Annotated, tagged: bool = False) -> dict[str, dict[str, Any]]:
-    """Build `sources` of the copy; sources that the original declares keep modality, dataset, domain and weight."""
+    """Build `sources` of the copy; modality, dataset, domain, weight and patients stay."""
     sources, before = {}, original.table
     for name, source in before.sources.items():
         own = {key: value for key, value in source.model_dump(exclude_defaults=True).items() if key in KEPT_KEYS}
         cases = {case: annotated[case] for case in before.cases_of(name) if case in annotated}
         dataset = original.folder.name if name == EVERYTHING else name
-        for group, entry in group_sources(cases, before.labels, dataset).items():
+        patients = {case: {PATIENT: before.patients[case]} for case in cases if case in before.patients}
+        for group, entry in group_sources(cases, before.labels, dataset, patients).items():
             hidden = [label for label in source.annotated if label not in entry["annotated"]]
             if tagged and hidden:
                 group, entry = f"{group}, tags" if entry["annotated"] else "tags", entry | {"tagged": hidden}

@@ -20,13 +20,12 @@ from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.datasets.dataset_json import SHARED_KEYS, read_dataset_json
 from nnunetv2_conemos.datasets.folders import named_or_path, new_dataset_folder
 from nnunetv2_conemos.datasets.partial_copy import Original, hidden_jobs, plan_copy, read_original, write_copy
-from nnunetv2_conemos.datasets.splits import Fold
+from nnunetv2_conemos.datasets.splits import SPLITS, Fold
 from nnunetv2_conemos.datasets.ssl_settings import Amounts, Roles, check_roles, folds_of, semidg, ssl, uda
 from nnunetv2_conemos.datasets.writer import Images, write_cases
 from nnunetv2_conemos.errors import ExistingFileError, InputError, shorten
 from nnunetv2_conemos.files import json_writer, require_absent, write_json
 
-SPLITS = "splits_final.json"
 Setting = Literal["ssl", "uda", "semidg"]
 Number = int | float | str  # of cases; below 1 a fraction of them
 

@@ -7,7 +7,7 @@ generalisation (Wang & Li, NeurIPS 2023, arXiv:2310.11320).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -52,11 +52,14 @@ class Roles:
         """Return a pair for each domain held out: words for messages that name it, and the roles without it."""
         if not self.held_out:
             return [("", self)]
-        kept = {domain: {c for c in self.cases if table.domain_of(c) != domain} for domain in self.held_out}
-        return [
-            (f" without domain '{domain}'", Roles(self.labelled & c, self.validation & c, self.unlabelled & c))
-            for domain, c in kept.items()
-        ]
+        parts = []
+        for domain in self.held_out:
+            kept = not_of(table, of_domains(table, [domain]))
+            labelled, validation, unlabelled = (
+                frozenset(filter(kept, part)) for part in (self.labelled, self.validation, self.unlabelled)
+            )
+            parts.append((f" without domain '{domain}'", Roles(labelled, validation, unlabelled)))
+        return parts
 
 
 def ssl(table: SourceTable, amounts: Amounts, rng: np.random.Generator) -> Roles:
@@ -82,7 +85,8 @@ def uda(
     origin, target = (of_domains(table, domains) for domains in (sources, targets))
     labelled = divide(table, {" in the source domains": origin}, Amounts(amounts.labelled), rng)
     adapted = divide(table, {" in the target domains": target}, Amounts(Fraction(0), amounts.validation), rng)
-    return Roles(labelled.labelled, adapted.validation, labelled.unlabelled | adapted.unlabelled)
+    both = Roles(labelled.labelled, adapted.validation, labelled.unlabelled | adapted.unlabelled)
+    return without_validating(table, both)
 
 
 def semidg(table: SourceTable, held_out: Sequence[str], amounts: Amounts, rng: np.random.Generator) -> Roles:
@@ -98,15 +102,22 @@ def semidg(table: SourceTable, held_out: Sequence[str], amounts: Amounts, rng: n
     held_out = tuple(dict.fromkeys(held_out or annotated))
     if silent := [domain for domain in held_out if domain not in annotated]:
         raise InputError(f"--test-domain {silent[0]}: none of its cases is annotated, so there is nothing to test on.")
-    seen = {domain: pool for domain, pool in pools.items() if (domain,) != held_out}
+    unseen = pools[held_out[0]] if len(held_out) == 1 else []
+    seen = {d: list(filter(not_of(table, unseen), pool)) for d, pool in pools.items() if (d,) != held_out}
     drawn = divide(table, {f" in domain '{name}'": seen[name] for name in annotated if name in seen}, amounts, rng)
-    unlabelled = frozenset().union(*seen.values()) - drawn.labelled - drawn.validation
-    return Roles(drawn.labelled, drawn.validation, unlabelled, held_out)
+    unlabelled = frozenset().union(*seen.values()) - drawn.labelled
+    return without_validating(table, Roles(drawn.labelled, drawn.validation, unlabelled, held_out))
 
 
 def of_domains(table: SourceTable, domains: Iterable[str]) -> list[str]:
     """Return the cases that come from any of these domains."""
     return [case for case in table.cases if table.domain_of(case) in set(domains)]
+
+
+def not_of(table: SourceTable, cases: Iterable[str]) -> Callable[[str], bool]:
+    """Return a function that says whether a case is of none of the patients of these cases."""
+    patients = {table.patient_of(case) for case in cases}
+    return lambda case: table.patient_of(case) not in patients
 
 
 def require_known_domains(table: SourceTable, option: str, domains: Iterable[str]) -> None:
@@ -124,9 +135,10 @@ def require_known_domains(table: SourceTable, option: str, domains: Iterable[str
 
 
 def divide(table: SourceTable, pools: Mapping[str, Sequence[str]], amounts: Amounts, rng: np.random.Generator) -> Roles:
-    """Sample labelled cases, then validation cases, from the annotated ones of each pool; the rest becomes unlabelled.
+    """Sample labelled cases, and validation cases, from the annotated ones of each pool; the rest becomes unlabelled.
 
-    `pools`: words that say which pool it is -> cases. Raises ValueError where too few of them are annotated.
+    Further cases of a patient that validates are left out. `pools`: words that say which pool it is -> cases. Raises
+    ValueError where too few of them are annotated.
     """
     labelled, validation, everyone = set[str](), set[str](), set[str]()
     for where, pool in pools.items():
@@ -136,12 +148,35 @@ def divide(table: SourceTable, pools: Mapping[str, Sequence[str]], amounts: Amou
         if number + further > len(annotated):
             wanted = [f"{n} to {role}" for n, role in ((number, "stay labelled"), (further, "validate")) if n]
             raise InputError(f"expected annotated cases{where}, {' and '.join(wanted)}; found {len(annotated)}.")
-        drawn = stratified_draw(table, annotated, number, rng)
-        rest = sorted(set(annotated) - set(drawn))
+        drawn, held = draw_apart(table, annotated, number, further, where, rng)
         labelled |= set(drawn)
-        validation |= set(stratified_draw(table, rest, further, rng))
+        validation |= set(held)
         everyone |= set(pool)
-    return Roles(frozenset(labelled), frozenset(validation), frozenset(everyone - labelled - validation))
+    return without_validating(table, Roles(frozenset(labelled), frozenset(validation), frozenset(everyone - labelled)))
+
+
+def draw_apart(
+    table: SourceTable, cases: Sequence[str], number: int, further: int, where: str, rng: np.random.Generator
+) -> tuple[list[str], list[str]]:
+    """Sample labelled cases and `further` ones that validate, of other patients; raises ValueError for too few."""
+    if not table.patients:
+        drawn = stratified_draw(table, cases, number, rng)
+        return drawn, stratified_draw(table, sorted(set(cases) - set(drawn)), further, rng)
+    held = stratified_draw(table, cases, further, rng, spread=False)
+    others = list(filter(not_of(table, held), cases))
+    if number > len(others):
+        raise InputError(
+            f"expected {number} annotated cases{where} to stay labelled, of other patients than {further} to validate; "
+            f"found {len(others)}. Label or validate fewer."
+        )
+    return stratified_draw(table, others, number, rng), held
+
+
+def without_validating(table: SourceTable, roles: Roles) -> Roles:
+    """Return roles in which no case trains whose patient validates."""
+    apart = not_of(table, roles.validation)
+    labelled, unlabelled = (frozenset(filter(apart, cases)) for cases in (roles.labelled, roles.unlabelled))
+    return Roles(labelled, roles.validation, unlabelled, roles.held_out)
 
 
 def amount(share: Fraction, of: int) -> int:
@@ -158,10 +193,12 @@ def check_roles(table: SourceTable, roles: Roles) -> None:
                 f"nothing is left to be unlabelled{where}: all {len(part.labelled)} cases would stay labelled. "
                 "Label fewer of them."
             )
-        if len(part.labelled) < 2 - bool(part.validation):
+        patients = {table.patient_of(case) for case in part.labelled}
+        if len(patients) < 2 - bool(part.validation):
+            of_one = " of one patient" if len(part.labelled) > len(patients) else ""
             raise InputError(
-                f"{len(part.labelled)} labelled case(s){where}: expected at least one to train and one to validate on. "
-                "Raise --labelled, or pass --validation to validate on others."
+                f"{len(part.labelled)} labelled case(s){of_one}{where}: expected at least one to train and one to "
+                "validate on. Raise --labelled, or pass --validation to validate on others."
             )
         lost = supervised & set(table.never_annotated(part.labelled))
         if lost:
@@ -174,18 +211,20 @@ def check_roles(table: SourceTable, roles: Roles) -> None:
 def folds_of(table: SourceTable, roles: Roles, folds: int | None, seed: int) -> list[Fold]:
     """Build nnU-Net's folds; `table` has the cases that take part, annotated as `roles` say.
 
-    Labelled cases are divided into `folds` folds (default: 5, or as many as there are cases), and each validates in one
-    of them; for each domain held out, one such fold is kept. Where there are validation cases, they alone validate, in
-    every fold, and all others train.
+    Labelled cases are divided into `folds` folds (default: 5, or as many as there are patients), and each validates in
+    one of them; for each domain held out, one such fold is kept. Where there are validation cases, they alone validate,
+    in every fold, and all others train.
     """
     made = []
     for where, part in roles.without(table):
         if part.validation:
             made.append({"train": sorted(part.labelled | part.unlabelled), "val": sorted(part.validation)})
             continue
-        number = folds or min(MAX_FOLDS, len(part.labelled))
-        if not 2 <= number <= len(part.labelled):
-            raise InputError(f"--folds {number}: expected 2 to {len(part.labelled)}, the labelled cases{where}.")
+        patients = {table.patient_of(case) for case in part.labelled}
+        number = folds or min(MAX_FOLDS, len(patients))
+        if not 2 <= number <= len(patients):
+            whose = "patients with labelled cases" if table.patients else "labelled cases"
+            raise InputError(f"--folds {number}: expected 2 to {len(patients)}, the {whose}{where}.")
         split = stratified_split(table, number, seed, part.cases)
         made += split[:1] if roles.held_out else split
     return made

@@ -19,6 +19,7 @@ from rich.progress import Progress
 
 from nnunetv2_conemos.datasets.dataset_json import OWN_KEYS, SHARED_KEYS
 from nnunetv2_conemos.datasets.folders import new_dataset_folder, require_new_dataset
+from nnunetv2_conemos.datasets.splits import SPLITS, Fold, read_splits, stratified_split
 from nnunetv2_conemos.datasets.volumes import write_label_map
 from nnunetv2_conemos.datasets.writer import CaseJob, dataset_entries, input_files
 from nnunetv2_conemos.errors import InputError, SourceError, shorten
@@ -29,6 +30,7 @@ from nnunetv2_conemos.inference.predictor import Inference, make_predictor, pred
 from nnunetv2_conemos.networks.spec import UNKNOWN
 
 SETTINGS = "completion.json"
+FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ def complete(
     if uncertain is not None and not 0 < uncertain < 0.5:
         raise InputError(f"uncertain {uncertain:g}: expected a number between 0 and 0.5.")
     completion = plan_completion(plan_labelling(model, dataset, inference), uncertain)
+    folds_of(completion)  # an error in it is found now
     target = new_dataset_folder(output)
     require_new_dataset(target, overwrite)
     require_no_inputs_within(target, input_files(completion.jobs.values()))
@@ -187,6 +190,18 @@ def complete_batch(
     shutil.rmtree(scratch)
 
 
+def folds_of(completion: Completion) -> list[Fold] | None:
+    """Return the folds of the raw dataset, or new ones where patients have to stay together; None: nnU-Net's will do.
+
+    Raises SourceError for a splits_final.json that is wrong.
+    """
+    table, file = completion.table, completion.raw / SPLITS
+    if file.is_file():
+        return read_splits(file, table)
+    patients = len({table.patient_of(case) for case in table.cases if table.known(case).any()})
+    return stratified_split(table, min(FOLDS, patients)) if table.patients and patients > 1 else None
+
+
 def finish(completion: Completion, folder: Path, target: Path) -> None:
     """Write what nnU-Net needs beside the maps, and rename the folder to `target`."""
     labels = dict(completion.dataset_json["labels"])
@@ -195,7 +210,6 @@ def finish(completion: Completion, folder: Path, target: Path) -> None:
     result = {key: value for key, value in completion.dataset_json.items() if key not in OWN_KEYS}
     result |= {"labels": labels, "dataset": dataset_entries(list(completion.jobs.values()), result["file_ending"])}
     write_json(folder / "dataset.json", result)
-    splits = completion.raw / "splits_final.json"
-    if splits.is_file():
-        shutil.copyfile(splits, folder / splits.name)
+    if folds := folds_of(completion):
+        write_json(folder / SPLITS, folds)
     put_in_place(folder, target, {})

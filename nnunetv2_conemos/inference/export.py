@@ -73,8 +73,8 @@ def export(
     found = trained.folds(checkpoint, folds)
     if file:
         require_absent(file, overwrite)
-    require_absent(folder, overwrite)
     require_no_inputs_within(folder, [trained.folder / "plans.json"])
+    require_absent(folder, overwrite)
     beside: dict[Path, Writer] = {}
     with new_folder(folder, overwrite, beside) as unfinished:
         configuration = write_stock_model(trained, found, checkpoint, label, unfinished)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.inference.predict_from_raw_data import (
     nnUNetPredictor,
     predict_entry_point,
@@ -23,11 +22,12 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 
 from nnunetv2_conemos.datasets.dataset_json import RawDataset, read_checked
-from nnunetv2_conemos.datasets.folders import image_lists
 from nnunetv2_conemos.doorway import register_trainers
-from nnunetv2_conemos.errors import InputError, MissingFileError, shorten
+from nnunetv2_conemos.errors import InputError
+from nnunetv2_conemos.inference.inputs import require_images
 from nnunetv2_conemos.inference.model_folder import ModelFolder, read_checkpoint, read_model
 from nnunetv2_conemos.networks.spec import LABELS_VARIABLE, MODALITY_VARIABLE, UNKNOWN
+from nnunetv2_conemos.text_files import read_object
 
 
 def default_device() -> str:
@@ -70,7 +70,6 @@ def predict(
     """
     register_trainers()
     trained, how = read_model(Path(model)), inference or Inference()
-    require_images(Path(images), trained.dataset_json)
     predictor = make_predictor(trained, how, labels, modality)
     Path(output).mkdir(parents=True, exist_ok=True)
     predict_files(predictor, how, str(images), str(output), probabilities)
@@ -89,7 +88,7 @@ def predict_as_nnunet(
     if labels or modality:
         check_choice(read_model(model_of(arguments)), labels, modality)
     require_safe_checkpoints(arguments)
-    require_named_images(arguments)
+    require_images_of(arguments)
     program = predict_entry_point_modelfolder if "-m" in arguments else predict_entry_point
     with environment_choice(labels, modality), command_line(["conemos predict", *arguments]):
         program()
@@ -120,7 +119,13 @@ def predict_files(
     outputs: list[str] | str,
     probabilities: bool,
 ) -> None:
-    """Write the prediction of each list of channels to a file name without ending, or of one folder to another."""
+    """Write the prediction of each list of channels to a file name without ending, or of one folder to another.
+
+    Raises VolumeError, before anything is predicted, for an image that cannot be used as it is.
+    """
+    files = Path(images) if isinstance(images, str) else [[Path(file) for file in of_case] for of_case in images]
+    manager: Any = predictor.plans_manager
+    require_images(files, manager.plans, predictor.dataset_json or {})
     if how.preprocessing == how.export == 0:
         predictor.predict_from_files_sequential(images, outputs, probabilities)
     else:
@@ -149,27 +154,14 @@ def model_of(arguments: Sequence[str]) -> Path:
     return Path(get_output_folder(given["-d"], trainer, plans, given["-c"]))
 
 
-def require_named_images(arguments: Sequence[str]) -> None:
+def require_images_of(arguments: Sequence[str]) -> None:
     """Raise what `require_images` does, where arguments of nnUNetv2_predict name images and a model that exists."""
     given = dict(pairwise(arguments))
     if "-i" in given and ("-m" in given or {"-d", "-c"} <= given.keys()):
-        file = model_of(arguments) / "dataset.json"
-        if file.is_file():
-            require_images(Path(given["-i"]), read_checked(file, RawDataset))
-
-
-def require_images(folder: Path, dataset_json: Mapping[str, Any]) -> None:
-    """Raise InputError or MissingFileError for a folder whose images are not named as nnU-Net's predictor expects."""
-    ending, channels = dataset_json["file_ending"], dataset_json["channel_names"]
-    cases = image_lists(folder, ending)
-    if not cases:
-        raise MissingFileError(f"{folder}: expected images CASE_0000{ending}, found none. Add them, or correct -i.")
-    short = [files for files in cases if len(files) != len(channels)]
-    if short and ending not in NaturalImage2DIO.supported_file_endings:  # those hold all channels in one file
-        raise InputError(
-            f"{folder}: expected {len(channels)} channel(s) of each case ({', '.join(channels.values())}), found "
-            f"{shorten(Path(file).name for file in short[0])}. Add the files, or remove the case."
-        )
+        model = model_of(arguments)
+        if (model / "dataset.json").is_file() and (model / "plans.json").is_file():
+            plans, dataset_json = read_object(model / "plans.json"), read_checked(model / "dataset.json", RawDataset)
+            require_images(Path(given["-i"]), plans, dataset_json)
 
 
 def require_safe_checkpoints(arguments: Sequence[str]) -> None:

@@ -92,7 +92,7 @@ def load(file: Path, keys: Sequence[str] = MODEL_KEYS, mapped: bool = False) -> 
 
 def foreign(error: pickle.UnpicklingError) -> str:
     """Return what torch's message says about the object that it refuses to load."""
-    found = re.search(r"GLOBAL (\S+) was not|[Tt]rying to call (\S+)", str(error))
+    found = re.search(r"GLOBAL (\S+)|[Tt]rying to call (\S+)", str(error))
     return f"an object of {next(filter(None, found.groups()))}" if found else "an object of another kind"
 
 

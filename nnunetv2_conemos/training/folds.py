@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from nnunetv2_conemos.annotations.sources import SourceTable
+from nnunetv2_conemos.datasets.splits import Parts, only_training, stratified_split
 from nnunetv2_conemos.errors import shorten
+from nnunetv2_conemos.files import write_json
 from nnunetv2_conemos.training.annotated import AnnotatedDataset
 from nnunetv2_conemos.training.method import Method
+from nnunetv2_conemos.training.preconditions import require_split_of_raw
+
+
+def ready_split(file: Path, table: SourceTable) -> bool:
+    """Write a split where a preprocessed dataset has none; return whether one was written.
+
+    Raises SourceError where the raw dataset has one that was not copied.
+    """
+    if file.is_file():
+        return False
+    require_split_of_raw(file, table)
+    write_json(file, stratified_split(table))
+    return True
 
 
 def supervised_parts(
-    train: Sequence[Any], validation: Sequence[Any], has_supervision: Callable[[str], bool]
-) -> tuple[list[str], list[str], list[str]]:
-    """Return training and validation cases such that all of the latter are supervised, and those that were moved."""
-    moved = [str(case) for case in validation if not has_supervision(case)]
-    training = [str(case) for case in train]
-    kept = [str(case) for case in validation if case not in moved]
-    return [*training, *(case for case in moved if case not in training)], kept, moved
+    train: Sequence[Any], validation: Sequence[Any], has_supervision: Callable[[str], bool], table: SourceTable
+) -> Parts:
+    """Return training and validation cases such that all of the latter are supervised."""
+    fold = {"train": [str(case) for case in train], "val": [str(case) for case in validation]}
+    return only_training(fold, has_supervision, table.patient_of)
+
+
+def what_was_moved(parts: Parts) -> Iterator[str]:
+    """Yield a log line about the validation cases that do not validate."""
+    if parts.moved:
+        yield f"Unlabelled validation cases are used for training only: {shorten(parts.moved)}."
+    if parts.left_out:
+        yield f"Unlabelled validation cases are left out, since their patients validate: {shorten(parts.left_out)}."
 
 
 def what_is_left_out(

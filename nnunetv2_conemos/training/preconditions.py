@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,8 +11,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.annotations.sources import SourceTable
+from nnunetv2_conemos.datasets.copies import require_fresh
 from nnunetv2_conemos.datasets.dataset_json import check_trained_labels, read_dataset_json
-from nnunetv2_conemos.datasets.folders import preprocessed_table, require_same_tables
+from nnunetv2_conemos.datasets.folders import preprocessed_table, raw_folder, require_same_tables
+from nnunetv2_conemos.datasets.splits import SPLITS, read_splits, require_same_splits
 from nnunetv2_conemos.errors import InputError, SourceError, UnsupportedError
 from nnunetv2_conemos.networks.spec import LABELS_VARIABLE, MODALITY_VARIABLE, PLANS_KEY
 from nnunetv2_conemos.text_files import read_object
@@ -29,6 +30,7 @@ def checked_table(method: Method, plans: dict, configuration: str, dataset_json:
     require_dimension(method, plans, configuration, trainer)
     require_regions_supported(method, dataset_json, trainer)
     require_same_tables(plans["dataset_name"])
+    require_fresh(plans, configuration)
     require_labels_of_folder(plans, configuration, trainer, dataset_json)
     table = preprocessed_table(plans, configuration, dataset_json)
     require_supervision(method, table, trainer)
@@ -93,11 +95,22 @@ def require_unlabelled_case(table: SourceTable, cases: Iterable[str], trainer: s
         )
 
 
-def require_fold(file: Path, fold: int | str) -> None:
-    """Raise SourceError for a fold that the split lacks: nnU-Net would make a random one, test cases included."""
-    if fold == "all" or not file.is_file():
+def require_split_of_raw(file: Path, table: SourceTable) -> None:
+    """Raise SourceError where the split of the preprocessed dataset, `file`, is not that of the raw one, if any."""
+    raw = raw_folder(file.parent.name)
+    if raw is not None:
+        require_same_splits(raw / SPLITS, file, table)
+
+
+def require_fold(file: Path, fold: int, table: SourceTable) -> None:
+    """Raise SourceError where the split is wrong, is not that of the raw dataset, or lacks the fold.
+
+    For a fold that it lacks, nnU-Net would make a random one, test cases included.
+    """
+    if not file.is_file():
         return
-    folds = len(json.loads(file.read_text()))
+    folds = len(read_splits(file, table))
+    require_split_of_raw(file, table)
     if int(fold) >= folds:
         raise SourceError(
             f"fold {fold}: expected one of the {folds} of {file}, counted from 0. Train one of them, or add the fold "

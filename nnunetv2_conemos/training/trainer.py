@@ -11,16 +11,14 @@ from nnunetv2.utilities.helpers import dummy_context
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import autocast, nn
 
-from nnunetv2_conemos.datasets.splits import stratified_split
-from nnunetv2_conemos.errors import shorten
-from nnunetv2_conemos.files import write_json
+from nnunetv2_conemos.datasets.splits import SPLITS
 from nnunetv2_conemos.networks.spec import PLANS_KEY, NetworkSpec
 from nnunetv2_conemos.records import Query, Truth, move
 from nnunetv2_conemos.training import preconditions, validation
 from nnunetv2_conemos.training.annotated import AnnotatedDataset
 from nnunetv2_conemos.training.ema import AveragedTrainer
 from nnunetv2_conemos.training.finite import FiniteLossTrainer
-from nnunetv2_conemos.training.folds import supervised_parts, what_is_left_out
+from nnunetv2_conemos.training.folds import ready_split, supervised_parts, what_is_left_out, what_was_moved
 from nnunetv2_conemos.training.plans_facts import facts_for_inference
 from nnunetv2_conemos.training.sampling import QueryDataset, location_keys, query_and_truth
 
@@ -101,17 +99,17 @@ class PartialLabelTrainer(FiniteLossTrainer, AveragedTrainer):
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """Return nnU-Net's split, stratified by annotated labels where none exists yet; unlabelled cases only train."""
-        splits_file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
-        if self.fold != "all" and "sources" in self.dataset_json and not splits_file.is_file():
-            self.print_to_log_file("Creating new 5-fold cross-validation split, stratified by annotated labels...")
-            write_json(splits_file, stratified_split(self.table))
-        preconditions.require_fold(splits_file, self.fold)
-        train, validation, moved = supervised_parts(*super().do_split(), self.has_supervision)
-        if moved:
-            self.print_to_log_file(f"Unlabelled validation cases are used for training only: {shorten(moved)}.")
-        for part, cases in (("train", train), ("val", validation)):
+        splits_file = Path(self.preprocessed_dataset_folder_base) / SPLITS
+        if self.fold != "all":
+            if "sources" in self.dataset_json and ready_split(splits_file, self.table):
+                self.print_to_log_file("Created a new 5-fold cross-validation split, stratified by annotated labels.")
+            preconditions.require_fold(splits_file, self.fold, self.table)
+        parts = supervised_parts(*super().do_split(), self.has_supervision, self.table)
+        for message in what_was_moved(parts):
+            self.print_to_log_file(message)
+        for part, cases in (("train", parts.train), ("val", parts.val)):
             preconditions.require_supervised_case(filter(self.has_supervision, cases), part, self.fold, splits_file)
-        return train, validation
+        return parts.train, parts.val
 
     def has_supervision(self, case: str) -> bool:
         """Return whether anything that the method learns from is known about a case."""

@@ -90,7 +90,7 @@ def test_a_table_in_another_encoding_says_how_to_save_it(tmp_path: Path):
         ("t.csv", "case,labels\na," + "x" * 140_000, "line 2: not valid CSV .field larger than field limit"),
         ("t.csv", 'case,labels\na,"liver\nb,spleen\n', "line 3: not valid CSV"),
         ("t.csv", "case,labels\n,liver\n", "line 2: expected 2 fields"),
-        ("t.csv", "case,labels,scanner\na,liver,A\n", "optionally with the columns modality and domain"),
+        ("t.csv", "case,labels,scanner\na,liver,A\n", "optionally with the columns modality, domain, patient"),
         ("t.csv", "case,labels,labels\na,liver,spleen\n", "expected the header"),
         ("t.csv", "case,labels,domain\na,liver\n", "line 2: expected 3 fields, case, labels, domain"),
         ("t.csv", "case,labels,domain\na,liver,A\na,spleen,B\n", "line 3: expected {'domain': 'A'} for case 'a'"),

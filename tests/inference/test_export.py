@@ -70,7 +70,7 @@ def test_an_export_replaces_no_other_folder(model, tmp_path, capsys, own):
     (output / "kept").touch()
     assert cli.main(["export", "-m", str(model), "--label", "liver", "-o", str(output), "--overwrite"]) == 2
     assert (
-        "holds files that are read to make the result" if own else "is not a model folder"
+        "holds files that are read to make the result" if own else "nothing says that this package wrote it"
     ) in capsys.readouterr().err
     assert (output / "kept").is_file()
 

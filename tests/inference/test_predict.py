@@ -89,6 +89,17 @@ def test_unknown_labels_and_models_are_refused(model, images, tmp_path, capsys, 
     assert not (tmp_path / "out").exists()
 
 
+def test_an_image_that_is_cut_off_is_named_before_anything_is_predicted(model, images, tmp_path, capsys):
+    folder = Path(shutil.copytree(images, tmp_path / "images"))
+    file = next(iter(sorted(folder.iterdir())))
+    file.write_bytes(file.read_bytes()[:-2000])
+    assert cli.main(["predict", "-i", str(folder), "-o", str(tmp_path / "out"), *MODEL, *HOW]) == 2
+    assert f"{file.name} is damaged" in capsys.readouterr().err
+    with pytest.raises(OSError, match=f"{file.name} is damaged"):
+        predict(model, folder, tmp_path / "out", inference=Inference(device="cpu", preprocessing=0, export=0))
+    assert not list((tmp_path / "out").glob("*.nii.gz"))
+
+
 def test_the_variable_names_the_labels_that_exist(model, monkeypatch):
     monkeypatch.setenv("CONEMOS_LABELS", '["kidney"]')
     with pytest.raises(ValueError, match=r"does not predict kidney\. It predicts liver, spleen, stomach, gallbladder"):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 
-from nnunetv2_conemos.annotations.entries import Source
+from nnunetv2_conemos.annotations.entries import Source, match_patients
 from nnunetv2_conemos.annotations.labels import BACKGROUND, LabelSpace
 from nnunetv2_conemos.annotations.sources import SourceTable
-from nnunetv2_conemos.annotations.table_file import complete_table, group_sources, read_table
+from nnunetv2_conemos.annotations.table_file import PATIENT, complete_table, group_sources, read_table
 from nnunetv2_conemos.annotations.tags import joined_tags
 from nnunetv2_conemos.datasets.dataset_json import read_raw_json
 from nnunetv2_conemos.datasets.folders import image_lists, named_or_path, raw_cases
@@ -120,6 +120,7 @@ def read_cases(
     channels: str,
 ) -> dict[str, SourceCase]:
     """Return the record of every case of a raw dataset; `channels`: its modality where none is declared."""
+    patients = own_patients(files, table, spec, name)
     datasets_within = {source.dataset for source in table.sources.values()} if table else set()
     cases = {}
     for case, entry in files.items():
@@ -139,8 +140,20 @@ def read_cases(
             annotated,
             facts,
             joined_tags(table.tags(case) if table else {}, parts),
+            patients.get(case),
         )
     return cases
+
+
+def own_patients(cases: Collection[str], table: SourceTable | None, spec: DatasetSpec, name: str) -> dict[str, str]:
+    """Return case -> patient, under the names of the result, as a table, `sources` or the recipe declare it."""
+    if table is not None:
+        declared = table.patients
+    else:  # nothing is annotated
+        traits = read_table(spec.annotated).traits if spec.annotated else {}
+        declared = {case: own[PATIENT] for case, own in traits.items() if PATIENT in own}
+    declared = declared | match_patients(spec.patient, cases, f"dataset '{name}', `patient`")
+    return {case: case_id(name, patient) for case, patient in declared.items()}
 
 
 def case_id(dataset: str, case: str) -> str:
@@ -162,10 +175,11 @@ def read_images(spec: DatasetSpec, folder: Path, name: str, like: SourceDataset)
     facts = Facts(
         spec.modality or next(iter(like.cases.values())).facts.modality, domain=spec.domain, weight=spec.weight
     )
-    cases = {}
-    for files in image_lists(folder, ending):
-        case, images = Path(files[0]).name.removesuffix(f"_0000{ending}"), tuple(map(Path, files))
-        cases[case] = SourceCase(case_id(name, case), images, None, frozenset(), facts, {})
+    found = {Path(files[0]).name.removesuffix(f"_0000{ending}"): files for files in image_lists(folder, ending)}
+    patients, cases = own_patients(found, None, spec, name), {}
+    for case, files in found.items():
+        images = tuple(map(Path, files))
+        cases[case] = SourceCase(case_id(name, case), images, None, frozenset(), facts, {}, patients.get(case))
     require_channels(cases, len(like.channels), name, ending)
     required = like.files.required_reader if ending == like.files.ending else None
     format_keys = {"file_ending": ending, "overwrite_image_reader_writer": required or "None"}

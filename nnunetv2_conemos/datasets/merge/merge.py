@@ -17,6 +17,7 @@ from nnunetv2_conemos.datasets.merge.report import (
     MergeReport,
     duplicate_notes,
     orientation_notes,
+    patient_notes,
     unannotated_notes,
     write_report,
 )
@@ -91,7 +92,7 @@ def write_merge(plan: Plan, recipe: Recipe, target: Path, processes: int, overwr
         ending = plan.dataset_json["file_ending"]
         found = write_cases(plan.jobs, folder, ending, recipe.images, processes, "Writing cases", recipe.orientation)
         notes = [*write_split(plan.table, folder), *plan.notes, *duplicate_notes(found)]
-        notes += unannotated_notes(plan.datasets, found)
+        notes += [*unannotated_notes(plan.datasets, found), *patient_notes(plan.datasets)]
         notes += [] if recipe.orientation else orientation_notes(plan.dataset_json, found)
         written = [CaseContent(job.case, frozenset(job.values[v] for v in found[job.case].values)) for job in plan.jobs]
         report = MergeReport(target, plan.table, count_occurrences(plan.table, written), notes, plan.datasets)

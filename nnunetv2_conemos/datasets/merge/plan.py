@@ -14,7 +14,7 @@ from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization impo
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.annotations.names import require_case_ids
 from nnunetv2_conemos.annotations.sources import SourceTable
-from nnunetv2_conemos.annotations.table_file import group_sources
+from nnunetv2_conemos.annotations.table_file import PATIENT, group_sources
 from nnunetv2_conemos.datasets.label_maps import shown
 from nnunetv2_conemos.datasets.merge.labels import UnifiedLabels
 from nnunetv2_conemos.datasets.merge.sources import Facts, SourceDataset
@@ -160,11 +160,12 @@ def merged_sources(
 def source_groups(dataset: SourceDataset, labels: LabelSpace) -> list[tuple[str, dict[str, Any]]]:
     """Group the cases of a dataset with the same labels, tags and facts: name and entry of a source for each group."""
     alike: dict[tuple[Facts, tuple[str, ...]], dict[str, list[str]]] = {}
+    patients = {case.id: {PATIENT: case.patient} for case in dataset.cases.values() if case.patient}
     for case in dataset.cases.values():
         alike.setdefault((case.facts, case.tagged), {})[case.id] = sorted(case.annotated)
     groups = []
     for (facts, tagged), annotated in alike.items():
-        for name, group in group_sources(annotated, labels, dataset.name).items():
+        for name, group in group_sources(annotated, labels, dataset.name, patients).items():
             entry = {**group, **facts.entry(), **({"tagged": tagged} if tagged else {})}
             groups.append((f"{dataset.name}: {name}", entry))
     return groups

@@ -15,6 +15,7 @@ from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.datasets.geometry import REORIENTING
 from nnunetv2_conemos.datasets.merge.sources import SourceDataset
 from nnunetv2_conemos.datasets.orientations import describe_orientations
+from nnunetv2_conemos.datasets.patients import repeats, repeats_in_words
 from nnunetv2_conemos.datasets.readers import candidates
 from nnunetv2_conemos.datasets.writer import CaseDigest
 from nnunetv2_conemos.errors import shorten
@@ -105,6 +106,19 @@ def unannotated_notes(datasets: Sequence[SourceDataset], found: Mapping[str, Cas
                 f"annotated there: {shorten(cases)}."
             )
     return notes
+
+
+def patient_notes(datasets: Sequence[SourceDataset]) -> list[str]:
+    """Return a note for each dataset of which cases look like several of one patient that nobody declared."""
+    undeclared = {
+        dataset.name: [own for own, case in dataset.cases.items() if not case.patient] for dataset in datasets
+    }
+    found = {name: groups for name, cases in undeclared.items() if (groups := repeats(cases))}
+    return [
+        f"{name}: {repeats_in_words(groups)}; one may train while another validates. Name the patients: `patient` in a "
+        "recipe, or a column `patient` in a table for --annotated."
+        for name, groups in found.items()
+    ]
 
 
 def write_report(report: MergeReport, folder: Path) -> None:

@@ -30,7 +30,8 @@ class Facts(NamedTuple):
 class SourceCase:
     """One case of a dataset: its id in the result, its files, its annotated labels, and the facts of its source.
 
-    `label` is None where nothing is annotated; `annotated` are the labels that somebody looked for.
+    `label` is None where nothing is annotated; `annotated` are the labels that somebody looked for. `patient` is None
+    where none is declared.
     """
 
     id: str
@@ -39,6 +40,7 @@ class SourceCase:
     annotated: frozenset[str]
     facts: Facts
     tags: dict[str, Present]
+    patient: str | None = None
 
     @property
     def tagged(self) -> tuple[str, ...]:

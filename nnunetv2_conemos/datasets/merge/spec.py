@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from nnunetv2_conemos.annotations.entries import Patients
 from nnunetv2_conemos.datasets.orientations import anatomical
 from nnunetv2_conemos.datasets.writer import Images
 from nnunetv2_conemos.errors import InputError, describe
@@ -24,7 +25,8 @@ class DatasetSpec(BaseModel):
     `dataset`: id, name or path of a raw dataset; `images`: folder of CASE_0000.ENDING files instead. `name` starts the
     case ids. `annotated`: table case -> labels where the cases are annotated for different labels. `rename` and `drop`
     name the dataset's own labels, and so do the parts of `regions` (region -> labels that make it up). `channels`: own
-    channel name -> merged one. `modality`, `domain` and `weight` become those of the source.
+    channel name -> merged one. `modality`, `domain` and `weight` become those of the source. `patient` (glob over the
+    dataset's own cases -> patient) says which cases are of one patient.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,6 +41,7 @@ class DatasetSpec(BaseModel):
     channels: dict[str, str] = {}
     modality: str | None = None
     domain: Name | None = None
+    patient: Patients = {}
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")

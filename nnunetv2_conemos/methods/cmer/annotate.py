@@ -6,7 +6,6 @@ with label maps stay as they are.
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from rich.progress import track
 
 from nnunetv2_conemos.annotations.tags import without_tags
 from nnunetv2_conemos.datasets.folders import new_dataset_folder, preprocessed_folder, require_new_dataset
-from nnunetv2_conemos.datasets.splits import stratified_split
+from nnunetv2_conemos.datasets.splits import SPLITS, Fold, only_training, read_splits, stratified_split
 from nnunetv2_conemos.datasets.volumes import read_label_map, write_label_map
 from nnunetv2_conemos.datasets.writer import dataset_entries, input_files
 from nnunetv2_conemos.errors import InputError, SourceError, shorten
@@ -80,7 +79,7 @@ def annotate_from_tags(
         write_json(folder / "dataset.json", annotated_json(annotation))
         folds = training_only(annotation)
         if folds:
-            write_json(folder / "splits_final.json", folds)
+            write_json(folder / SPLITS, folds)
     slices = {name: (int(a), int(b)) for name, (a, b) in zip(annotation.table.labels.names, counts, strict=True) if a}
     return AnnotatedFromTags(target, len(annotation.tagged), slices, folds is not None)
 
@@ -140,21 +139,15 @@ def annotated_json(annotation: Annotation) -> dict[str, Any]:
     }
 
 
-def training_only(annotation: Annotation) -> list[dict[str, list[str]]] | None:
+def training_only(annotation: Annotation) -> list[Fold] | None:
     """Return existing or new folds in which cases with pseudo-labels only train; None if too few others validate."""
     table, tagged = annotation.table, {job.case for job in annotation.tagged}
     folders = (preprocessed_folder(annotation.raw.name), annotation.raw)
-    files = [folder / "splits_final.json" for folder in folders if folder is not None]
+    files = [folder / SPLITS for folder in folders if folder is not None]
     file = next((file for file in files if file.is_file()), None)
-    masks = sum(bool(table.known(case).any()) for case in table.cases if case not in tagged)
-    if file is None and masks < 2:
+    masks = {table.patient_of(case) for case in table.cases if table.known(case).any() and case not in tagged}
+    if file is None and len(masks) < 2:
         return None
-    splits = json.loads(file.read_text()) if file else stratified_split(table, min(FOLDS, masks))
-    moved = [
-        {
-            "train": sorted({*fold["train"], *tagged.intersection(fold["val"])}),
-            "val": [case for case in fold["val"] if case not in tagged],
-        }
-        for fold in splits
-    ]
-    return moved if all(fold["val"] for fold in moved) else None
+    splits = read_splits(file, table) if file else stratified_split(table, min(FOLDS, len(masks)))
+    parts = [only_training(fold, lambda case: case not in tagged, table.patient_of) for fold in splits]
+    return [{"train": sorted(part.train), "val": part.val} for part in parts] if all(p.val for p in parts) else None

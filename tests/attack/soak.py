@@ -19,9 +19,12 @@ from attack.pairs import ALL, DECLARE_ALL, EVALUATE, SCORED, Writing
 from nnunetv2_conemos import cli
 from nnunetv2_conemos.datasets.check import check
 
-OVERWRITING = (MERGE, HIDE, SPLIT, EVALUATE, COMPLETE, EXPORT)
+HIDE_OTHER = ("hide", "706", *HIDE[2:])  # the kidneys become partially labelled by `declare`
+OVERWRITING = (MERGE, HIDE_OTHER, SPLIT, EVALUATE, COMPLETE, EXPORT)
 CYCLE = (*((*words, "--overwrite") for words in OVERWRITING), DECLARE_ALL, ("check",))
-NEEDS = tuple(dict.fromkeys((*ALL, *SCORED, "tables", "nnUNet_preprocessed/Dataset702_Kidney")))
+NEEDS = tuple(
+    dict.fromkeys((*ALL, *SCORED, "tables", "nnUNet_preprocessed/Dataset702_Kidney", "nnUNet_raw/Dataset706_Nii"))
+)
 GROWTH = 0.05  # of the memory, over the last two thirds of the time
 
 

@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= conemos_demo
+ATTACK ?= build/attack
 
 BIN := $(VENV)/bin
 PACKAGE := $(VENV)/.package-installed
@@ -11,13 +12,14 @@ CODE := pyproject.toml nnunetv2_conemos/__init__.py
 WORKERS ?= 2
 SMALL := PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE nnUNet_def_n_proc=2 nnUNet_n_proc_DA=1
 
-.PHONY: help demo test slow gpu lint docs wheel clean
+.PHONY: help demo test slow attack gpu lint docs wheel clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    the whole chain on generated data, about 13 minutes on two cores; results in $(DEMO)/"
 	@echo "make test    format, lint, types, the site, and the tests"
-	@echo "make slow    whole chains and more seeds"
+	@echo "make slow    whole chains and more seeds, and make attack"
+	@echo "make attack  fuzzed inputs, faults, two commands at once, cut files, resumed training, a soak; about an hour"
 	@echo "make gpu     the tests that need a CUDA device"
 	@echo "make lint    format, lint, types and the links of the site only"
 	@echo "make docs    the site in site/; a broken link is an error"
@@ -33,6 +35,10 @@ test: lint
 
 slow: $(TESTS)
 	$(SMALL) $(BIN)/pytest -n $(WORKERS) --dist load -m "slow and not gpu"
+	$(MAKE) attack
+
+attack: $(TESTS)
+	PYTHONPATH=tests:tests/helpers $(SMALL) $(BIN)/python -m attack all --workers $(WORKERS) -o $(ATTACK)
 
 gpu: $(TESTS)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pytest -m gpu

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import threading
 
 import pytest
 
@@ -17,3 +18,10 @@ def test_a_killed_process_is_explained(monkeypatch):
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: forked)
     with pytest.raises(OSError, match="-np"):
         in_processes(os._exit, [(1,), (1,)], 2, "")
+
+
+def test_a_progress_bar_ends_with_an_error():
+    before = threading.active_count()
+    with pytest.raises(ZeroDivisionError):
+        in_processes(divmod, [(1, 0)], 1, "")
+    assert threading.active_count() == before, "one that lives on may block the next one"

@@ -8,11 +8,11 @@ from typing import Any
 
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from rich.progress import track
 
 from nnunetv2_conemos.datasets.folders import image_lists
 from nnunetv2_conemos.datasets.volumes import naming, read_image
 from nnunetv2_conemos.errors import InputError, MissingFileError, shorten
+from nnunetv2_conemos.parallel import progress_bar
 
 
 def require_images(
@@ -28,9 +28,10 @@ def require_images(
     if isinstance(images, Path):
         images = cases_of(images, ending, list(channels.values()))
     reader = PlansManager(dict(plans)).image_reader_writer_class()
-    for files in track(images, "Reading images"):
-        with naming(files[0].name.removesuffix(ending)[:-5]):
-            read_image(files, reader, len(channels))
+    with progress_bar(images, "Reading images") as shown:
+        for files in shown:
+            with naming(files[0].name.removesuffix(ending)[:-5]):
+                read_image(files, reader, len(channels))
 
 
 def cases_of(folder: Path, ending: str, channels: Sequence[str]) -> list[list[Path]]:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 
 from nnunetv2_conemos.annotations.tags import without_tags
 from nnunetv2_conemos.datasets.folders import new_dataset_folder, preprocessed_folder, require_new_dataset
@@ -26,6 +25,7 @@ from nnunetv2_conemos.inference.labelling import AT_ONCE, Labelling, plan_labell
 from nnunetv2_conemos.inference.model_folder import read_checkpoint
 from nnunetv2_conemos.inference.predictor import Inference, make_predictor, predict_files
 from nnunetv2_conemos.methods.cmer.pseudo_labels import Annotation, found_slices, pseudo_map
+from nnunetv2_conemos.parallel import progress_bar
 
 PSEUDO = "pseudo"  # in the names of sources whose label maps were predicted
 FOLDS = 5
@@ -107,20 +107,21 @@ def predict_tagged(annotation: Annotation, folder: Path) -> np.ndarray:
     predictor = make_predictor(annotation.model, annotation.inference)
     scratch, jobs = folder / "scratch", annotation.tagged
     slices = np.zeros((len(annotation.table.labels), 2), dtype=int)
-    for start in track(range(0, len(jobs), AT_ONCE), "Annotating"):
-        batch = jobs[start : start + AT_ONCE]
-        scratch.mkdir()
-        images = [[str(file) for file in job.images] for job in batch]
-        outputs = [str(scratch / job.case) for job in batch]
-        predict_files(predictor, annotation.inference, images, outputs, probabilities=True)
-        for job in batch:
-            assert job.label is not None
-            own = read_label_map(job.label, job.reader)
-            with np.load(scratch / f"{job.case}.npz") as saved:
-                found = pseudo_map(annotation, job.case, saved["probabilities"], own.data.astype(np.intp))
-            write_label_map(found, folder / "labelsTr" / f"{job.case}{job.ending}", job.reader, own.properties)
-            slices += found_slices(annotation.table, job.case, found)
-        shutil.rmtree(scratch)
+    with progress_bar(range(0, len(jobs), AT_ONCE), "Annotating") as starts:
+        for start in starts:
+            batch = jobs[start : start + AT_ONCE]
+            scratch.mkdir()
+            images = [[str(file) for file in job.images] for job in batch]
+            outputs = [str(scratch / job.case) for job in batch]
+            predict_files(predictor, annotation.inference, images, outputs, probabilities=True)
+            for job in batch:
+                assert job.label is not None
+                own = read_label_map(job.label, job.reader)
+                with np.load(scratch / f"{job.case}.npz") as saved:
+                    found = pseudo_map(annotation, job.case, saved["probabilities"], own.data.astype(np.intp))
+                write_label_map(found, folder / "labelsTr" / f"{job.case}{job.ending}", job.reader, own.properties)
+                slices += found_slices(annotation.table, job.case, found)
+            shutil.rmtree(scratch)
     return slices
 
 

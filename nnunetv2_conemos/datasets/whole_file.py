@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import logging
 import math
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -26,7 +27,7 @@ GIPL_HEADER, GIPL_BITS = 256, {1: 1, 7: 8, 8: 8, 15: 16, 16: 16, 31: 32, 32: 32,
 def require_whole(file: Path) -> None:
     """Raise VolumeError for a file that is shorter, or longer, than its header says, or whose content is damaged.
 
-    Formats whose libraries refuse a cut file themselves (NRRD, MetaImage) are left to these.
+    Formats whose libraries refuse a cut file themselves (MetaImage) are left to these.
     """
     for ending, check in CHECKS.items():
         if file.name.lower().endswith(ending):
@@ -84,6 +85,25 @@ def gipl(file: Path) -> str:
     return "" if file.stat().st_size == expected else f"its header says {expected} bytes"
 
 
+def nrrd(file: Path) -> str:
+    """Unpack an NRRD file with compressed data to its end, where its checksum is; others are refused when read."""
+    with file.open("rb") as stream:
+        end = re.search(rb"\r?\n\r?\n", start := stream.read(BLOCK))
+        if end is None:
+            return "" if b"\ndata file:" in start else "its header has no end"
+        header = start[: end.start()]
+        if not re.search(rb"^encoding: *gz", header, re.MULTILINE) or b"\ndata file:" in header:
+            return ""
+        stream.seek(end.end())
+        try:
+            with gzip.open(stream) as data:
+                while data.read(BLOCK):
+                    pass
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            return f"its compressed data are damaged ({error})"
+    return ""
+
+
 def tiff(file: Path) -> str:
     """Return what tifffile logs about pages that lie beyond the end of the file."""
     heard: list[str] = []
@@ -124,5 +144,6 @@ def bmp(file: Path) -> str:
 
 
 CHECKS: dict[str, Callable[[Path], str]] = {
-    ".nii.gz": nifti, ".nii": nifti, ".gipl": gipl, ".tif": tiff, ".tiff": tiff, ".png": png, ".bmp": bmp,
+    ".nii.gz": nifti, ".nii": nifti, ".nrrd": nrrd, ".gipl": gipl,
+    ".tif": tiff, ".tiff": tiff, ".png": png, ".bmp": bmp,
 }  # fmt: skip

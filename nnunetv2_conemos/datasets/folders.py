@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -43,7 +44,12 @@ def named_or_path(dataset: str | int | Path) -> Path:
     """Return the raw folder of a dataset given by path, name or id; raises FileNotFoundError where there is none."""
     dataset = str(dataset)
     folder = Path(dataset)
-    return folder.resolve() if (folder / "dataset.json").is_file() else find_raw(dataset)[1]
+    return folder.resolve() if holds_dataset(folder) else find_raw(dataset)[1]
+
+
+def holds_dataset(folder: Path) -> bool:
+    """Return whether a folder holds a dataset.json; False also for what cannot be a path, such as too long a name."""
+    return os.path.isfile(folder / "dataset.json")
 
 
 def cases_without_map(cases: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -6,6 +6,7 @@ the labels that have a value. `scoring` says what counts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -90,6 +91,8 @@ def evaluate(
     """
     if sum((dataset is not None, annotated is not None, complete)) != 1:
         raise InputError("expected exactly one of `dataset`, `annotated` and `complete`, to say which labels count.")
+    if not 0 <= tolerance < math.inf:
+        raise InputError(f"tolerance {tolerance:g}: expected millimetres, 0 or more.")
     references, predictions = Path(references), Path(predictions)
     dataset_file = find_dataset_json(dataset, Path(dataset_json) if dataset_json else None, predictions)
     content = read_checked(dataset_file, LabelMaps)

@@ -14,7 +14,7 @@ from torch import nn
 
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.datasets.dataset_json import RawDataset, read_checked
-from nnunetv2_conemos.errors import MissingFileError, SourceError, shorten
+from nnunetv2_conemos.errors import ConemosError, InputError, MissingFileError, SourceError, brief, shorten
 from nnunetv2_conemos.networks.spec import PLANS_KEY
 from nnunetv2_conemos.text_files import read_object
 from nnunetv2_conemos.training.checkpoints import MODEL_KEYS, load
@@ -67,15 +67,26 @@ class ModelFolder:
 
 
 def planned_network(trainer: str, plans: PlansManager, configuration: str, dataset_json: dict[str, Any]) -> nn.Module:
-    """Build the untrained network of a trainer, with all its deep-supervision heads."""
+    """Build the untrained network of a trainer, with all its deep-supervision heads.
+
+    Raises InputError where plans, dataset.json and trainer do not make a network.
+    """
     chosen = plans.get_configuration(configuration)
-    return recursive_find_trainer_class_by_name(trainer).build_network_architecture(
-        plans,
-        chosen,
-        determine_num_input_channels(plans, chosen, dataset_json),
-        plans.get_label_manager(dataset_json).num_segmentation_heads,
-        True,
-    )
+    try:
+        return recursive_find_trainer_class_by_name(trainer).build_network_architecture(
+            plans,
+            chosen,
+            determine_num_input_channels(plans, chosen, dataset_json),
+            plans.get_label_manager(dataset_json).num_segmentation_heads,
+            True,
+        )
+    except ConemosError:
+        raise
+    except Exception as error:  # whatever the wrong value of a plan makes fail first
+        raise InputError(
+            f"trainer {trainer}, configuration {configuration}: plans.json and dataset.json do not make a network "
+            f"({type(error).__name__}: {brief(error)}). Restore the files, or plan again."
+        ) from None
 
 
 def read_model(folder: Path) -> ModelFolder:

@@ -54,6 +54,7 @@ class Fuzzer:
         self.seed, self.folder = seed, Restored(folder, template, RESULTS)
         self.base = self.folder.base
         use(self.base)
+        os.environ |= {"nnUNet_def_n_proc": "1"}
         os.chdir(self.base)  # where relative paths of odd names lead
 
     def attempt(self, number: int) -> dict[str, Any]:

@@ -107,7 +107,8 @@ def dataset_json(rng: random.Random, base: Path) -> Attempt:
         )
     more = ("-o", OUT, *np) if first in ("merge", "hide", "split") else ()
     writes = first in ("merge", "hide", "split")
-    return Attempt(f"{what}; {first}", run(first, *rest, *more), names, "", (wrote,), (), writes)
+    rewritten = (f"nnUNet_preprocessed/{name}/dataset.json",) if first == "declare" else ()
+    return Attempt(f"{what}; {first}", run(first, *rest, *more), names, "", (wrote,), rewritten, writes)
 
 
 def refused_by_nnunet(data: bytes, cases: int) -> str:
@@ -190,7 +191,7 @@ def merge_recipe(rng: random.Random, base: Path) -> Attempt:
     file = base / "tables" / "merge.yaml"
     what = changed_yaml(rng, file)
     call = run("merge", "--recipe", file, "-o", OUT, "-np", "1")
-    names = (file.name, "dataset", "label", "channel", "region", "rename", "drop", "keep", "case")
+    names = (file.name, "dataset", "label", "channel", "region", "rename", "drop", "keep", "case", "--annotated")
     return Attempt(what, call, names, "", (str(file.relative_to(base)),), (), True)
 
 
@@ -298,6 +299,9 @@ def options(rng: random.Random, base: Path) -> Attempt:
     words = [str(word) for word in rng.choice(command_lines(base))]
     for _ in range(rng.choice((1, 1, 2))):
         change_words(rng, words)
+    for place in range(1, len(words)):
+        if words[place - 1] == "-np" and words[place].isdecimal():
+            words[place] = "1"  # more processes take a minute to start
     shown = " ".join(mutate.shown(word) if not word.isascii() or len(word) > 60 else word for word in words)
     shown = shown.replace(str(base), "BASE")
     rewritten = tuple(f"{folder}/{KIDNEY}/dataset.json" for folder in ("nnUNet_raw", "nnUNet_preprocessed"))
@@ -396,7 +400,7 @@ def model(rng: random.Random, base: Path) -> Attempt:
             what = f"{key} = {mutate.shown(content[key])}"
         torch.save(content if rng.random() < 0.95 else mutate.odd_value(rng), file)
     call = run("export", "-m", base / "model", "--label", "liver", "-o", base / "out" / "model")
-    names = (file.name, str(base / "model"), "label")
+    names = (file.name, str(base / "model"), "label", "plans.json")
     return Attempt(f"{name}: {what}", call, names, damaged, (str(file.relative_to(base)),))
 
 

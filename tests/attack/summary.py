@@ -29,13 +29,14 @@ def of_fuzz(records: Sequence[Mapping[str, Any]]) -> str:
     return table(("fuzzed", "inputs", "done", "refused", "failures"), rows)
 
 
-def of_problems(records: Sequence[Mapping[str, Any]], key: str, name: str) -> str:
-    """Return attempts and failures for each value of a key."""
+def of_problems(records: Sequence[Mapping[str, Any]], key: str, name: str, brief: bool = False) -> str:
+    """Return attempts and failures for each value of a key; `brief`: only for values with failures, and for all."""
     rows = []
     for value in (*dict.fromkeys(record[key] for record in records), "all"):
         own = [record for record in records if value in ("all", record[key])]
         failed = [record for record in own if record.get("problems") or record.get("problem")]
-        rows.append((value, len(own), len(own) - len(failed), len(failed)))
+        if failed or not brief or value == "all":
+            rows.append((value, len(own), len(own) - len(failed), len(failed)))
     return table((name, "tried", "survived", "failures"), rows)
 
 
@@ -75,7 +76,7 @@ TABLES = {
     "faults": lambda records: "\n\n".join(
         (of_problems(records, "command", "command"), of_problems(records, "fault", "fault"))
     ),
-    "pairs": lambda records: of_problems(records, "pair", "at once"),
+    "pairs": lambda records: of_problems(records, "pair", "two at once", brief=True),
     "truncation": of_truncation,
     "resume": of_resume,
     "soak": of_soak,

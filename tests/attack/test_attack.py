@@ -24,7 +24,7 @@ FEW_FAULTS = 9
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let what the campaign sets in the environment end with a test."""
-    for name in (*FOLDERS, "nnUNet_n_proc_DA", "nnUNet_compile"):
+    for name in (*FOLDERS, "nnUNet_n_proc_DA", "nnUNet_def_n_proc", "nnUNet_compile"):
         monkeypatch.setenv(name, os.environ.get(name, "0"))
 
 

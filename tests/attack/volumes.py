@@ -40,6 +40,7 @@ NIFTI = {  # field -> offset, format
     "srow_y[3]": (308, "<f"),
     "magic": (344, "<i"),
 }
+SIZES = {2: 1, 4: 2, 8: 4, 16: 4, 32: 8, 64: 8, 128: 3, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8, 1792: 16}  # bytes
 SHORTS = (0, -1, 1, 2, 3, 4, 7, 8, 16, 64, 128, 511, 512, 768, 1024, 1536, 2304, 32767, -32768)
 FLOATS = (0.0, -1.0, 1.0, 1.01, 1e-30, 1e30, float("nan"), float("inf"), 348.0, 351.5, 353.0, -352.0, 0.5)
 NRRD = (
@@ -65,7 +66,7 @@ def mutate_volume(rng: random.Random, file: Path, is_label: bool) -> tuple[str, 
         return _values(rng, file, is_label)
     data = file.read_bytes()
     if how == "cut":
-        file.write_bytes(data[: rng.randrange(len(data) - 12)])  # the last 12 bytes of a PNG hold nothing
+        file.write_bytes(data[: rng.randrange(len(data) - 16)])  # the last 16 bytes of a PNG hold no pixel
         return "cut", "truncated"
     if how == "bytes":
         file.write_bytes(_flip(rng, data))
@@ -95,7 +96,7 @@ def _nifti(rng: random.Random, file: Path, how: str) -> tuple[str, str]:
     if how == "header":
         field = rng.choice(list(NIFTI))
         offset, kind = NIFTI[field]
-        value = rng.choice(SHORTS if kind == "<h" else FLOATS if kind == "<f" else (0, 540, 348 << 24, -1))
+        value = rng.choice(SHORTS if kind == "<h" else FLOATS if kind == "<f" else (0, 540, 348 << 16, -1))
         struct.pack_into(kind, data, offset, value)
         done = f"{field} = {value}"
     else:
@@ -109,10 +110,10 @@ def _nifti(rng: random.Random, file: Path, how: str) -> tuple[str, str]:
 def _too_short(data: bytes) -> bool:
     """Return whether a NIfTI-1 file holds fewer bytes than its header says."""
     dims = struct.unpack_from("<8h", data, 40)
-    bits, offset = struct.unpack_from("<h", data, 72)[0], struct.unpack_from("<f", data, 108)[0]
-    if not 1 <= dims[0] <= 7 or any(size < 1 for size in dims[1 : dims[0] + 1]) or not np.isfinite(offset) or bits < 8:
+    size, offset = SIZES.get(struct.unpack_from("<h", data, 70)[0], 0), struct.unpack_from("<f", data, 108)[0]
+    if not 1 <= dims[0] <= 7 or any(side < 1 for side in dims[1 : dims[0] + 1]) or not np.isfinite(offset):
         return False  # refused or mended for other reasons
-    return offset + np.prod([float(size) for size in dims[1 : dims[0] + 1]]) * (bits // 8) > len(data)
+    return offset + np.prod([float(side) for side in dims[1 : dims[0] + 1]]) * size > len(data)
 
 
 def _text_header(rng: random.Random, file: Path, data: bytes, how: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nnunetv2_conemos.annotations.entries import Patients
+from nnunetv2_conemos.datasets.folders import holds_dataset
 from nnunetv2_conemos.datasets.orientations import anatomical
 from nnunetv2_conemos.datasets.writer import Images
 from nnunetv2_conemos.errors import InputError, describe
@@ -97,7 +98,7 @@ def absolute(recipe: Recipe, folder: Path = Path()) -> Recipe:
         return None if path is None else Path(os.path.abspath(folder / path))
 
     def dataset(name: str | None) -> str | None:
-        return str(full(Path(name))) if name and (folder / name / "dataset.json").is_file() else name
+        return str(full(Path(name))) if name and holds_dataset(folder / name) else name
 
     changed = [
         spec.model_copy(

@@ -26,9 +26,14 @@ def read_text(file: Path, where: str | None = None) -> str:
     return _decode(content, encoding, where or str(file))
 
 
+def read_shared_json(file: Path) -> Any:
+    """Read a JSON file that nnU-Net reads as well, so in UTF-8 without a mark; raises what `read_json` does."""
+    return parse_json(_decode(_read_bytes(file), "utf-8", str(file)), str(file))
+
+
 def read_object(file: Path) -> dict[str, Any]:
     """Read a JSON object that nnU-Net reads as well; raises what `read_json` does, and ValueError for another type."""
-    content = parse_json(_decode(_read_bytes(file), "utf-8", str(file)), str(file))
+    content = read_shared_json(file)
     if not isinstance(content, dict):
         raise InputError(f"{file}: expected a JSON object, found {type(content).__name__}. Correct the file.")
     return content

@@ -15,7 +15,7 @@ from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.datasets.split_problems import PARTS, problems_of
 from nnunetv2_conemos.errors import InputError, SourceError
 from nnunetv2_conemos.files import write_json
-from nnunetv2_conemos.text_files import read_json
+from nnunetv2_conemos.text_files import read_shared_json
 
 SPLITS = "splits_final.json"
 FORM = '[{"train": ["CASE", ...], "val": ["CASE", ...]}, ...]'
@@ -26,7 +26,7 @@ Fold = dict[str, list[str]]  # of nnU-Net's splits_final.json: "train" and "val"
 def read_splits(file: Path, table: SourceTable) -> list[Fold]:
     """Read a splits_final.json; raises SourceError that names file, fold, part, case and the nearest case."""
     try:
-        content = read_json(file)
+        content = read_shared_json(file)
     except InputError as error:
         raise SourceError(f"{error} Expected {FORM}.") from None
     problems = list(problems_of(content, table))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool
+
+from nnunetv2_conemos.errors import InputError, brief
+from nnunetv2_conemos.text_files import read_text
 
 METRICS = ["dice", "nsd", "hd95_mm"]
 SLICE_DICE = "slice_dice"
@@ -56,8 +60,15 @@ def slice_scores(reference: Mask, prediction: Mask, axis: int) -> dict[str, Any]
 
 
 def read_named(file: Path, names: Sequence[str]) -> pd.DataFrame:
-    """Read a CSV whose columns `names` are text, even where they look like numbers or missing values."""
-    return pd.read_csv(file, dtype=dict.fromkeys(names, str), keep_default_na=False, na_values=[""])
+    """Read a CSV whose columns `names` are text, even where they look like numbers or missing values.
+
+    Raises InputError that names the file where it is no table.
+    """
+    text = StringIO(read_text(file))
+    try:
+        return pd.read_csv(text, dtype=dict.fromkeys(names, str), keep_default_na=False, na_values=[""])
+    except ValueError as error:  # pandas' own, for no columns, for a row that is too long, ...
+        raise InputError(f"{file}: expected a table, found another text ({brief(error)}). Write it again.") from None
 
 
 def of_present(scores: pd.DataFrame) -> pd.DataFrame:

@@ -296,26 +296,32 @@ def scores(rng: random.Random, base: Path) -> Attempt:
 def options(rng: random.Random, base: Path) -> Attempt:
     """The words of a command line."""
     words = [str(word) for word in rng.choice(command_lines(base))]
-    done = []
     for _ in range(rng.choice((1, 1, 2))):
-        place = rng.randrange(1, len(words))
-        how = rng.choice(("replace", "replace", "drop", "repeat", "swap", "add"))
-        if how == "drop":
-            del words[place]
-        elif how == "repeat":
-            words.insert(place, words[place])
-        elif how == "swap":
-            words[place], words[1] = words[1], words[place]
-        else:
-            odd = odd_word(rng)
-            words[place : place + (how == "replace")] = [odd]
-        done.append(how)
-        if len(words) < 2:
-            break
+        change_words(rng, words)
     shown = " ".join(mutate.shown(word) if not word.isascii() or len(word) > 60 else word for word in words)
     shown = shown.replace(str(base), "BASE")
     rewritten = tuple(f"{folder}/{KIDNEY}/dataset.json" for folder in ("nnUNet_raw", "nnUNet_preprocessed"))
     return Attempt(f"conemos {shown}", run(*words), rewritten=rewritten, names_result=True)
+
+
+def change_words(rng: random.Random, words: list[str]) -> None:
+    """Change the words of a command line: most often the value of an option, or an option with its value."""
+    place = rng.randrange(1, len(words)) if len(words) > 1 else 0
+    values = [i for i in range(2, len(words)) if words[i - 1].startswith("-") and not words[i].startswith("-")]
+    how = rng.choice(("value", "value", "value", "leave out", "leave out", "replace", "drop", "repeat", "swap", "add"))
+    if how == "value" and values:
+        words[rng.choice(values)] = odd_word(rng)
+    elif how == "leave out" and values:
+        place = rng.choice(values)
+        del words[place - 1 : place + 1]
+    elif how == "drop" and place:
+        del words[place]
+    elif how == "repeat" and place:
+        words.insert(place, words[place])
+    elif how == "swap" and place:
+        words[place], words[1] = words[1], words[place]
+    else:
+        words[max(1, place) : max(1, place) + (how == "replace")] = [odd_word(rng)]
 
 
 def odd_word(rng: random.Random) -> str:

@@ -76,7 +76,20 @@ def score_case(
     slices: Axis | None = None,
 ) -> list[dict[str, Any]]:
     """Score every annotated label of a case; see `score_cases`."""
-    reference, prediction, spacing = read_pair(files, reader)
+    return score_maps(files, *read_pair(files, reader), labels, known, tolerance, slices)
+
+
+def score_maps(
+    files: CaseFiles,
+    reference: LabelMap,
+    prediction: LabelMap,
+    spacing: tuple[float, ...],
+    labels: LabelSpace,
+    known: Bool[np.ndarray, " K"],
+    tolerance: float | None,
+    slices: Axis | None = None,
+) -> list[dict[str, Any]]:
+    """Score two label maps [*S] of a case, which `files` name; both are changed."""
     if slices and reference.ndim != len(ARRAY_AXIS):
         raise InputError(f"case '{files.case}': --slices {slices} needs volumes, found a single slice.")
     boxes = [occupied(files.reference, reference, labels), occupied(files.prediction, prediction, labels)]

@@ -103,11 +103,8 @@ def compare(name: str, folder: Path, seed: int) -> list[dict[str, Any]]:
         use(bases[0])
         through = run(lambda bases=bases, s=seeded: train(bases[0], name, s, None, None), limit=600)
         kills, statuses = 0, []
-        points = [
-            (rng.randint(2, 3 * (STEPS + 2)), None),
-            (None, rng.randint(2, 60)),
-            (rng.randint(2, STEPS + 2), None),
-        ]
+        late = range(STEPS + 3, 2 * STEPS + 5)  # in the second epoch of a run, so that each run leaves a checkpoint
+        points = [(rng.choice(late), None), (None, rng.randint(2, 60)), (rng.choice(late), None)]
         for step, operation in [*points, (None, None)]:
             use(bases[1])
             words = (bases[1], name, seeded, step, operation)

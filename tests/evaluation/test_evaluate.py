@@ -15,20 +15,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder, load_summary_json
-from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from pools import pools_of_threads
 from skimage import io
 
 from nnunetv2_conemos.annotations.labels import LabelSpace
+from nnunetv2_conemos.annotations.tags import Axis
 from nnunetv2_conemos.cli import main
 from nnunetv2_conemos.errors import SourceError
 from nnunetv2_conemos.evaluation.evaluate import evaluate, table_of_sources
 from nnunetv2_conemos.evaluation.metrics import summarise, surface_scores
 from nnunetv2_conemos.evaluation.plots import draw_dice
-from nnunetv2_conemos.evaluation.scoring import CaseFiles, score_case, score_cases
+from nnunetv2_conemos.evaluation.scoring import CaseFiles, score_cases, score_maps
 from nnunetv2_conemos.training.validation import ALL_LABELS, annotated_summary
 
+CASE = CaseFiles("case", Path("gt"), Path("pred"))
 ORGANS = {"background": 0, "liver": 1, "spleen": 2}
 SOURCES = {
     "LiTS": {"cases": ["liver_*"], "annotated": ["liver"]},
@@ -36,28 +37,12 @@ SOURCES = {
 }
 
 
-class InMemory(BaseReaderWriter):
-    """A reader of arrays, where a test needs no files."""
-
-    def __init__(self, maps: Mapping[str, np.ndarray], spacing: Sequence[float] = (1.0, 1.0, 1.0)):
-        self.maps, self.spacing = maps, spacing
-
-    def read_seg(self, seg_fname: str) -> tuple[np.ndarray, dict]:
-        return self.maps[seg_fname][None].astype(np.float32), {"spacing": self.spacing}
-
-    def read_images(self, image_fnames):
-        raise NotImplementedError
-
-    def write_seg(self, seg, output_fname, properties):
-        raise NotImplementedError
-
-
 def scores_of(reference, prediction, labels=ORGANS, annotated=None, tolerance=None, spacing=(1.0, 1.0, 1.0)):
-    """`score_case` as a table indexed by label."""
+    """`score_maps` as a table indexed by label."""
     space = LabelSpace.from_dataset_json({"labels": labels})
     known = np.array([annotated is None or name in annotated for name in space.names])
-    reader = InMemory({"gt": reference, "pred": prediction}, spacing)
-    rows = score_case(CaseFiles("case", Path("gt"), Path("pred")), reader, space, known, tolerance)
+    maps = reference.astype(np.uint16), prediction.astype(np.uint16)
+    rows = score_maps(CASE, *maps, spacing, space, known, tolerance)
     return pd.DataFrame(rows).set_index("label")
 
 
@@ -538,15 +523,18 @@ def test_the_dice_of_slices_counts_those_that_show_the_label(folders):
     reference, prediction = np.zeros((2, 6, 8, 8), np.uint8)
     reference[1:4, 1:5, 1:5] = prediction[2:6, 1:5, 1:3] = 1  # a slice missed, two half found, two found in vain
     space = LabelSpace.from_dataset_json({"labels": ORGANS})
-    files, reader = CaseFiles("case", Path("gt"), Path("pred")), InMemory({"gt": reference, "pred": prediction})
-    rows = score_case(files, reader, space, np.array([True, True]), None, "z")
+
+    def rows_of(predicted: np.ndarray, spleen: bool, axis: Axis) -> list[dict]:
+        maps = reference.astype(np.uint16), predicted.astype(np.uint16)
+        return score_maps(CASE, *maps, (1.0, 1.0, 1.0), space, np.array([True, spleen]), None, axis)
+
+    rows = rows_of(prediction, True, "z")
     assert (rows[0]["slice_dice"], rows[0]["slices"]) == (pytest.approx((0 + 2 / 3 + 2 / 3) / 3), 3)
     assert np.isnan(rows[1]["slice_dice"])
     assert rows[1]["slices"] == 0
-    along_x = score_case(files, reader, space, np.array([True, False]), None, "x")[0]
+    along_x = rows_of(prediction, False, "x")[0]
     assert (along_x["slice_dice"], along_x["slices"]) == (pytest.approx(2 * (2 * 8 / (12 + 16)) / 4), 4)
-    empty = InMemory({"gt": reference, "pred": 0 * prediction})
-    assert score_case(files, empty, space, np.array([True, False]), None, "z")[0]["slice_dice"] == 0
+    assert rows_of(0 * prediction, False, "z")[0]["slice_dice"] == 0
     assert evaluate_command(folders, "--complete", "--slices", "z") == 0
     scores, summary = read_scores(folders[1]), json.loads((folders[1] / "evaluation.json").read_text())
     assert scores["slice_dice"]["btcv_0", "liver"] == 1

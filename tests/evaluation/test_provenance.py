@@ -33,7 +33,9 @@ def write_map(file: Path, voxels: np.ndarray) -> None:
 
 
 def write_labels(file: Path, labels: dict) -> None:
-    file.write_text(json.dumps({"labels": labels, "file_ending": ".nii.gz"}))
+    regions = any(isinstance(value, list) for value in labels.values())
+    order = {"regions_class_order": [1, 2, 3]} if regions else {}
+    file.write_text(json.dumps({"labels": labels, "file_ending": ".nii.gz", **order}))
 
 
 def evaluate(folder: Path, model: str, *options: object, references: str = "references", dataset: str = "dataset.json"):

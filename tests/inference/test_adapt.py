@@ -9,7 +9,7 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from worlds import NAME, make_trainer, shapes, write_world
 
-from nnunetv2_conemos.errors import FileError, SourceError
+from nnunetv2_conemos.errors import SourceError
 from nnunetv2_conemos.inference.adapt import Adapted, adapt
 from nnunetv2_conemos.methods import ConditionalFiLMTrainer, HermesTrainer
 from nnunetv2_conemos.networks.film import FiLM
@@ -88,7 +88,7 @@ def test_what_cannot_be_used_is_refused_and_nothing_is_written(nnunet_folders, t
     with pytest.raises(FileNotFoundError, match="missing"):
         adapted(tmp_path, "missing.pth")
     (tmp_path / "text.pth").write_text("no checkpoint")
-    with pytest.raises(FileError, match="cannot be read as a checkpoint"):
+    with pytest.raises(OSError, match="cannot be read as a checkpoint"):
         adapted(tmp_path, "text.pth")
     torch.save({"weights": 1}, tmp_path / "other.pth")
     with pytest.raises(SourceError, match="lacks network_weights, init_args"):

@@ -145,8 +145,8 @@ def naming(target: Path) -> Iterator[None]:
                 f"{target} was not written: {error.strerror} ({place}). Nothing was replaced. Free some space or raise "
                 "the quota, then run this again."
             ) from error
-        if error.filename is None:
-            raise FileError(f"{target} was not written: {error}") from error
+        if error.filename is None or isinstance(error, IsADirectoryError | NotADirectoryError | PermissionError):
+            raise FileError(f"{target} was not written: {error}. Nothing was replaced.") from error
         raise
 
 

@@ -123,9 +123,9 @@ def _read(journal: Path) -> dict[str, Any] | None:
 
 def _discard(path: Path) -> None:
     """Delete a file, link or folder; a folder gets another name first, since half of it must never be put back."""
+    doomed = path.with_name(path.name.removesuffix(".replaced") + ".unfinished")
+    shutil.rmtree(doomed, ignore_errors=True)  # left where a signal ended the lines below
     if path.is_dir() and not path.is_symlink():
-        doomed = path.with_name(path.name.removesuffix(".replaced") + ".unfinished")
-        shutil.rmtree(doomed, ignore_errors=True)
         path.replace(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
     else:

@@ -166,7 +166,12 @@ def require_readable(file: Path, reader: BaseReaderWriter) -> None:
 def _read(file: Path, reader: BaseReaderWriter, read: Any) -> Volume:
     with reading(file):
         data, properties = read()
+    if not data.size:
+        raise VolumeError(
+            f"{file}: expected voxels, found none: {' x '.join(map(str, data.shape))}.", "Restore the file."
+        )
     grid = grid_of_array(data.shape[1:], properties)
+    require_usable(grid, file)
     if isinstance(reader, Tiff3DIO) and not (file.with_suffix(".json").is_file() or spacing_file(file).is_file()):
         grid = grid._replace(spacing=())  # the reader then says 1 mm, which nobody measured
     return Volume(data, properties, grid)

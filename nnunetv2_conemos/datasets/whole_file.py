@@ -54,9 +54,11 @@ def length_problem(stream: IO[bytes]) -> str:
     try:
         header = (nibabel.Nifti1Header if first else nibabel.Nifti2Header).from_fileobj(BytesIO(start), check=False)
         size, kind = header.get_data_shape(), header.get_data_dtype()
-        offset = int(header.get_data_offset() or 352)
+        offset, spacing = int(header.get_data_offset() or 352), header["pixdim"][1 : 1 + min(3, len(size))]
     except Exception as error:  # nibabel raises its own for each field
         return f"it has no valid NIfTI header ({error})"
+    if not (np.isfinite(spacing) & (spacing != 0)).all():  # of which nibabel makes 1 mm
+        return f"its header gives the spacing {spacing.tolist()}"
     if offset > len(start):
         stream.read(offset - len(start))
     found, strange, rest = offset, 0, start[offset:]

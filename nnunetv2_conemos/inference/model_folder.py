@@ -113,7 +113,8 @@ def read_checkpoint(file: Path, mapped: bool = False) -> dict[str, Any]:
     """
     checkpoint = load(file, (*MODEL_KEYS, "trainer_name"), mapped)
     arguments = checkpoint["init_args"]
-    lacking = [key for key in ("plans", "configuration", "dataset_json") if key not in dict(arguments or {})]
+    found = arguments if isinstance(arguments, dict) else {}
+    lacking = [key for key in ("plans", "configuration", "dataset_json") if key not in found]
     if lacking or not isinstance(checkpoint["network_weights"], dict):
         what = f"`init_args` lacks {', '.join(lacking)}" if lacking else "`network_weights` are no weights"
         raise SourceError(f"{file} is not a checkpoint of nnU-Net: {what}. Expected one that nnU-Net trained.")

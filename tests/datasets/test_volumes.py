@@ -157,6 +157,17 @@ def test_the_spacing_of_a_tiff_volume_counts_only_where_somebody_wrote_it(tmp_pa
     assert read_label_map(tmp_path / "c.tif", Tiff3DIO()).grid.spacing == (1, 1, 3)
 
 
+@pytest.mark.parametrize("spacing", [0.0, np.inf, np.nan])
+def test_a_header_that_places_voxels_nowhere(tmp_path: Path, spacing: float):
+    nibabel.save(nibabel.Nifti1Image(LABEL, np.eye(4)), tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[80:84] = struct.pack("<f", spacing)  # pixdim[1]
+    (tmp_path / "a.nii").write_bytes(content)
+    for read in (lambda file: read_label_map(file, NIBABEL), lambda file: read_image([file], NIBABEL, 1)):
+        with pytest.raises(VolumeError, match=r"a\.nii"):
+            read(tmp_path / "a.nii")
+
+
 def test_what_was_written_is_read_again(tmp_path: Path):
     data, properties = SITK.read_seg(str(saved(tmp_path, ".nii.gz")))
     write_label_map(LABEL, tmp_path / "b.nii.gz", SITK, properties)

@@ -145,9 +145,9 @@ def naming(target: Path) -> Iterator[None]:
                 f"{target} was not written: {error.strerror} ({place}). Nothing was replaced. Free some space or raise "
                 "the quota, then run this again."
             ) from error
-        if error.filename is None or isinstance(error, IsADirectoryError | NotADirectoryError | PermissionError):
-            raise FileError(f"{target} was not written: {error}. Nothing was replaced.") from error
-        raise
+        if isinstance(error, FileNotFoundError | FileExistsError):  # their own texts say enough
+            raise
+        raise FileError(f"{target} was not written: {error}. Nothing was replaced.") from error
 
 
 def temporary_paths(target: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,7 +149,9 @@ def undetectable(file: Path, whole: bytes, cut: int) -> bool:
     if file.suffix == ".csv":
         return True
     if file.suffix == ".yaml":
-        return isinstance(yaml.safe_load(whole[:cut]), dict)
+        with suppress(yaml.YAMLError):
+            return isinstance(yaml.safe_load(whole[:cut]), dict)
+        return False
     return file.suffix == ".png" and len(whole) - cut <= 16  # checksum and end mark of a PNG
 
 

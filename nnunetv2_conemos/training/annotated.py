@@ -17,6 +17,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.datasets.label_maps import visible_values
+from nnunetv2_conemos.errors import FileError, brief
 
 OUTSIDE = -1  # nnU-Net's value of voxels outside the image
 Key = int | tuple[int, ...]  # of nnU-Net's `class_locations`: a value, or those of a region
@@ -64,12 +65,22 @@ class AnnotatedDataset:
 
     def load_case(self, case: str) -> tuple[Any, Any, Any, dict[str, Any]]:
         """Load image, label map, previous stage and properties, as nnU-Net's datasets do."""
-        image, target, previous, properties = self.dataset.load_case(case)
+        image, target, previous, properties = self._stored(case)
         if (values := self.values[self.table.source_of(case)]) is not None:
             target = VisibleMap(target, values)
         if case in self.locations:
             properties = {**properties, "class_locations": self.locations[case]}
         return image, target, previous, properties
+
+    def _stored(self, case: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        """Load a case as it was preprocessed; raises FileError that names one whose files are damaged."""
+        try:
+            return self.dataset.load_case(case)
+        except Exception as error:  # each library raises its own
+            raise FileError(
+                f"case '{case}': its preprocessed files cannot be read ({brief(error)}). Preprocess again: "
+                "nnUNetv2_preprocess."
+            ) from error
 
     def _values_of(self, source: str) -> np.ndarray | None:
         """Return what becomes of each value in the maps of a source; None where every label is annotated."""
@@ -78,13 +89,13 @@ class AnnotatedDataset:
 
     def _may_show_more(self, case: str) -> bool:
         """Return whether the map of a case has voxels of a label that the case is not annotated for."""
-        locations = self.dataset.load_case(case)[3]["class_locations"]
+        locations = self._stored(case)[3]["class_locations"]
         unknown = [key for key, known in zip(self.keys, self.table.known(case), strict=True) if not known]
         return any(len(locations.get(key, ())) for key in unknown)
 
     def _visible_locations(self, case: str) -> Locations | None:
         """Sample locations in the map that remains of a case; None where all of the map remains."""
-        _, stored, _, properties = self.dataset.load_case(case)
+        _, stored, _, properties = self._stored(case)
         stored, values = stored[:], self.values[self.table.source_of(case)]
         target = stored if values is None else VisibleMap(stored, values)[:]
         if (target == stored).all():

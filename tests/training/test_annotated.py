@@ -161,3 +161,17 @@ def test_a_case_whose_map_shows_no_other_label_is_left_as_it_is():
     assert part[:].tolist() == [[[0, 0, 2], [2, 2, 0]]]
     assert list(properties["class_locations"]) == [2]
     assert sorted(properties["class_locations"][2].tolist()) == locations[2].tolist()
+
+
+@pytest.mark.parametrize("error", [EOFError("Ran out of input"), RuntimeError("[blosc2] no frame"), KeyError("x")])
+def test_a_case_whose_preprocessed_files_are_damaged_is_named(error):
+    class Damaged:
+        identifiers = ("c1",)
+
+        def load_case(self, case):
+            raise error
+
+    sources = {"s": {"cases": ["c1"], "annotated": ["one"]}}
+    table = SourceTable.from_dataset_json({"labels": {"background": 0, "one": 1}, "sources": sources}, ["c1"])
+    with pytest.raises(OSError, match=r"case 'c1': its preprocessed files cannot be read .*Preprocess again"):
+        AnnotatedDataset(Damaged(), table, (1,)).load_case("c1")

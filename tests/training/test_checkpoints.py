@@ -39,22 +39,24 @@ def test_every_trainer_writes_whole_checkpoints():
         assert trainer.save_checkpoint is WholeCheckpoints.save_checkpoint
 
 
+def status_of_writing(file: Path) -> int:
+    """Write the second checkpoint, and print the error, as a command would."""
+    try:
+        write(file, 2)
+    except FileError as error:
+        print(error)
+        return 2
+    return 0
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.parametrize("fault", [KILL, FULL])
 def test_the_one_before_stays_until_the_next_is_whole(fault: int, tmp_path: Path):
     file, log = tmp_path / "checkpoint_latest.pth", tmp_path.with_name("log")
 
-    def command() -> int:
-        try:
-            write(file, 2)
-        except FileError as error:
-            print(error)
-            return 2
-        return 0
-
     for number in range(1, 50):
         write(file, 1)
-        if (status := run_forked(command, number, fault, tmp_path, log)) == 0:
+        if (status := run_forked(lambda: status_of_writing(file), number, fault, tmp_path, log)) == 0:
             break
         assert load(file)["current_epoch"] in ((1, 2) if fault == KILL else (1,))
         assert fault == KILL or (status == 2 and str(file) in log.read_text())
@@ -71,12 +73,7 @@ def test_a_quota_destroys_nothing_and_is_named(tmp_path: Path):
 
     def command() -> int:
         resource.setrlimit(resource.RLIMIT_FSIZE, (50000, 50000))
-        try:
-            write(file, 2)
-        except FileError as error:
-            print(error)
-            return 2
-        return 0
+        return status_of_writing(file)
 
     assert run_forked(command, 10**9, KILL, tmp_path, log) == 2
     assert "checkpoint_latest.pth could not be written" in log.read_text()

@@ -126,7 +126,8 @@ def _discard(path: Path) -> None:
     doomed = path.with_name(path.name.removesuffix(".replaced") + ".unfinished")
     shutil.rmtree(doomed, ignore_errors=True)  # left where a signal ended the lines below
     if path.is_dir() and not path.is_symlink():
-        path.replace(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        with suppress(OSError):  # a full disk may have no room for another name; deleting needs none
+            path = path.replace(doomed)
+        shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -126,6 +127,22 @@ def test_leftovers_of_dead_processes_go_and_files_being_written_stay(tmp_path: P
         assert len(list(tmp_path.glob(".result.*"))) == 1, "that which is being written is not a leftover"
 
     write_aside(tmp_path / "result", nested)
+
+
+def test_a_replaced_folder_is_deleted_where_a_full_disk_lets_nothing_be_renamed(tmp_path: Path, monkeypatch):
+    rename = Path.replace
+
+    def full(path: Path, target: Path) -> Path:
+        if target.name.endswith(".unfinished"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    for content in "old", "new":
+        with new_folder(tmp_path / "data", overwrite=True) as aside:
+            (aside / "file").write_text(content)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert (tmp_path / "data" / "file").read_text() == "new"
 
 
 def test_a_folder_that_was_moved_aside_is_put_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from nnunetv2_conemos.benchmark.workspace import PARTIAL, Workspace
 from nnunetv2_conemos.datasets.readers import reader_of
 from nnunetv2_conemos.datasets.volumes import read_label_map, write_label_map
 from nnunetv2_conemos.files import new_folder, write_json
+from nnunetv2_conemos.text_files import read_object
 
 COMPLETED = "Dataset902_Completed"
 
@@ -51,7 +51,7 @@ def copy_with_options(trained: Network, target: Path, options: Mapping[str, Any]
     """Make a model folder of links to another one, with these options of the method in its plans."""
     if target.is_dir():
         return
-    plans = json.loads((trained.folder / "plans.json").read_text())
+    plans = read_object(trained.folder / "plans.json")
     plans["configurations"][trained.configuration]["conemos"] = options
     with new_folder(target) as aside:
         write_json(aside / "plans.json", plans)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from glob import escape
@@ -14,6 +13,7 @@ from nnunetv2_conemos.benchmark.runner import Runner
 from nnunetv2_conemos.benchmark.workspace import MODALITIES
 from nnunetv2_conemos.files import new_folder, remove, write_json
 from nnunetv2_conemos.networks.spec import MODALITY_VARIABLE, PLANS_KEY, UNKNOWN
+from nnunetv2_conemos.text_files import read_object
 from nnunetv2_conemos.training.variants import variant
 
 STEPS_PER_EPOCH = 250  # nnU-Net's
@@ -55,7 +55,7 @@ def train(runner: Runner, network: Network) -> Costs:
         what = (network.dataset, network.configuration, str(run.fold), network.variant, network.recipe.plans)
         log = f"{run.folder}_{network.dataset}_train"
         measured(runner, log, report, run.seed, ("train", *what, runner.device), network.variables)
-    return {"networks": 1, "steps": run.epochs * STEPS_PER_EPOCH, **json.loads(report.read_text())}
+    return {"networks": 1, "steps": run.epochs * STEPS_PER_EPOCH, **read_object(report)}
 
 
 def train_and_predict(
@@ -71,7 +71,7 @@ def train_and_predict(
         whole = {"predict_s": sum(cost["predict_s"] for cost in spent)}
         peaks = [cost["predict_peak_mib"] for cost in spent if "predict_peak_mib" in cost]
         write_json(report, {**whole, **({"predict_peak_mib": max(peaks)} if peaks else {})})
-    return costs | json.loads(report.read_text())
+    return costs | read_object(report)
 
 
 def by_modality(network: Network, images: Path) -> dict[str | None, Path]:
@@ -80,11 +80,11 @@ def by_modality(network: Network, images: Path) -> dict[str | None, Path]:
     Networks that are not conditioned on the modality get all images at once, under None.
     """
     file, plans = images.parent / MODALITIES, network.folder / "plans.json"
-    known = json.loads(plans.read_text()).get(PLANS_KEY, {}).get("modalities") if plans.is_file() else None
+    known = read_object(plans).get(PLANS_KEY, {}).get("modalities") if plans.is_file() else None
     if not (known and file.is_file()):
         return {None: images}
     cases: dict[str | None, list[str]] = {}
-    for case, modality in json.loads(file.read_text()).items():
+    for case, modality in read_object(file).items():
         cases.setdefault(modality if modality in known else UNKNOWN, []).append(case)
     numbers = {name: number for number, name in enumerate([UNKNOWN, *known])}  # two names may be one in a file name
     folders = {name: f"images_{numbers[name]}_{slug(str(name))}" for name in cases}
@@ -113,7 +113,7 @@ def predict(
     given = {} if modality is None else {MODALITY_VARIABLE: modality}
     report = output.with_name(f"{output.name}_costs.json")
     measured(runner, f"{run.folder}_{output.name}", report, run.seed, what, {**network.variables, **given})
-    return json.loads(report.read_text())
+    return read_object(report)
 
 
 def measured(

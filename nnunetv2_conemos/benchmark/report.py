@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from nnunetv2_conemos.benchmark.results import Results
 from nnunetv2_conemos.benchmark.tables import report_tables
 from nnunetv2_conemos.benchmark.workspace import Workspace
 from nnunetv2_conemos.files import write_aside
+from nnunetv2_conemos.text_files import read_shared_json
 
 REPORTS = ("report.md", "report.html")
 MARKUP = re.compile(r"[\\`*<|]|(?<!\w)_|_(?!\w)|\](?=[(\[:])")  # what Markdown would not show as it is
@@ -89,7 +89,7 @@ def facts(workspace: Workspace, results: Results) -> dict[str, Any]:
 def training_cases(splits_file: Path, folds: tuple[Fold, ...], cases: int) -> str:
     """Return as text how many of the cases train in each fold."""
     numbers = {cases} if "all" in folds else set()
-    splits = json.loads(splits_file.read_text()) if splits_file.is_file() else []
+    splits = read_shared_json(splits_file) if splits_file.is_file() else []
     numbers |= {len(splits[fold]["train"]) for fold in folds if fold != "all"}
     return " or ".join(map(str, sorted(numbers)))
 

@@ -6,7 +6,6 @@ Deep supervision is left out, so that only networks and losses are compared.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.files import write_aside
 from nnunetv2_conemos.networks.spec import PLANS_KEY
 from nnunetv2_conemos.records import QueriedLabels, Query, to_truth
+from nnunetv2_conemos.text_files import read_object
 from nnunetv2_conemos.training.sampling import queried_labels
 from nnunetv2_conemos.training.trainer import PartialLabelTrainer
 
@@ -131,7 +131,7 @@ def timed(call: Work, device: str) -> float:
 
 
 def main(output: str, plans: str, configuration: str, channels: str, device: str, *trainers: str) -> None:
-    costs = costs_against_k(json.loads(Path(plans).read_text()), configuration, int(channels), device, trainers)
+    costs = costs_against_k(read_object(Path(plans)), configuration, int(channels), device, trainers)
     write_aside(Path(output), lambda file: costs.to_csv(file, index=False))
 
 

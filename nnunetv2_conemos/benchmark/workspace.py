@@ -23,6 +23,7 @@ from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.benchmark.config import Recipe, Run
 from nnunetv2_conemos.datasets.dataset_json import read_dataset_json
 from nnunetv2_conemos.datasets.folders import raw_cases
+from nnunetv2_conemos.text_files import read_object
 
 PARTIAL = "Dataset900_Partial"
 MODALITIES = "modalities.json"  # beside the folder of held-out images: case -> modality that its source declares
@@ -71,7 +72,7 @@ class Workspace:
         return self.preprocessed / PARTIAL / "splits_final.json"
 
     def read_plans(self) -> dict[str, Any]:
-        return json.loads(self.plans_file.read_text())
+        return read_object(self.plans_file)
 
     def configuration(self, run: Run) -> str:
         """Return the plans configuration of a run: that of its arm, else that of the recipe."""

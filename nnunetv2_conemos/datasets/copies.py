@@ -8,7 +8,6 @@ preprocessed are therefore preprocessed once more, in memory, by nnU-Net itself.
 from __future__ import annotations
 
 import filecmp
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from nnunetv2_conemos.datasets.readers import reader_of
 from nnunetv2_conemos.datasets.volumes import read_label_map
 from nnunetv2_conemos.errors import FileError, SourceError, VolumeError, brief, shorten
 from nnunetv2_conemos.parallel import in_processes
+from nnunetv2_conemos.text_files import read_object
 
 THREADS = 8  # that compare files; they wait for the disk
 TOLERANCE = 0.1  # of normalised intensities: other versions of a library round otherwise
@@ -70,9 +70,9 @@ def prepared_configurations(preprocessed: Path) -> list[Prepared]:
     """List the folders of preprocessed cases, each with the first configuration of the plans that uses it."""
     found: dict[Path, Prepared] = {}
     for file in sorted(preprocessed.glob("*.json")):
-        with suppress(ValueError, RecursionError):  # plans that nnU-Net cannot read either
-            plans = json.loads(file.read_text())
-            for name in plans.get("configurations", ()) if isinstance(plans, dict) else ():
+        with suppress(ValueError, KeyError, TypeError, AttributeError, RuntimeError):  # plans that nnU-Net cannot read
+            plans = read_object(file)
+            for name in plans.get("configurations", ()):
                 folder = preprocessed / PlansManager(plans).get_configuration(name).data_identifier
                 if folder.is_dir():
                     found.setdefault(folder, Prepared(folder, plans, name))

@@ -6,7 +6,6 @@ copies, says which take part in a fold. Annotated cases of a held-out domain bec
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
@@ -25,6 +24,7 @@ from nnunetv2_conemos.datasets.ssl_settings import Amounts, Roles, check_roles, 
 from nnunetv2_conemos.datasets.writer import Images, write_cases
 from nnunetv2_conemos.errors import ExistingFileError, InputError, shorten
 from nnunetv2_conemos.files import json_writer, require_absent, write_json
+from nnunetv2_conemos.text_files import read_shared_json
 
 Setting = Literal["ssl", "uda", "semidg"]
 Number = int | float | str  # of cases; below 1 a fraction of them
@@ -159,7 +159,7 @@ def preprocessed_split(name: str, dataset_json: dict[str, Any], folds: list[Fold
                 "another name."
             )
     file = folder / SPLITS
-    if file.is_file() and json.loads(file.read_text()) != folds and not overwrite:
+    if not overwrite and file.is_file() and read_shared_json(file) != folds:
         raise ExistingFileError(f"{file} holds other folds. Pass --overwrite to replace them, or choose another name.")
     return file
 

@@ -21,7 +21,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 from nnunetv2_conemos.datasets.geometry import NIBABEL, Grid, difference, grid_of_array, grid_of_header
-from nnunetv2_conemos.datasets.whole_file import require_whole
+from nnunetv2_conemos.datasets.whole_file import require_finite, require_whole
 from nnunetv2_conemos.errors import VolumeError, brief, shorten
 
 ONE_EACH = "Save one volume per channel, and a plain label map."
@@ -53,12 +53,7 @@ def read_image(files: Sequence[Path], reader: BaseReaderWriter, channels: int) -
             f"{shorten(map(str, files))}.",
             "Add or convert the files, or correct `channel_names`.",
         )
-    strange = volume.data.size - int(np.isfinite(volume.data).sum())
-    if strange:
-        raise VolumeError(
-            f"{shorten(map(str, files))}: expected finite numbers, found {strange} voxel(s) that are NaN or infinite.",
-            "Replace them; one of them is enough to spoil a training.",
-        )
+    require_finite(volume.data.size - int(np.isfinite(volume.data).sum()), shorten(map(str, files)))
     return volume
 
 

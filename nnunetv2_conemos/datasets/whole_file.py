@@ -42,13 +42,16 @@ def nifti(file: Path) -> str:
         packed = raw.read(2) == b"\x1f\x8b"
     try:
         with gzip.open(file) if packed else file.open("rb") as stream:
-            return length_problem(cast("IO[bytes]", stream))
+            return length_problem(cast("IO[bytes]", stream), file)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         return f"its compressed data are damaged ({error})"
 
 
-def length_problem(stream: IO[bytes]) -> str:
-    """Return what is wrong with an unpacked NIfTI stream; empty where nothing is."""
+def length_problem(stream: IO[bytes], file: Path) -> str:
+    """Return what is wrong with the length of an unpacked NIfTI stream; empty where nothing is.
+
+    Raises VolumeError for a whole file with a spacing of 0, of which nibabel makes 1 mm, or with strange voxels.
+    """
     start = stream.read(HEADER)
     first = any(start[:4] == struct.pack(f"{order}i", 348) for order in "<>")
     try:
@@ -57,8 +60,9 @@ def length_problem(stream: IO[bytes]) -> str:
         offset, spacing = int(header.get_data_offset() or 352), header["pixdim"][1 : 1 + min(3, len(size))]
     except Exception as error:  # nibabel raises its own for each field
         return f"it has no valid NIfTI header ({error})"
-    if not (np.isfinite(spacing) & (spacing != 0)).all():  # of which nibabel makes 1 mm
-        return f"its header gives the spacing {spacing.tolist()}"
+    if not (np.isfinite(spacing) & (spacing != 0)).all():
+        what = f"{file}: expected a positive spacing, found {spacing.tolist()}."
+        raise VolumeError(what, "Correct its header.")
     if offset > len(start):
         stream.read(offset - len(start))
     found, strange, rest = offset, 0, start[offset:]
@@ -70,7 +74,17 @@ def length_problem(stream: IO[bytes]) -> str:
     expected = offset + math.prod(map(int, size)) * kind.itemsize
     if found != expected:
         return f"its header says {expected} bytes, found {found}"
-    return f"{strange} voxel(s) are NaN or infinite" if strange else ""
+    require_finite(strange, str(file))
+    return ""
+
+
+def require_finite(strange: int, files: str) -> None:
+    """Raise VolumeError for any number of voxels that are not finite."""
+    if strange:
+        raise VolumeError(
+            f"{files}: expected finite numbers, found {strange} voxel(s) that are NaN or infinite.",
+            "Replace them; one of them is enough to spoil a training.",
+        )
 
 
 def gipl(file: Path) -> str:

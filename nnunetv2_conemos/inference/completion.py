@@ -6,7 +6,6 @@ computed. The result has no `sources`: plain nnU-Net trains on it.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from nnunetv2_conemos.inference.completed_map import completed_map
 from nnunetv2_conemos.inference.labelling import AT_ONCE, Labelling, plan_labelling
 from nnunetv2_conemos.inference.predictor import Inference, make_predictor, predict_files
 from nnunetv2_conemos.networks.spec import UNKNOWN
+from nnunetv2_conemos.text_files import read_object
 
 SETTINGS = "completion.json"
 FOLDS = 5
@@ -139,7 +139,7 @@ def unfinished_folder(completion: Completion, target: Path, overwrite: bool) -> 
     folder = target.with_name(f".{target.name}.completing")
     settings = completion.settings()
     if (folder / SETTINGS).is_file() and not overwrite:
-        theirs = json.loads((folder / SETTINGS).read_text())
+        theirs = read_object(folder / SETTINGS)
         different = [key for key in settings if settings[key] != theirs.get(key)]
         if different:
             raise SourceError(

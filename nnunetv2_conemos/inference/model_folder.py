@@ -103,7 +103,14 @@ def read_model(folder: Path) -> ModelFolder:
         raise SourceError(
             f"{folder / 'plans.json'}: `{PLANS_KEY}` lacks {shorten(lacking)}. Restore it, or train again."
         )
-    return ModelFolder(folder, plans, read_checked(folder / "dataset.json", RawDataset))
+    model = ModelFolder(folder, plans, read_checked(folder / "dataset.json", RawDataset))
+    names, theirs = list(model.labels.names), plans[PLANS_KEY].get("labels")
+    if theirs not in (None, names):
+        raise SourceError(
+            f"{folder / 'plans.json'}: expected in `{PLANS_KEY}` the labels of dataset.json, {shorten(names)}, found "
+            f"{str(theirs)[:80]}. Restore the files, or train again."
+        )
+    return model
 
 
 def read_checkpoint(file: Path, mapped: bool = False) -> dict[str, Any]:

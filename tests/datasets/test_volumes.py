@@ -114,7 +114,7 @@ def test_voxels_that_are_not_finite_are_counted(tmp_path: Path, value: float):
     with pytest.raises(VolumeError, match=r"a.nrrd: expected finite numbers, found 2 voxel"):
         read_image([tmp_path / "a.nrrd"], SITK, 1)
     write_nifti(tmp_path / "a.nii.gz", voxels.astype(np.float32))  # of which SimpleITK reads 0
-    with pytest.raises(VolumeError, match=r"a.nii.gz is damaged: 2 voxel\(s\) are NaN or infinite"):
+    with pytest.raises(VolumeError, match=r"a.nii.gz: expected finite numbers, found 2 voxel\(s\) .* Replace them"):
         read_image([tmp_path / "a.nii.gz"], SITK, 1)
 
 
@@ -164,7 +164,7 @@ def test_a_header_that_places_voxels_nowhere(tmp_path: Path, spacing: float):
     content[80:84] = struct.pack("<f", spacing)  # pixdim[1]
     (tmp_path / "a.nii").write_bytes(content)
     for read in (lambda file: read_label_map(file, NIBABEL), lambda file: read_image([file], NIBABEL, 1)):
-        with pytest.raises(VolumeError, match=r"a\.nii"):
+        with pytest.raises(VolumeError, match=r"a\.nii: expected a positive spacing, found .* Correct its header"):
             read(tmp_path / "a.nii")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from stock import predict_without_the_plugin
 
 from nnunetv2_conemos import cli
 from nnunetv2_conemos.annotations.labels import LabelSpace
+from nnunetv2_conemos.files import write_json
 from nnunetv2_conemos.inference.export import Exported, installed_plans
+from nnunetv2_conemos.text_files import read_object
 
 APART = [*HOW[:3], "-npp", "1", "-nps", "1"]  # nnUNetv2_predict_from_modelfolder has no other way
 
@@ -47,6 +50,16 @@ def test_an_exported_label_needs_no_plugin_and_is_the_same(model, images, tmp_pa
     assert (installed / "checkpoint_final.pth").is_file(), "beside a stock model of that dataset, not over it"
     assert cli.main(words) == 2, "nothing is overwritten unasked"
     assert cli.main([*words, "--overwrite"]) == 0
+
+
+def test_plans_of_other_labels_are_refused(model, tmp_path, capsys):
+    copy = shutil.copytree(model, tmp_path / "model", ignore=shutil.ignore_patterns("fold_*"))
+    plans = read_object(copy / "plans.json")
+    plans["conemos"]["labels"].remove("spleen")
+    write_json(copy / "plans.json", plans)
+    assert cli.main(["export", "-m", str(copy), "--label", "spleen", "-o", str(tmp_path / "stock")]) == 2
+    assert "plans.json: expected in `conemos` the labels of dataset.json, " in capsys.readouterr().err
+    assert not (tmp_path / "stock").exists()
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from stock import predict_without_the_plugin
 
 pytestmark = [*real_data, pytest.mark.slow]
 TRAINER, TINY = "ConditionalFiLMTrainer_1epoch", "tiny"
+LV = "ventricle, left"  # a name may hold what separates the fields of a table
 FAST = ("-device", "cpu", "--disable_tta", "-npp", "1", "-nps", "1")
 
 
@@ -27,7 +28,8 @@ def few_cases(name: str, number: int, folder: Path) -> Path:
         shutil.copy(label, folder / "labelsTr")
         shutil.copy(DATA / name / "imagesTr" / f"{case}_0000.nii.gz", folder / "imagesTr")
     content = json.loads((DATA / name / "dataset.json").read_text())
-    (folder / "dataset.json").write_text(json.dumps({**content, "numTraining": number}))
+    labels = {LV if name == "LV" else name: value for name, value in content["labels"].items()}
+    (folder / "dataset.json").write_text(json.dumps({**content, "labels": labels, "numTraining": number}))
     return folder
 
 
@@ -56,7 +58,7 @@ def test_hide_merge_train_predict_a_label_complete_train_stock_and_export(nnunet
 
     images = base / "ACDC" / "imagesTr"
     model = base / "nnUNet_results" / "Dataset030_Heart" / f"{TRAINER}__nnUNetPlans__{TINY}"
-    queried = ("-d", 30, "-c", TINY, "-tr", TRAINER, "-f", 0, "--labels", "LV")
+    queried = ("-d", 30, "-c", TINY, "-tr", TRAINER, "-f", 0, "--labels", LV)
     command("conemos", "predict", "-i", images, "-o", base / "lv", *queried, *FAST)
     predicted = {file.name: read_nifti(file) for file in (base / "lv").glob("*.nii.gz")}
     assert len(predicted) == 7
@@ -66,7 +68,7 @@ def test_hide_merge_train_predict_a_label_complete_train_stock_and_export(nnunet
     plan(base, 31, "Dataset031_HeartComplete")
     command("nnUNetv2_train", 31, TINY, 0, "-tr", "nnUNetTrainer_1epoch", "-device", "cpu")
 
-    command("conemos", "export", "-m", model, "--label", "LV", "-o", base / "stock_lv")
+    command("conemos", "export", "-m", model, "--label", LV, "-o", base / "stock_lv")
     predict_without_the_plugin(base / "stock_lv", images, base / "lv_without", *FAST)
     for name, ours in predicted.items():
         theirs = read_nifti(base / "lv_without" / name)

@@ -18,7 +18,7 @@ from nnunetv2_conemos.text_files import parse_json, read_text
 Annotated = dict[str, list[str]]  # case -> labels annotated in it
 Traits = dict[str, dict[str, str]]  # case -> what else its source says: key -> value
 PATIENT = "patient"
-TRAITS = ("modality", "domain", PATIENT)  # columns of a CSV file beside `case` and `labels`
+TRAITS = ("modality", "domain", PATIENT)  # what a table may say beside `case` and `labels`
 STRICT: Any = {"strict": True, "skipinitialspace": True}  # of CSV: a quote that is left open is an error
 MAX_NAME = 40  # of a source, in characters
 NO_TRAITS: Mapping[str, dict[str, str]] = MappingProxyType({})
@@ -32,7 +32,10 @@ class CaseTable(NamedTuple):
 
 
 def read_table(path: Path) -> CaseTable:
-    """Read case -> labels from JSON (`{"case": ["label", ...]}`) or CSV (header `case,labels`, optionally TRAITS).
+    """Read case -> labels from JSON or CSV.
+
+    JSON is `{"case": ["label", ...]}` or `{"case": {"labels": ["label", ...], "patient": "p1"}}`; a CSV file has the
+    header `case,labels`. Both may also hold the TRAITS.
 
     A CSV row holds labels separated by ';' (none = unlabelled); several rows of a case are joined. Fields may also be
     separated by ';' or tabs, as Excel writes them. Raises ValueError where the file has another form, and
@@ -55,12 +58,20 @@ def _read_json(text: str, where: str) -> CaseTable:
             f'{where}: expected {{"case": ["label", ...], ...}}, an object case -> labels, found '
             f"{type(content).__name__}. Correct the file."
         )
-    for case, labels in content.items():
-        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+    table = CaseTable({}, {})
+    for case, entry in content.items():
+        traits = {**entry} if isinstance(entry, dict) else {"labels": entry}
+        labels = traits.pop("labels", None)
+        texts = [*labels, *traits.values()] if isinstance(labels, list) else [None]
+        if not all(isinstance(text, str) for text in texts) or traits.keys() - {*TRAITS}:
             raise InputError(
-                f"{where}, case '{case}': expected a list of label names, found {labels!r:.80}. Correct the entry."
+                f"{where}, case '{case}': expected a list of label names, or an object of `labels` and, optionally, "
+                f"{', '.join(TRAITS)}, found {entry!r:.80}. Correct the entry."
             )
-    return CaseTable(content, {})
+        table.annotated[case] = labels
+        if traits:
+            table.traits[case] = traits
+    return table
 
 
 def _read_csv(text: str, where: str) -> CaseTable:

@@ -46,6 +46,16 @@ def test_a_csv_file_may_say_modality_and_domain(tmp_path: Path):
     }
 
 
+def test_json_says_what_the_columns_of_a_csv_file_say(tmp_path: Path):
+    rows = "case,labels,patient,modality\na,liver;spleen,p1,CT\nb,,p1,\n"
+    entries = {
+        "a": {"labels": ["liver", "spleen"], "patient": "p1", "modality": "CT"},
+        "b": {"labels": [], "patient": "p1"},
+    }
+    table = read_table(write(tmp_path / "t.json", json.dumps(entries)))
+    assert table == read_table(write(tmp_path / "t.csv", rows))
+
+
 def test_tables_of_excel_are_read_whatever_separates_their_fields(tmp_path: Path):
     """In many countries Excel separates by ';'; its Unicode text is in UTF-16 and separated by tabs."""
     wanted = {"a": ["liver", "Harnröhre"], "b": ["liver"], "c": []}
@@ -79,7 +89,14 @@ def test_a_table_in_another_encoding_says_how_to_save_it(tmp_path: Path):
     [
         ("t.json", "{", "not valid JSON"),
         ("t.json", "[1]", "an object case -> labels, found list"),
-        ("t.json", '{"a": "liver"}', "case 'a': expected a list of label names, found 'liver'"),
+        ("t.json", '{"a": "liver"}', "case 'a': expected a list of label names, .* found 'liver'"),
+        (
+            "t.json",
+            '{"a": {"labels": ["liver"], "age": "9"}}',
+            "case 'a': .* names, or an object of",
+        ),
+        ("t.json", '{"a": {"patient": "9"}}', "case 'a': .* names, or an object of"),
+        ("t.json", '{"a": {"labels": [], "patient": 9}}', "case 'a': .* names, or an object of"),
         ("t.json", '{"a": ["liver"], "b": [], "a": []}', "'a' named more than once"),
         ("t.json", "{}", "expected at least one case, found none"),
         ("t.csv", "", "expected the header 'case,labels', .*found ''"),

@@ -12,6 +12,8 @@ from scipy.stats import wilcoxon
 from nnunetv2_conemos.cli import main
 from nnunetv2_conemos.evaluation import significance
 
+SPLEEN = 'spleen, "left"; 2'  # tables hold any name
+
 
 def write(folder: Path, dice: dict[str, np.ndarray], cases: list[str] | None = None) -> Path:
     """An evaluation as `conemos evaluate` writes it; NaN: not evaluated."""
@@ -35,7 +37,7 @@ def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def three(tmp_path: Path) -> list[Path]:
     rng = np.random.default_rng(0)
-    base = {label: rng.uniform(0.3, 0.8, 12) for label in ("liver", "spleen")}
+    base = {label: rng.uniform(0.3, 0.8, 12) for label in ("liver", SPLEEN)}
     gains = {"stock": 0.0, "film": 0.05, "same": 0.0}
     return [
         write(tmp_path / name, {k: v + gain * (k == "liver") + 1e-3 * rng.normal(size=12) for k, v in base.items()})
@@ -47,7 +49,7 @@ def test_means_differences_and_tests_are_paired_by_case(three: list[Path], tmp_p
     table, picture = tmp_path / "table.csv", tmp_path / "picture.png"
     assert main(["compare", *map(str, three), "-o", str(table), "--figure", str(picture)]) == 0
     found = pd.read_csv(table).set_index(["label", "model"])
-    assert list(found.index.unique("label")) == ["all labels", "liver", "spleen"]
+    assert list(found.index.unique("label")) == ["all labels", "liver", SPLEEN]
     liver = found.loc[("liver", "film")]
     assert liver["difference"] == pytest.approx(0.05, abs=0.002)
     assert 0.04 < liver["difference_low"] < liver["difference"] < liver["difference_high"] < 0.06
@@ -56,7 +58,7 @@ def test_means_differences_and_tests_are_paired_by_case(three: list[Path], tmp_p
     assert liver["p_holm"] == pytest.approx(4 * liver["p"]), "the smallest of two labels x two models"
     assert found.loc[("all labels", "film"), "p_holm"] == pytest.approx(2 * liver["p"])
     assert found.loc[("all labels", "film"), "difference"] == pytest.approx(0.025, abs=0.001)
-    assert found.loc[("spleen", "same"), "p_holm"] > 0.05
+    assert found.loc[(SPLEEN, "same"), "p_holm"] > 0.05
     assert found.loc["liver"]["cases"].tolist() == [12, 12, 12]
     assert np.isnan(found.loc[("liver", "stock"), "p"])
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -66,8 +68,8 @@ def test_means_differences_and_tests_are_paired_by_case(three: list[Path], tmp_p
 
 
 def test_only_pairs_that_all_evaluated_count(tmp_path: Path, capsys):
-    full = write(tmp_path / "a", {"liver": np.full(6, 0.5), "spleen": np.full(6, 0.7)})
-    part = write(tmp_path / "b", {"liver": np.array([0.6] * 5 + [np.nan]), "spleen": np.full(6, 0.7)})
+    full = write(tmp_path / "a", {"liver": np.full(6, 0.5), SPLEEN: np.full(6, 0.7)})
+    part = write(tmp_path / "b", {"liver": np.array([0.6] * 5 + [np.nan]), SPLEEN: np.full(6, 0.7)})
     assert main(["compare", str(full), str(part), "-o", str(tmp_path / "t.csv")]) == 0
     assert "1 (case, label) pair(s)" in capsys.readouterr().out
     assert pd.read_csv(tmp_path / "t.csv").query("label == 'liver'")["cases"].tolist() == [5, 5]

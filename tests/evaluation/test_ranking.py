@@ -20,12 +20,13 @@ DATASET = "Dataset005_Organs"
 SHAPE = (4, 10, 10)
 PROPERTIES = {"sitk_stuff": {"spacing": (1.0, 1.0, 2.0), "origin": (0.0,) * 3, "direction": tuple(np.eye(3).ravel())}}
 FOLDS = {0: ["liver_0", "spleen_0"], 1: ["liver_1", "spleen_1"]}
+SPLEEN_NAME = "spleen, left; 2"  # a name may hold what separates fields of a table
 DATASET_JSON = {
-    "labels": {"background": 0, "liver": 1, "spleen": 2},
+    "labels": {"background": 0, "liver": 1, SPLEEN_NAME: 2},
     "file_ending": ".nii.gz",
     "sources": {
         "livers": {"cases": ["liver_*"], "annotated": ["liver"]},
-        "spleens": {"cases": ["spleen_*"], "annotated": ["spleen"]},
+        "spleens": {"cases": ["spleen_*"], "annotated": [SPLEEN_NAME]},
     },
 }
 LIVER, SPLEEN = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
@@ -150,7 +151,7 @@ def test_command_of_a_single_winner(results, capsys):
     assert result["commands"] == [command]
     assert (result["folds"], result["not_ranked"]) == ([0, 1], {})
     assert result["ranking"][1]["models"][0]["configuration"] == "2d"
-    assert result["ranking"][1]["per_label"] == {"liver": 1, "spleen": 0}
+    assert result["ranking"][1]["per_label"] == {"liver": 1, SPLEEN_NAME: 0}
     assert result["ranking"][1]["dice"] == 0.5
     assert command in " ".join(capsys.readouterr().out.split())
 
@@ -161,7 +162,7 @@ def test_a_label_that_nobody_annotates_is_in_no_mean(results):
         file.write_text(json.dumps({**DATASET_JSON, "labels": {**DATASET_JSON["labels"], "kidney": 3}}))
     assert best() == 0
     entry = read_result(results)["ranking"][0]
-    assert (entry["dice"], entry["per_label"]) == (1, {"liver": 1, "spleen": 1, "kidney": None})
+    assert (entry["dice"], entry["per_label"]) == (1, {"liver": 1, SPLEEN_NAME: 1, "kidney": None})
 
 
 def test_an_ensemble_can_win(results, threads):
@@ -254,13 +255,13 @@ def test_a_model_of_other_labels(results, capsys):
     (model / "dataset.json").write_text(json.dumps({**DATASET_JSON, "labels": {"background": 0, "tumour": 1}}))
     message = refused(capsys, results)
     assert "tumour" in message
-    assert "spleen" in message
+    assert SPLEEN_NAME in message
 
 
 def test_a_fold_of_other_labels(results, capsys):
     """Stock nnU-Net replaces the dataset.json that the folds share when it trains the next."""
     model = train(results, STOCK, everything)
-    noted = {**DATASET_JSON, "labels": {"background": 0, "spleen": 1, "liver": 2}}
+    noted = {**DATASET_JSON, "labels": {"background": 0, SPLEEN_NAME: 1, "liver": 2}}
     (model / "fold_1" / "debug.json").write_text(json.dumps({"dataset_json": str(noted)}))
     message = refused(capsys, results)
     assert f"{STOCK}, fold 1: expected the labels of" in message

@@ -54,7 +54,7 @@ def test_all_arms_are_measured_beside_stock(small_plans: Path, tmp_path: Path, m
     assert len(table) == 2 * (1 + len(arms))
     assert (table.loc["nnUNetTrainer", ["step_s_ratio", "tile_s_ratio"]] == 1).all(axis=None)
     assert table["note"]["MultiDecoderTrainer", 40].startswith("refused: ")
-    assert "step: not measured" in table["note"]["GenericSSLTrainer", 2]
+    assert "learns from cases that are not annotated" in table["note"]["GenericSSLTrainer", 2]
     film = table.loc["ConditionalFiLMTrainer"]
     assert film["step_mib"][40] < 1.1 * film["step_mib"][2], "training is flat in K"
     heads = table.loc["MultiTalentTrainer"]

@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cap", type=float, default=default.cap, metavar="S", help=cap_help)
     parser.add_argument("--case-shape", nargs=3, type=int, metavar=("Z", "Y", "X"), help="voxels of the whole case")
     parser.add_argument("--no-compile", action="store_true", help="on a GPU: train without torch.compile")
+    parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run")
     parser.add_argument("--profile", action="store_true", help="write where the time goes, for each arm and K")
 
 
@@ -59,7 +60,12 @@ def run(args: argparse.Namespace) -> None:
         case_shape=args.case_shape,
         profile=args.profile,
     )
-    result = measure_speed(args.folder, settings, report=lambda text: progress.print(escape(text), style="dim"))
+    result = measure_speed(
+        args.folder,
+        settings,
+        report=lambda text: progress.print(escape(text), style="dim"),
+        overwrite=args.overwrite,
+    )
     console.print(table_of(result.table))
     for row in result.loaders.to_dict("records"):
         rate = f"{row['batches_per_s']:.3g} batches/s ({row['loader_ratio']:.2f})"

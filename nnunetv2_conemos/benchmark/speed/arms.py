@@ -12,6 +12,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from torch import Tensor, nn
 
+from nnunetv2_conemos.benchmark.speed.compiled import GraphCounter
 from nnunetv2_conemos.benchmark.speed.world import plans_for
 from nnunetv2_conemos.errors import InputError
 from nnunetv2_conemos.files import write_json
@@ -43,6 +44,7 @@ class Arm:
         self.trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()  # chooses the axes of mirroring
         self.trainer.initialize()
         self.batch = random_batch(self.trainer)
+        self.compiled = GraphCounter()
         self.trainable = not getattr(make, "learns_from_unlabelled", False)
 
     @property
@@ -58,7 +60,8 @@ class Arm:
         """Take nnU-Net's training step: forward, loss, backward, clipping of gradients, optimiser."""
         self.trainer.set_deep_supervision_enabled(self.trainer.enable_deep_supervision)
         self.trainer.network.train()
-        self.trainer.train_step(self.batch)
+        with self.compiled:
+            self.trainer.train_step(self.batch)
 
     def tile(self) -> None:
         """Answer all labels in one patch, as nnUNetv2_predict does: no mirroring, mixed precision on a GPU."""

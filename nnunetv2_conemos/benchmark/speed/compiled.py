@@ -20,19 +20,29 @@ def unlimited_recompilation() -> Iterator[None]:
 
 
 class GraphCounter:
-    """Count the graphs and the graph breaks of torch.compile within a block."""
+    """Count, over all calls made within it, what torch.compile did: graphs of the first call, breaks, recompilations.
 
-    graphs = breaks = 0
+    A recompilation is a graph that a later call compiled.
+    """
 
-    def __enter__(self) -> GraphCounter:
-        self._before = self._count()
-        return self
+    def __init__(self) -> None:
+        self.graphs = self.breaks = self.recompilations = 0
+        self._called = False
+
+    def __enter__(self) -> None:
+        self._before = graphs_and_breaks()
 
     def __exit__(self, *_: object) -> None:
-        before, after = self._before, self._count()
-        self.graphs, self.breaks = after[0] - before[0], after[1] - before[1]
+        graphs, breaks = (after - before for after, before in zip(graphs_and_breaks(), self._before, strict=True))
+        self.breaks += breaks
+        if self._called:
+            self.recompilations += graphs
+        else:
+            self.graphs = graphs
+        self._called = True
 
-    @staticmethod
-    def _count() -> tuple[int, int]:
-        counters = _dynamo.utils.counters
-        return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+
+def graphs_and_breaks() -> tuple[int, int]:
+    """Return how many graphs this process has compiled, and how many breaks there were between them."""
+    counters = _dynamo.utils.counters
+    return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())

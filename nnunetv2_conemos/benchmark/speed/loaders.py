@@ -17,7 +17,7 @@ from nnunetv2_conemos.benchmark.speed.settings import SpeedSettings
 from nnunetv2_conemos.benchmark.speed.world import nnunet_environment, plans_for
 from nnunetv2_conemos.datasets.folders import dataset_name
 from nnunetv2_conemos.errors import ConemosError
-from nnunetv2_conemos.files import read_object
+from nnunetv2_conemos.text_files import read_object
 
 BATCHES = 20  # in each round; as many before the first one, which empty the queues
 

@@ -19,7 +19,8 @@ from nnunetv2_conemos.files import write_aside, write_json
 from nnunetv2_conemos.training.variants import STOCK
 
 MEASURED = ("step_s", "step_mib", "tile_s", "tile_mib", "case_s", "case_mib", "case_gpu_mib", "parameters")
-COLUMNS = ("arm", "labels", *MEASURED, "graphs", "graph_breaks", "note")
+COLUMNS = ("arm", "labels", *MEASURED, "graphs", "graph_breaks", "recompilations", "note")
+RESULTS = "speed.csv"
 PANELS = {
     "tile_s": "prediction of a tile: time",
     "step_s": "training step: time",
@@ -41,7 +42,7 @@ def with_ratios(table: pd.DataFrame) -> pd.DataFrame:
 
 def write_results(folder: Path, table: pd.DataFrame, loaders: pd.DataFrame, settings: SpeedSettings) -> list[Path]:
     """Write speed.csv, speed.json and speed.png, and loaders.csv where loaders were measured; return the files."""
-    files = [folder / name for name in ("speed.csv", "speed.json", "speed.png")]
+    files = [folder / name for name in (RESULTS, "speed.json", "speed.png")]
     write_aside(files[0], lambda file: table.to_csv(file, index=False))
     write_json(
         files[1],

@@ -15,10 +15,10 @@ import torch
 
 from nnunetv2_conemos.benchmark.speed import case
 from nnunetv2_conemos.benchmark.speed.arms import Arm, trainer_class
-from nnunetv2_conemos.benchmark.speed.compiled import GraphCounter, unlimited_recompilation
+from nnunetv2_conemos.benchmark.speed.compiled import unlimited_recompilation
 from nnunetv2_conemos.benchmark.speed.loaders import measure_loaders
 from nnunetv2_conemos.benchmark.speed.profiles import write_profile
-from nnunetv2_conemos.benchmark.speed.report import COLUMNS, with_ratios, write_results
+from nnunetv2_conemos.benchmark.speed.report import COLUMNS, RESULTS, with_ratios, write_results
 from nnunetv2_conemos.benchmark.speed.settings import SpeedSettings
 from nnunetv2_conemos.benchmark.speed.timing import Work, allocated, first_call, take_turns
 from nnunetv2_conemos.benchmark.speed.world import (
@@ -30,7 +30,8 @@ from nnunetv2_conemos.benchmark.speed.world import (
 )
 from nnunetv2_conemos.doorway import register_trainers
 from nnunetv2_conemos.errors import UnsupportedError
-from nnunetv2_conemos.files import read_object
+from nnunetv2_conemos.files import exclusive, require_absent
+from nnunetv2_conemos.text_files import read_object
 
 Report = Callable[[str], object]
 Row = dict[str, Any]
@@ -45,18 +46,28 @@ class SpeedResult:
     files: list[Path]
 
 
-def measure_speed(output: Path | str, settings: SpeedSettings | None = None, report: Report = print) -> SpeedResult:
+def measure_speed(
+    output: Path | str, settings: SpeedSettings | None = None, report: Report = print, *, overwrite: bool = False
+) -> SpeedResult:
     """Measure, and write speed.csv, speed.json, speed.png and log.txt into the folder `output`.
 
     The files are written anew after each number of labels, so that an interrupted run leaves what it measured. An arm
     that refuses the plans or the number of labels, runs out of memory or exceeds the cap has a `note` that says so.
-    Raises ValueError for unknown arms, FileNotFoundError for a dataset that was not planned.
+    Raises ValueError for unknown arms, FileNotFoundError for a dataset that was not planned, and FileExistsError for
+    results that are there already unless `overwrite`.
     """
     chosen, folder = settings or SpeedSettings(), Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
     register_trainers()
     for name in chosen.names:
         trainer_class(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder / RESULTS):
+        require_absent(folder / RESULTS, overwrite)
+        return measure_all(folder, chosen, report)
+
+
+def measure_all(folder: Path, chosen: SpeedSettings, report: Report) -> SpeedResult:
+    """Measure the loaders, then the networks for one number of labels after the other."""
     if chosen.device == "cuda":
         torch.backends.cudnn.benchmark = True  # as nnU-Net does
     loaders = pd.DataFrame()
@@ -128,6 +139,11 @@ def measure_networks(
     for (name, what), measured in turns.items():
         rows[name][f"{what}_s"] = measured.seconds
         add_note(rows[name], what, measured.note)
+    if "step" in settings.what:
+        for name, arm in arms.items():
+            counts = arm.compiled
+            rows[name] |= {"graphs": counts.graphs, "graph_breaks": counts.breaks}
+            rows[name] |= {"recompilations": counts.recompilations}
     if settings.profile:
         for name in arms:
             calls = {what: call for (of, what), call in work.items() if of == name}
@@ -136,7 +152,7 @@ def measure_networks(
 
 
 def first_calls(arm: Arm, row: Row, settings: SpeedSettings, base: int) -> dict[tuple[str, str], Work]:
-    """Make the first step and the first tile of an arm, note their memory, and return those that worked."""
+    """Make the first steps and tiles of an arm, note their memory, and return those that worked."""
     calls: dict[str, Work] = {"step": arm.step} if arm.trainable else {}
     calls["tile"] = arm.tile
     weights = sum(parameter.nbytes for parameter in arm.bare.parameters())
@@ -145,11 +161,7 @@ def first_calls(arm: Arm, row: Row, settings: SpeedSettings, base: int) -> dict[
         if what not in settings.what:
             continue
         held = base if what == "step" else allocated(settings.device) - weights
-        with GraphCounter() as graphs:
-            peak, note = first_call(call, settings.device, held)
-        if what == "step":
-            row |= {"graphs": graphs.graphs, "graph_breaks": graphs.breaks}
-        row[f"{what}_mib"] = peak
+        row[f"{what}_mib"], note = first_call(call, settings.device, held)
         add_note(row, what, note)
         if not note:
             work[arm.name, what] = call

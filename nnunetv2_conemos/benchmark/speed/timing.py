@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -45,7 +44,7 @@ def take_turns(
 
 
 def guarded(call: Work, device: str) -> tuple[float | None, str]:
-    """Return the seconds of a call, or None and a note where memory does not suffice."""
+    """Return the seconds of a call, or None and a note where memory does not suffice or torch cannot compute it."""
     synchronise(device)
     start = time.perf_counter()
     try:
@@ -55,9 +54,8 @@ def guarded(call: Work, device: str) -> tuple[float | None, str]:
         torch.cuda.empty_cache()
         return None, "out of memory"
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
-            raise
-        return None, "out of memory"
+        message = str(error).strip() or type(error).__name__
+        return None, "out of memory" if "can't allocate memory" in message else f"failed: {message.splitlines()[0]}"
     return time.perf_counter() - start, ""
 
 
@@ -72,20 +70,25 @@ def allocated(device: str) -> int:
 
 
 def first_call(call: Work, device: str, base: int) -> tuple[float | None, str]:
-    """Make the first call, which also warms up and compiles; return its peak memory in MiB above `base`, and a note.
+    """Make a call before it is timed; return its peak memory in MiB above `base`, and a note where it failed.
 
-    On a CPU it is the memory of the tensors that are kept for the backward pass, None for a call that keeps none.
+    On a GPU the call is made twice, and its memory is that of the second: the first compiles, tries out algorithms,
+    and makes the optimiser's state. On a CPU it is the memory of the tensors that are kept for the backward pass, None
+    for a call that keeps none.
     """
-    kept: dict[int, Tensor] = {}
+    if device != "cuda":
+        kept: dict[int, Tensor] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
+        def keep(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
 
-    if device == "cuda":
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            _, note = guarded(call, device)
+        return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / MIB or None, note
+    for _ in range(2):
         torch.cuda.reset_peak_memory_stats()
-    with nullcontext() if device == "cuda" else saved_tensors_hooks(keep, lambda tensor: tensor):
         seconds, note = guarded(call, device)
-    if device == "cuda":
-        return None if seconds is None else (torch.cuda.max_memory_allocated() - base) / MIB, note
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / MIB or None, note
+        if seconds is None:
+            return None, note
+    return (torch.cuda.max_memory_allocated() - base) / MIB, ""

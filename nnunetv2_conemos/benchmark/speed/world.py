@@ -19,9 +19,10 @@ from nnunetv2_conemos.datasets.folders import dataset_name, preprocessed_folder
 from nnunetv2_conemos.datasets.phantom import make_case
 from nnunetv2_conemos.datasets.plans import small_configuration
 from nnunetv2_conemos.errors import InputError, MissingFileError
-from nnunetv2_conemos.files import read_object, write_json
+from nnunetv2_conemos.files import write_json
 from nnunetv2_conemos.networks.spec import PLANS_KEY
 from nnunetv2_conemos.subprocesses import FOLDERS
+from nnunetv2_conemos.text_files import read_object
 
 CASES = 2  # training cases of a generated dataset; only their names are used
 PLANNED_SIDE, SPACING = 160, 1.5  # voxels and mm: nnU-Net plans patches of 128x128x128 voxels, as for a body CT

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from nnunetv2_conemos import cli
-from nnunetv2_conemos.benchmark.speed import case, loaders
+from nnunetv2_conemos.benchmark.speed import case, compiled, loaders
 from nnunetv2_conemos.benchmark.speed.arms import Arm
 from nnunetv2_conemos.benchmark.speed.report import COLUMNS, with_ratios
 from nnunetv2_conemos.benchmark.speed.run import measure_speed
 from nnunetv2_conemos.benchmark.speed.settings import SpeedSettings
-from nnunetv2_conemos.benchmark.speed.timing import take_turns
+from nnunetv2_conemos.benchmark.speed.timing import guarded, take_turns
 from nnunetv2_conemos.benchmark.speed.world import (
     dataset_of,
     default_plans,
@@ -25,7 +25,7 @@ from nnunetv2_conemos.benchmark.speed.world import (
 )
 from nnunetv2_conemos.datasets.plans import small_configuration
 from nnunetv2_conemos.doorway import register_trainers
-from nnunetv2_conemos.errors import InputError
+from nnunetv2_conemos.errors import ExistingFileError, InputError
 
 
 @pytest.fixture
@@ -41,12 +41,9 @@ def small_plans(preprocessed_phantom: Path) -> Path:
     return preprocessed_phantom
 
 
-def test_all_arms_are_measured_beside_stock(small_plans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(loaders, "BATCHES", 2)
+def test_all_arms_are_measured_beside_stock(small_plans: Path, tmp_path: Path):
     arms = ("ConditionalFiLMTrainer", "MultiTalentTrainer", "MultiDecoderTrainer", "GenericSSLTrainer")
-    settings = SpeedSettings(
-        arms, (2, 40), ("step", "tile", "loader"), "cpu", "901", "small", rounds=1, compiled=False, profile=True
-    )
+    settings = SpeedSettings(arms, (2, 40), ("step", "tile"), "cpu", "901", "small", rounds=1, profile=True)
     printed: list[str] = []
     result = measure_speed(tmp_path / "speed", settings, printed.append)
 
@@ -67,8 +64,18 @@ def test_all_arms_are_measured_beside_stock(small_plans: Path, tmp_path: Path, m
     assert json.loads((tmp_path / "speed" / "speed.json").read_text())["machine"]["torch"] == torch.__version__
     assert (tmp_path / "speed" / "speed.png").stat().st_size > 10_000
     assert "conv" in (tmp_path / "speed" / "profile_ConditionalFiLMTrainer_40.txt").read_text()
-    assert result.loaders.set_index("arm")["batches_per_s"]["ConditionalFiLMTrainer"] > 0
     assert any("K = 40" in line for line in printed)
+    assert not (small_plans / "nnUNet_results" / "Dataset901_Phantom").exists(), "nothing of the user's is touched"
+    with pytest.raises(ExistingFileError, match=r"speed\.csv exists"):
+        measure_speed(tmp_path / "speed", settings, printed.append)
+
+
+def test_loaders_are_measured_on_the_dataset(small_plans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loaders, "BATCHES", 2)
+    settings = SpeedSettings(("ConditionalFiLMTrainer",), device="cpu", dataset="901", configuration="small", rounds=1)
+    table = loaders.measure_loaders(settings, tmp_path / "speed", print)
+    assert (table["batches_per_s"] > 0).all()
+    assert table["loader_ratio"][0] == 1
     assert not (small_plans / "nnUNet_results" / "Dataset901_Phantom").exists(), "nothing of the user's is touched"
 
 
@@ -109,6 +116,23 @@ def test_a_call_that_fails_or_takes_too_long_is_noted():
     found = take_turns({"slow": work["slow"]}, "cpu", rounds=3, cap=0, report=lambda _: None)
     assert found["slow"].note.startswith("over the cap")
     assert calls.count("slow") == 4, "it is not repeated"
+
+
+def test_a_call_that_torch_cannot_compute_is_noted():
+    def backend_fails() -> None:
+        raise RuntimeError("no kernel\nand a long trace")
+
+    assert guarded(backend_fails, "cpu") == (None, "failed: no kernel")
+
+
+def test_later_graphs_are_recompilations(monkeypatch: pytest.MonkeyPatch):
+    counted = iter([(0, 0), (2, 1), (2, 1), (3, 1), (7, 1), (7, 1)])
+    monkeypatch.setattr(compiled, "graphs_and_breaks", lambda: next(counted))
+    counter = compiled.GraphCounter()
+    for _ in range(3):
+        with counter:
+            pass
+    assert (counter.graphs, counter.breaks, counter.recompilations) == (2, 1, 1), "graphs of other arms do not count"
 
 
 def test_ratios_are_those_to_stock_with_as_many_labels():

@@ -2,6 +2,9 @@ from .annotations.labels import LabelSpace as LabelSpace
 from .annotations.sources import SourceTable as SourceTable
 from .benchmark.run import BenchmarkResult as BenchmarkResult
 from .benchmark.run import run_benchmark as run_benchmark
+from .benchmark.speed.run import SpeedResult as SpeedResult
+from .benchmark.speed.run import measure_speed as measure_speed
+from .benchmark.speed.settings import SpeedSettings as SpeedSettings
 from .datasets.check import CheckReport as CheckReport
 from .datasets.check import check as check
 from .datasets.declare import Declaration as Declaration

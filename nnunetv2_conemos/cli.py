@@ -41,6 +41,7 @@ STEPS = {
         "compare": "compare evaluations of several models, paired by case",
         "best": "rank trained configurations and ensembles on annotated labels",
         "benchmark": "compare methods and stock nnU-Net on one dataset: tables, figures, a report",
+        "speed": "measure time and memory against the number of labels (also `conemos benchmark speed`)",
     },
     "pass on": {
         "export": "write one label of a model, or all, as a stock nnU-Net model",
@@ -58,6 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     Exit status: 0 done, 1 findings or failures, 2 bad input (with a message), 130 or 143 ended by Ctrl-C or SIGTERM.
     """
     argv = sys.argv[1:] if argv is None else argv
+    if argv[:2] == ["benchmark", "speed"]:  # a command of its own: it shares no argument with the benchmark
+        argv = argv[1:]
     with ended_by_signals(" ".join(["conemos", *argv[:1]])):
         parser = argument_parser(argv)
         args, others = parser.parse_known_args(argv)

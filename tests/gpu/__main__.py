@@ -36,10 +36,10 @@ class Measure(NamedTuple):
 
 MEASURES = {
     "speed": Measure((*FILM, *OTHERS), (1, 5, 20, 104), ("--no-compile", "--what", "step", "tile")),
-    "compiled": Measure(FILM, (5,), ("--what", "step")),
-    "compiled_others": Measure(OTHERS, (5,), ("--what", "step")),
+    "compiled": Measure(FILM[:1], (5,), ("--what", "step")),
+    "compiled_others": Measure((*FILM[1:], *OTHERS), (5,), ("--what", "step")),
 }
-LIMITS = {"tests": 115, "speed": 120, "compiled": 100, "training": 170, "compiled_others": 100}  # seconds
+LIMITS = {"tests": 240, "speed": 120, "training": 170, "compiled": 100, "compiled_others": 100}  # seconds
 PARTS = tuple(LIMITS)  # the most valuable first
 SHOWN = ("step_s", "step_mib", "tile_s", "tile_mib", "graphs", "graph_breaks", "recompilations")
 
@@ -115,7 +115,7 @@ def tests(workers: int) -> list[str]:
     """Return the words of the test run; each process compiles alone, as nnU-Net's do, since many do so at once."""
     parallel = ["-n", str(min(workers, 16))] if workers > 2 else []
     options = ["-m", "gpu", "-v", "--tb=short", "-p", "no:cacheprovider", *parallel]
-    compiling_alone = ["env", "TORCHINDUCTOR_COMPILE_THREADS=1"]
+    compiling_alone = ["env", "TORCHINDUCTOR_COMPILE_THREADS=1", "JAXTYPING_DISABLE=1"]  # its checks break graphs
     return [
         *compiling_alone,
         sys.executable,

@@ -5,7 +5,7 @@ Axis letters: **C** channel, ***S** space, in the order of nnU-Net's arrays (z, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -31,8 +31,8 @@ class Structure(NamedTuple):
 class FoundCase:
     """A case: its images in order of channels (or all files of its DICOM series), and its structures.
 
-    `origin` is the folder or file by which messages and the table of origins name it. `notes` say what was found odd
-    and does not stop an import.
+    `origin` is the folder or file by which messages and the table of origins name it, `series` the UID of its DICOM
+    series. `notes` say what was found odd and does not stop an import.
     """
 
     case: str
@@ -41,6 +41,7 @@ class FoundCase:
     structures: tuple[Structure, ...]
     patient: str | None = None
     notes: tuple[str, ...] = ()
+    series: str = ""
 
 
 class Drawn(NamedTuple):
@@ -67,6 +68,9 @@ class Layout(Protocol):
         """Read the image [C,*S] of a case; raises VolumeError."""
         ...
 
-    def read_structures(self, case: FoundCase, structures: Sequence[Structure], image: Volume) -> list[Drawn]:
-        """Read these structures of a case, in order; raises VolumeError that names file and structure."""
+    def read_structures(self, case: FoundCase, structures: Sequence[Structure], image: Volume) -> Iterable[Drawn]:
+        """Read these structures of a case, in order, best one by one, since hundreds of them may not fit into memory.
+
+        Raises VolumeError that names file and structure.
+        """
         ...

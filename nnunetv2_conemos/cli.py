@@ -36,6 +36,7 @@ STEPS = {
     "predict (or with nnUNetv2_predict)": {
         "predict": "run nnUNetv2_predict for some of the labels",
         "complete": "fill in the missing labels of a dataset, so that stock nnU-Net can train on it",
+        "convert": "write label maps or predictions as masks, .seg.nrrd, RTSTRUCT or DICOM SEG",
         "cams": "turn image tags into label maps, with a model that learnt from tags",
     },
     "evaluate": {

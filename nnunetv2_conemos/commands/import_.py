@@ -11,7 +11,7 @@ from rich.console import Console
 from nnunetv2_conemos.annotations.overview import source_table
 from nnunetv2_conemos.conversion.case_maps import Empty
 from nnunetv2_conemos.conversion.importing import import_dataset, import_images, list_names
-from nnunetv2_conemos.conversion.layouts import LayoutName
+from nnunetv2_conemos.conversion.layouts.choose import LayoutName
 from nnunetv2_conemos.conversion.names import Table
 from nnunetv2_conemos.conversion.report import FOLDER, ImportReport, name_view
 from nnunetv2_conemos.datasets.folders import raw_folder

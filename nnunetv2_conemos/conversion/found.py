@@ -55,7 +55,10 @@ class Drawn(NamedTuple):
 class Layout(Protocol):
     """A way in which files are kept. Layouts hold settings only, so that they can be sent to other processes."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """How `--layout` calls it."""
+        ...
 
     def find(self, source: Path) -> list[FoundCase]:
         """Return all cases below a folder, sorted, from names and headers alone.

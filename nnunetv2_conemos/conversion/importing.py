@@ -9,7 +9,8 @@ from pathlib import Path
 from nnunetv2_conemos.conversion.anonymise import problems_listed, require_private
 from nnunetv2_conemos.conversion.case_maps import Empty
 from nnunetv2_conemos.conversion.finish import write_dataset, write_images
-from nnunetv2_conemos.conversion.layouts import LayoutName, Patterns
+from nnunetv2_conemos.conversion.layouts.choose import LayoutName
+from nnunetv2_conemos.conversion.layouts.places import Patterns
 from nnunetv2_conemos.conversion.name_file import write_name_file
 from nnunetv2_conemos.conversion.names import require_known
 from nnunetv2_conemos.conversion.overlaps import resolve

@@ -14,7 +14,8 @@ from nnunetv2_conemos.annotations.names import require_case_ids
 from nnunetv2_conemos.conversion.anonymise import Identities
 from nnunetv2_conemos.conversion.case_maps import CaseTask
 from nnunetv2_conemos.conversion.found import FoundCase, Layout, Structure
-from nnunetv2_conemos.conversion.layouts import LayoutName, Patterns, choose_layout
+from nnunetv2_conemos.conversion.layouts.choose import LayoutName, choose_layout
+from nnunetv2_conemos.conversion.layouts.places import Patterns
 from nnunetv2_conemos.conversion.names import NameTable, NameUse, Table, name_table
 from nnunetv2_conemos.conversion.patterns import ending_of
 from nnunetv2_conemos.conversion.problems import require_none

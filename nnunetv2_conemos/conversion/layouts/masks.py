@@ -11,8 +11,17 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunetv2_conemos.annotations.names import require_case_ids
 from nnunetv2_conemos.conversion.found import Drawn, FoundCase, Structure
-from nnunetv2_conemos.conversion.layouts import Patterns, Recognised
-from nnunetv2_conemos.conversion.layouts.places import DRAWN, ENDING, IMAGE, IMAGES, Assigned, assign, recognise
+from nnunetv2_conemos.conversion.layouts.places import (
+    DRAWN,
+    ENDING,
+    IMAGE,
+    IMAGES,
+    Assigned,
+    Patterns,
+    Recognised,
+    assign,
+    recognise,
+)
 from nnunetv2_conemos.conversion.patterns import Pattern, ending_of, files_below
 from nnunetv2_conemos.conversion.problems import require_none
 from nnunetv2_conemos.conversion.value_tables import table_beside
@@ -50,6 +59,7 @@ def recognised(source: Path, files: Sequence[str], images_only: bool) -> Recogni
 
 def layout(patterns: Patterns) -> MasksLayout:
     """Return the layout with these patterns; raises InputError for a pattern of masks without {label}."""
+    require_images(patterns)
     images, masks = tuple(map(Pattern, patterns.images)), Pattern(patterns.masks) if patterns.masks else None
     if masks and not masks.has_label:
         raise InputError(
@@ -57,6 +67,15 @@ def layout(patterns: Patterns) -> MasksLayout:
             "several structures are --layout segmentation."
         )
     return MasksLayout(images, masks)
+
+
+def require_images(patterns: Patterns) -> None:
+    """Raise InputError where no pattern says where the images are."""
+    if not patterns.images:
+        raise InputError(
+            f"--mask '{patterns.masks}': expected a pattern of the images as well, found none. Add --image, such as "
+            "--image '{case}/ct.nii.gz'."
+        )
 
 
 @dataclass(frozen=True)

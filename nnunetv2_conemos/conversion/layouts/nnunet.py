@@ -9,8 +9,8 @@ from pathlib import Path
 from nnunetv2_conemos.annotations.labels import BACKGROUND, LabelSpace
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.conversion.found import Drawn, FoundCase, Structure
-from nnunetv2_conemos.conversion.layouts import Patterns, Recognised
 from nnunetv2_conemos.conversion.layouts.masks import MasksLayout
+from nnunetv2_conemos.conversion.layouts.places import Patterns, Recognised
 from nnunetv2_conemos.conversion.segment_files import read_layers
 from nnunetv2_conemos.datasets.dataset_json import read_raw_json
 from nnunetv2_conemos.datasets.folders import raw_cases
@@ -23,13 +23,6 @@ def recognised(source: Path, files: Sequence[str], images_only: bool) -> Recogni
     if "dataset.json" in files and any(file.startswith("imagesTr/") for file in files):
         return Recognised(Patterns(), "dataset.json and imagesTr")
     return Recognised(None, "no dataset.json with imagesTr")
-
-
-def layout(patterns: Patterns) -> NNUNetLayout:
-    """Return the layout, which knows where its files are; raises InputError for patterns."""
-    if patterns != Patterns():
-        raise InputError("a raw dataset says itself where its files are: leave --image, --mask and --table out.")
-    return NNUNetLayout()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from nnunetv2_conemos.conversion.layouts import Patterns, Recognised
 from nnunetv2_conemos.conversion.patterns import VOLUMES, Pattern, ending_of
 from nnunetv2_conemos.conversion.segment_files import SEG_NRRD
 from nnunetv2_conemos.errors import shorten
@@ -18,6 +17,24 @@ ALONE = (
     f"{{case}}/{IMAGE}{ENDING}", f"{{patient}}/{{case}}/{IMAGE}{ENDING}", f"{IMAGES}/{{case}}_{{channel}}{ENDING}",
     f"{{case}}_{{channel}}{ENDING}", f"{IMAGES}/{{case}}{ENDING}", f"{{case}}{ENDING}",
 )  # fmt: skip
+
+
+class Patterns(NamedTuple):
+    """Where files lie below the source, as patterns: an image file for each channel, masks or maps, tables of values.
+
+    Empty where the layout shall find them itself.
+    """
+
+    images: tuple[str, ...] = ()
+    masks: str = ""
+    table: str = ""
+
+
+class Recognised(NamedTuple):
+    """What a layout makes of a folder: the patterns of its files, and in words what was found, or why nothing was."""
+
+    patterns: Patterns | None
+    words: str
 
 
 class Assigned(NamedTuple):

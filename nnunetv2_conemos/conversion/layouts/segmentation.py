@@ -8,9 +8,17 @@ from itertools import groupby
 from pathlib import Path
 
 from nnunetv2_conemos.conversion.found import Drawn, FoundCase, Structure
-from nnunetv2_conemos.conversion.layouts import Patterns, Recognised
-from nnunetv2_conemos.conversion.layouts.masks import MasksLayout, channels_of, problems_of
-from nnunetv2_conemos.conversion.layouts.places import DRAWN, ENDING, IMAGE, IMAGES, assign, recognise
+from nnunetv2_conemos.conversion.layouts.masks import MasksLayout, channels_of, problems_of, require_images
+from nnunetv2_conemos.conversion.layouts.places import (
+    DRAWN,
+    ENDING,
+    IMAGE,
+    IMAGES,
+    Patterns,
+    Recognised,
+    assign,
+    recognise,
+)
 from nnunetv2_conemos.conversion.patterns import Pattern, ending_of, files_below, filled
 from nnunetv2_conemos.conversion.problems import require_none
 from nnunetv2_conemos.conversion.segment_files import SEG_NRRD, read_layers, segments_of
@@ -60,6 +68,7 @@ def layout(patterns: Patterns) -> SegmentationLayout:
     """Return the layout with these patterns; raises InputError where none is given for segmentations."""
     if not patterns.masks:
         raise InputError("--mask: expected a pattern of the segmentations, such as '{case}/seg.seg.nrrd', found none.")
+    require_images(patterns)
     return SegmentationLayout(tuple(map(Pattern, patterns.images)), Pattern(patterns.masks), patterns.table)
 
 

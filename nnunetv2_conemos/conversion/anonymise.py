@@ -58,7 +58,7 @@ def problems_listed(target: Path, private: Path | None) -> Iterator[None]:
         if private is None:
             raise InputError(f"{error}\n  all of them: {file}") from None
         raise InputError(f"{len(error.problems)} problem(s), which could hold names of patients: see {file}.") from None
-    except ConemosError as error:
+    except (ConemosError, ValueError, OSError, RuntimeError) as error:  # the latter from libraries
         if private is None:
             raise
         write_aside(file, lines_writer([str(error)]))

@@ -20,6 +20,7 @@ import nnunetv2_conemos
 from nnunetv2_conemos.conversion.found import FoundCase, Layout, Structure
 from nnunetv2_conemos.conversion.grids import place
 from nnunetv2_conemos.conversion.patterns import ending_of
+from nnunetv2_conemos.conversion.segment_files import count_values
 from nnunetv2_conemos.datasets.geometry import as_sitk
 from nnunetv2_conemos.datasets.volumes import Volume, write_image, write_label_map
 from nnunetv2_conemos.datasets.writer import CaseJob, Images, compact, keep_images, write_channels
@@ -173,8 +174,8 @@ def compose(task: CaseTask, settings: CaseSettings, image: Volume) -> Composed:
         if own.mask.any() and not mask.any():
             notes.append(f"'{structure.name}': nothing of it lies within the image")
     notes += [f"{len(names)} structure(s) {how}: {', '.join(names)}" for how, names in places.items()]
-    counts = np.bincount(voxels.ravel(), minlength=len(codes)).tolist()
-    return Composed(voxels, list(codes), counts, annotated, notes)
+    counts = count_values(voxels)
+    return Composed(voxels, list(codes), [counts.get(code, 0) for code in range(len(codes))], annotated, notes)
 
 
 def add_label(label: str, mask: np.ndarray, voxels: np.ndarray, codes: dict[frozenset[str], int]) -> bool:

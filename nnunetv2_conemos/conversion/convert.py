@@ -96,6 +96,8 @@ def convert(
 def raw_dataset(maps: Path | str) -> Path | None:
     """Return the folder of a raw dataset given by path, name or id; None for a folder of predictions."""
     folder = Path(maps)
+    if not (folder.is_dir() or folder.name.isdecimal() or folder.name.startswith("Dataset")):
+        raise MissingFileError(f"there is no folder {maps}. Name the folder of predictions, or a raw dataset.")
     if folder.is_dir() and not (holds_dataset(folder) and (folder / "labelsTr").is_dir()):
         return None
     return named_or_path(maps)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from nnunetv2_conemos.annotations.overview import similar_names
 from nnunetv2_conemos.annotations.sources import SourceTable
+from nnunetv2_conemos.conversion.names import name_table
 from nnunetv2_conemos.conversion.reading import CasesRead
 from nnunetv2_conemos.datasets.merge.report import duplicate_notes
 from nnunetv2_conemos.datasets.orientations import describe_orientations
@@ -19,6 +23,7 @@ def notes_of(read: CasesRead, table: SourceTable) -> list[str]:
     for what, names in (("ignored, as the table of labels says", ignored), ("unknown and left out", unknown)):
         if names:
             notes.append(f"{len(names)} name(s) {what}{'' if read.how.private else f': {shorten(names)}'}")
+    notes += alike_notes(table.labels.names)
     unlabelled = [case for case in table.cases if not table.known(case).any()]
     if unlabelled:
         notes.append(
@@ -36,6 +41,18 @@ def notes_of(read: CasesRead, table: SourceTable) -> list[str]:
     if read.how.private and own:
         own = [f"{len(own)} note(s) on single cases in the private messages file"]
     return [note for note in (*notes, *own) if note]
+
+
+def alike_notes(labels: Sequence[str]) -> list[str]:
+    """Return a note for each group of labels that could be one under several names."""
+    known = name_table("tg263", [])
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        if meant := known.label_of(label):
+            groups.setdefault(meant, []).append(label)
+    found = [group for group in groups.values() if len(group) > 1]
+    found += [group for group in similar_names(labels) if not any({*group} <= {*other} for other in found)]
+    return [f"{' and '.join(map(repr, group))}: the same label? If so, say it in --labels." for group in found]
 
 
 def case_notes(read: CasesRead) -> list[str]:

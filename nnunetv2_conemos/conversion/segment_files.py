@@ -15,7 +15,7 @@ import SimpleITK
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunetv2_conemos.datasets.geometry import Grid, as_sitk, ras_affine
-from nnunetv2_conemos.datasets.volumes import read_label_map, reading, require_usable
+from nnunetv2_conemos.datasets.volumes import LARGEST, read_label_map, reading, require_usable
 from nnunetv2_conemos.datasets.whole_file import require_whole
 from nnunetv2_conemos.errors import VolumeError, shorten
 
@@ -40,8 +40,8 @@ class Layers(NamedTuple):
         """Return the keys of all values other than 0, and how many voxels have them."""
         found = {}
         for layer, voxels in enumerate(self.data):
-            counts = np.bincount(voxels.ravel())
-            found |= {self.key(layer, int(value)): int(counts[value]) for value in np.flatnonzero(counts) if value}
+            counts = count_values(voxels)
+            found |= {self.key(layer, value): count for value, count in counts.items() if value}
         return found
 
     def key(self, layer: int, value: int) -> str:
@@ -56,6 +56,14 @@ class Layers(NamedTuple):
         return voxels == values[0] if len(values) == 1 else np.isin(voxels, values)
 
 
+def count_values(label_map: np.ndarray) -> dict[int, int]:
+    """Return value -> voxels of a label map [*S] of uint16, slice by slice: NumPy counts with eight bytes a voxel."""
+    counts = np.zeros(LARGEST + 1, dtype=np.int64)
+    for plane in label_map:
+        counts += np.bincount(plane.ravel(), minlength=LARGEST + 1)
+    return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+
+
 def read_layers(file: Path) -> Layers:
     """Read a segmentation file; raises VolumeError for values that are not whole, and for damaged files."""
     if not file.name.lower().endswith(SEG_NRRD):
@@ -66,7 +74,7 @@ def read_layers(file: Path) -> Layers:
         image = SimpleITK.ReadImage(str(file))
         data = SimpleITK.GetArrayViewFromImage(image)
         layers = np.moveaxis(data, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else data[None]
-    if not np.issubdtype(layers.dtype, np.integer) or layers.min() < 0 or layers.max() > np.iinfo(np.uint16).max:
+    if not np.issubdtype(layers.dtype, np.integer) or layers.min() < 0 or layers.max() > LARGEST:
         raise VolumeError(f"{file}: expected label values, found numbers that are none.", "Save it as a segmentation.")
     spacing = image.GetSpacing()
     grid = Grid(image.GetSize(), spacing, ras_affine(spacing, image.GetOrigin(), image.GetDirection()))

@@ -128,6 +128,14 @@ def test_two_names_of_one_label_in_a_case_are_shown_both(raw, tmp_path):
     assert not any(raw.iterdir())
 
 
+def test_labels_that_could_be_one_are_noted(raw, tmp_path):
+    names = {"Leber": box(1)}, {"liver": box(1)}, {"rib_left": box(2)}, {"left rib": box(2)}, {"heart": box(3)}
+    source = write_patients(tmp_path / "clinic", {f"p{number}": own for number, own in enumerate(names)})
+    report = import_dataset(source, TARGET)
+    noted = [note for note in report.notes if "the same label?" in note]
+    assert [note.partition(":")[0] for note in noted] == ["'Leber' and 'liver'", "'left rib' and 'rib_left'"]
+
+
 def test_an_order_resolves_and_a_report_says_so(raw, tmp_path):
     source = write_patients(tmp_path / "clinic", {"p1": {"liver": box(1, 2), "tumour": box(2)}})
     with pytest.raises(InputError, match="'liver' and 'tumour' share 21 voxels"):

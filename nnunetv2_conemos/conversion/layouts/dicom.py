@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from nnunetv2_conemos.conversion.found import Layout
 from nnunetv2_conemos.conversion.layouts.places import Patterns, Recognised
+from nnunetv2_conemos.conversion.patterns import ending_of
 
 # layout -> its class, in the module of its name, and the SOP class of its files
 KINDS = MappingProxyType({
@@ -21,7 +22,7 @@ CLASS = b"\x02\x00\x02\x00UI"  # tag and type of the SOP class; two bytes of len
 
 def recognised(kind: str, source: Path, files: Sequence[str], images_only: bool) -> Recognised:
     """Return whether a folder holds DICOM files of a kind; with `images_only`, whether it holds DICOM at all."""
-    classes = [sop_class(source / file) for file in files]
+    classes = [sop_class(source / file) for file in files if not ending_of(file)]
     number, every = classes.count(KINDS[kind][1]), sum(map(bool, classes))
     if number or (images_only and every and kind == "rtstruct"):
         return Recognised(Patterns(), f"{number} DICOM file(s) of this kind among {every}")

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunetv2_conemos.annotations.names import require_case_ids
@@ -24,6 +23,7 @@ from nnunetv2_conemos.conversion.layouts.places import (
 )
 from nnunetv2_conemos.conversion.patterns import Pattern, ending_of, files_below
 from nnunetv2_conemos.conversion.problems import require_none
+from nnunetv2_conemos.conversion.segment_files import SEG_NRRD, count_values
 from nnunetv2_conemos.conversion.value_tables import table_beside
 from nnunetv2_conemos.datasets.volumes import Volume, read_image, read_label_map
 from nnunetv2_conemos.errors import InputError, VolumeError, shorten
@@ -49,7 +49,7 @@ PLAIN = ({0}, {1}, {0, 1}, {0, 255}, {255})  # sets of values that a mask may ha
 
 def recognised(source: Path, files: Sequence[str], images_only: bool) -> Recognised:
     """Return where images and masks lie in a folder, if in one of the usual places."""
-    if any(file.lower().endswith(".seg.nrrd") for file in files):
+    if any(file.lower().endswith(SEG_NRRD) for file in files):
         return Recognised(None, "there are .seg.nrrd files, which hold several structures each")
     found = recognise(files, PAIRS, "a mask", images_only)
     if any(ending_of(file) and table_beside(source / file) for file in files):
@@ -109,7 +109,7 @@ class MasksLayout:
         """Read one mask after the other; raises VolumeError also for values other than 0 and 1, or 0 and 255."""
         for structure in structures:
             label_map = read_label_map(structure.file, SimpleITKIO())
-            values = set(np.flatnonzero(np.bincount(label_map.data.ravel())).tolist())
+            values = count_values(label_map.data).keys()
             if values not in PLAIN:
                 raise VolumeError(
                     f"{structure.file}: expected a mask of 0 and 1, or of 0 and 255, found the values "

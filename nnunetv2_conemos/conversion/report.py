@@ -86,7 +86,7 @@ def write_report(report: ImportReport, folder: Path, layout: str) -> None:
     }
     content = {"layout": layout, "sources": sources, "overlaps": report.overlaps, "notes": report.notes}
     write_json(folder / REPORT, content)
-    draw(table, report.occurs).savefig(folder / PICTURE, dpi=150)
+    draw(table, report.occurs).savefig(folder / PICTURE, dpi=100)
     if report.names:
         (folder / NAMES).write_text(names_text(report.names), encoding="utf-8")
         draw_names(report.names, table.labels.names).savefig(folder / NAMES_PICTURE, dpi=100)

@@ -64,6 +64,8 @@ def resolve(
         raise InputError(
             f"--order: expected labels of the dataset ({shorten(labels, 20)}), each once, found {wrong[0]}."
         )
+    if not 0 <= max_overlap <= 1:
+        raise InputError(f"--max-overlap: expected a share from 0 to 1, found {max_overlap:g}.")
     sizes = sizes_of(records)
     around = nested(records, labels) if regions else {}
     strength = {

@@ -75,6 +75,12 @@ def test_two_names_of_the_same_voxels_are_refused():
         resolve([record("x", {("a", "b"): 9})], ["a", "b"], [], True, 0.0)
 
 
+@pytest.mark.parametrize("share", [-0.1, 5, float("nan")])
+def test_a_share_lies_between_0_and_1(share):
+    with pytest.raises(InputError, match="--max-overlap: expected a share from 0 to 1"):
+        resolve(RECORDS, LABELS, [], False, share)
+
+
 @pytest.mark.parametrize("order", [["kidney"], ["liver", "liver"]])
 def test_an_order_names_labels_once(order):
     with pytest.raises(InputError, match="--order: expected labels of the dataset"):

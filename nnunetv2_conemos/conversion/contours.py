@@ -25,7 +25,7 @@ def rasterise(contours: Sequence[np.ndarray], rows: int, columns: int) -> np.nda
     counts = last - first  # rows y of an edge: y0 <= y < y1
     edge = np.repeat(np.arange(len(counts)), counts)
     row = np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts, counts) + first[edge]
-    x = x0[edge] + (row - y0[edge]) * ((x1 - x0)[edge] / (y1 - y0)[edge])
+    x = x0[edge] + (row - y0[edge]) * (x1 - x0)[edge] / (y1 - y0)[edge]
     crossings = np.zeros((rows, columns + 1), dtype=np.int32)
     np.add.at(crossings, (row, np.ceil(x).clip(0, columns).astype(int)), 1)
     return np.cumsum(crossings, axis=1)[:, :columns] % 2 == 1

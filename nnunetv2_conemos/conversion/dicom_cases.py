@@ -86,14 +86,16 @@ def drawings_of(
     return drawings, problems
 
 
-def require_different(structures: Sequence[Structure]) -> None:
-    """Raise VolumeError where two structures of a file have the same number."""
+def require_different(structures: Sequence[Structure], file: Path) -> None:
+    """Raise VolumeError where a file has no structure, or two with the same number."""
+    if not structures:
+        raise VolumeError(f"{file}: expected structures, found none.", "Restore it, or take this file away.")
     numbers = Counter(structure.key for structure in structures)
     for structure in structures:
         if numbers[structure.key] > 1:
             raise VolumeError(
-                f"{structure.file}: expected a number for each structure, found {numbers[structure.key]} with the number "
-                f"{structure.key}, one of them '{structure.name}'.",
+                f"{file}: expected a number for each structure, found {numbers[structure.key]} structures "
+                f"with the number {structure.key}, one of them '{structure.name}'.",
                 "Export it again, or take this file away.",
             )
 
@@ -123,8 +125,9 @@ def tree_of(headers: Iterable[Header], named: Iterable[str]) -> Tree:
 def _add(slices: Sequence[Header], tree: Tree) -> None:
     uid = slices[0].series
     if uid in tree.series:
+        other = tree.series[uid].files[0]
         raise VolumeError(
-            f"{slices[0].file}: expected one patient and study in series {uid}, found also {tree.series[uid].files[0]}.",
+            f"{slices[0].file}: expected one patient and study in series {uid}, found others in {other}.",
             "Correct patient and study, or remove one of them.",
         )
     tree.series[uid] = assemble(slices)

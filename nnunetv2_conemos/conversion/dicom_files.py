@@ -29,7 +29,11 @@ NO_VOLUME = (
     "DOC",
 )  # modalities that are no images of a patient
 ENDINGS = re.compile(r"(|\.\d+|\.dcm|\.dicom|\.ima)", re.IGNORECASE)  # of files that may lack the preamble of DICOM
+DIRECTORY = "1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR
+SLICES = tuple(f"1.2.840.10008.5.1.4.1.1.{kind}" for kind in ("2", "2.1", "4", "4.1", "128", "130"))  # CT, MR, PET
+RESTORE = "Restore or remove it."
 MAGIC = b"DICM"
+UNDEFINED = 0xFFFFFFFF  # length of elements that end with a delimiter
 CHUNK = 500  # files whose headers one job reads
 TAGS = (
     "SOPClassUID", "SOPInstanceUID", "Modality", "PatientID", "StudyInstanceUID", "StudyDate", "SeriesInstanceUID",
@@ -127,20 +131,40 @@ def headers_of(file: Path) -> list[Header]:
         if not is_dicom and not ENDINGS.fullmatch(file.suffix):
             return []
         dataset = read_header(file, TAGS)
-        if is_dicom or ("SOPInstanceUID" in dataset and "SOPClassUID" in dataset):
-            return list(_headers(file, dataset)) if "SOPInstanceUID" in dataset else []
-    if file.suffix.lower() not in (".dcm", ".dicom", ".ima"):
+        if dataset.file_meta.get("MediaStorageSOPClassUID") == DIRECTORY:
+            return []
+        if "SOPInstanceUID" in dataset and "SOPClassUID" in dataset:
+            return [require_placed(header) for header in _headers(file, dataset)]
+    if not is_dicom and file.suffix.lower() not in (".dcm", ".dicom", ".ima"):
         return []
-    raise VolumeError(f"{file}: expected a DICOM file, found something else.", "Restore or remove it.")
+    raise VolumeError(f"{file}: expected a DICOM file, found one without class and UID.", RESTORE)
+
+
+def require_placed(header: Header) -> Header:
+    """Return a header; raises VolumeError for a slice of CT, MR or PET that does not say where it lies."""
+    if header.sop_class in SLICES and not header.is_slice:
+        raise VolumeError(
+            f"{header.file}: expected size, spacing, orientation and position of a slice ({header.modality}), found a "
+            "file without, which may be cut off.",
+            RESTORE,
+        )
+    return header
 
 
 def read_header(file: Path, tags: Sequence[str] | None = None) -> Any:
     """Read a DICOM file without its voxels, with or without preamble; only these elements, if any are named."""
     from pydicom import dcmread
+    from pydicom.dataelem import RawDataElement
 
     with reading(file):
         wanted = None if tags is None else list(tags)
-        return dcmread(file, stop_before_pixels=True, specific_tags=wanted, force=True)
+        dataset = dcmread(file, stop_before_pixels=True, specific_tags=wanted, force=True)
+        for element in dataset.values():  # as they are in the file: pydicom takes what there is of the last one
+            if not isinstance(element, RawDataElement) or not isinstance(element.value, bytes):
+                continue
+            if len(element.value) < element.length < UNDEFINED:
+                raise VolumeError(f"{file}: expected {element.length} bytes in {element.tag}, found the end.", RESTORE)
+        return dataset
 
 
 def _headers(file: Path, dataset: Any) -> Iterator[Header]:

@@ -185,7 +185,7 @@ def distance_of(slices: Sequence[Header], along: np.ndarray, where: str) -> floa
             raise VolumeError(f"{where}: expected several slices, or a thickness, found one slice without it.", MOVE)
         return slices[0].apart or slices[0].thickness or 0.0
     gaps = np.diff(along)
-    usual = float(np.median(gaps))
+    usual = float(np.percentile(gaps, 50, method="lower"))
     same = np.flatnonzero(gaps < UNEVEN * max(usual, 0.01))
     if len(same):
         pair = " and ".join(header.file.name for header in slices[same[0] : same[0] + 2])

@@ -6,7 +6,7 @@ own. Segments of a FRACTIONAL segmentation are where at least half of its maximu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from nnunetv2_conemos.datasets.geometry import APART, Grid, corners_apart, ras_a
 from nnunetv2_conemos.datasets.volumes import Volume, reading
 from nnunetv2_conemos.errors import VolumeError
 
+ALL = ""  # in place of the number of a segment: the frame holds numbers of segments
 HALF = 0.5  # of the maximum of a FRACTIONAL segmentation
 OFF_PLANE = 0.1  # of the distance between frames, by which one may be out of place
 THICK = 1.5  # slices of the image: a frame that is thicker was not drawn on them
@@ -29,9 +30,13 @@ TAGS = ("PatientID", "SegmentationType", "SegmentSequence", "ReferencedSeriesSeq
 
 
 class Frames(NamedTuple):
-    """The voxels of a segmentation: `masks` maps the number of a segment to [*S] on `grid`; what is odd about them."""
+    """The frames of a segmentation: the segment that each shows (or ALL), its place along z of `grid`, and from which
+    value on a voxel belongs to it; and what is odd about them."""
 
-    masks: dict[str, np.ndarray]
+    dataset: Any
+    numbers: list[str]
+    places: list[int]
+    half: float
     grid: Grid
     notes: tuple[str, ...]
 
@@ -49,13 +54,13 @@ class DicomSegLayout:
         """Read the series of a case; raises VolumeError."""
         return read_volume(read_series(case.images))
 
-    def read_structures(self, case: FoundCase, structures: Sequence[Structure], image: Volume) -> list[Drawn]:
-        """Read these structures, on the grid of the image or their own; raises VolumeError that names the file."""
-        found = {}
-        for file in dict.fromkeys(structure.file for structure in structures):
-            keys = [structure.key for structure in structures if structure.file == file]
-            found |= {(file, key): drawn for key, drawn in read_segments(file, keys, image.grid).items()}
-        return [found[structure.file, structure.key] for structure in structures]
+    def read_structures(self, case: FoundCase, structures: Sequence[Structure], image: Volume) -> Iterator[Drawn]:
+        """Yield these structures, on the grid of the image or their own; raises VolumeError that names the file."""
+        file, frames = None, None
+        for structure in structures:
+            if frames is None or structure.file != file:
+                file, frames = structure.file, read_frames(structure.file, image.grid)
+            yield on_grid(mask_of(structure, frames), frames.grid, image.grid, frames.notes)
 
 
 def drawing_of(file: Path) -> Drawing:
@@ -72,7 +77,7 @@ def drawing_of(file: Path) -> Drawing:
             )
             for segment in segments
         )
-        require_different(structures)
+        require_different(structures, file)
         series = dataset.get("ReferencedSeriesSequence") or []
         instances = {
             str(one.get("ReferencedSOPInstanceUID", ""))
@@ -87,33 +92,50 @@ def drawing_of(file: Path) -> Drawing:
         return Drawing(file, str(dataset.get("PatientID") or "").strip(), structures, references)
 
 
-def read_segments(file: Path, keys: Sequence[str], image: Grid) -> dict[str, Drawn]:
-    """Return the segments with these numbers, empty ones where no frame shows them; raises VolumeError."""
-    frames = read_frames(file, keys, image)
-    return {key: on_grid(mask, frames.grid, image, frames.notes) for key, mask in frames.masks.items()}
-
-
-def read_frames(file: Path, keys: Sequence[str], image: Grid) -> Frames:
-    """Read the segments with these numbers on the smallest grid that holds all frames of the file."""
+def read_frames(file: Path, image: Grid) -> Frames:
+    """Read where the frames of a segmentation lie, on the smallest grid that holds all of them; raises VolumeError."""
     from pydicom import dcmread
 
     with reading(file):
         dataset = dcmread(file, force=True)
         kind = str(dataset.get("SegmentationType", "BINARY"))
-        pixels = dataset.pixel_array
-        pixels = pixels[None] if pixels.ndim == 2 else pixels
         shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
         groups = dataset.get("PerFrameFunctionalGroupsSequence") or []
-        if len(groups) != len(pixels):
-            raise VolumeError(f"{file}: expected {len(pixels)} positions of frames, found {len(groups)}.", EXPORT)
-        places, grid = lay_out([_header(file, group, shared) for group in groups], pixels.shape[1:], image)
-        masks = {key: np.zeros(grid.size[::-1], dtype=bool) for key in keys}
+        number = int(dataset.get("NumberOfFrames") or 1)
+        if len(groups) != number:
+            raise VolumeError(f"{file}: expected {number} positions of frames, found {len(groups)}.", EXPORT)
+        shape = (int(dataset.Rows), int(dataset.Columns))
+        places, grid = lay_out([_header(file, group, shared) for group in groups], shape, image)
+        numbers = [ALL if kind == "LABELMAP" else number_of(group, shared) for group in groups]
         half = HALF * float(dataset.get("MaximumFractionalValue") or 1) if kind == "FRACTIONAL" else HALF
-        for values, group, place in zip(pixels, groups, places, strict=True):
-            for key in keys if kind == "LABELMAP" else {number_of(group, shared)} & masks.keys():
-                masks[key][place] |= (values == int(key)) if kind == "LABELMAP" else values >= half
     notes = ("FRACTIONAL segmentation: taken where at least half",) if kind == "FRACTIONAL" else ()
-    return Frames(masks, grid, notes)
+    return Frames(dataset, numbers, places, half, grid, notes)
+
+
+def mask_of(structure: Structure, frames: Frames) -> np.ndarray:
+    """Read the mask [*S] of a segment, empty where no frame shows it; raises VolumeError."""
+    mask = np.zeros(frames.grid.size[::-1], dtype=bool)
+    shown = [index for index, number in enumerate(frames.numbers) if number in (structure.key, ALL)]
+    with reading(structure.file):
+        for index, values in zip(shown, pixels_of(frames.dataset, shown), strict=True):
+            is_label = frames.numbers[index] == ALL
+            mask[frames.places[index]] |= (values == int(structure.key)) if is_label else values >= frames.half
+    return mask
+
+
+def pixels_of(dataset: Any, shown: Sequence[int]) -> Iterable[np.ndarray]:
+    """Return some of the frames [rows,columns], one by one where pydicom can: all segments may not fit into memory.
+
+    It cannot where frames of single bits do not end with a byte.
+    """
+    from pydicom.pixels import iter_pixels
+
+    if not shown:
+        return ()
+    if dataset.BitsAllocated == 1 and dataset.Rows * dataset.Columns % 8:
+        pixels = dataset.pixel_array
+        return pixels[list(shown)] if pixels.ndim == 3 else pixels[None]
+    return iter_pixels(dataset, indices=list(shown))
 
 
 def number_of(group: Any, shared: Any) -> str:

@@ -5,8 +5,8 @@ Nothing is interpolated: a slice without contours between two with contours stay
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,13 @@ class RTStructLayout:
         """Read the series of a case; raises VolumeError."""
         return read_volume(read_series(case.images))
 
-    def read_structures(self, case: FoundCase, structures: Sequence[Structure], image: Volume) -> list[Drawn]:
-        """Read these structures, on the grid of the image; raises VolumeError that names file and structure."""
-        contours = {file: contours_of(file) for file in dict.fromkeys(structure.file for structure in structures)}
-        return [
-            draw(structure, contours[structure.file].get(structure.key, []), image.grid) for structure in structures
-        ]
+    def read_structures(self, case: FoundCase, structures: Sequence[Structure], image: Volume) -> Iterator[Drawn]:
+        """Yield these structures, on the grid of the image; raises VolumeError that names file and structure."""
+        file, contours = None, {}
+        for structure in structures:
+            if structure.file != file:
+                file, contours = structure.file, contours_of(structure.file)
+            yield draw(structure, contours.get(structure.key, []), image.grid)
 
 
 def drawing_of(file: Path) -> Drawing:
@@ -58,7 +59,7 @@ def drawing_of(file: Path) -> Drawing:
             Structure(str(roi.get("ROIName") or "").strip() or f"ROI {roi.ROINumber}", file, str(roi.ROINumber))
             for roi in rois
         )
-        require_different(structures)
+        require_different(structures, file)
         frames = [str(roi.get("ReferencedFrameOfReferenceUID", "")) for roi in rois]
         return Drawing(file, str(dataset.get("PatientID") or "").strip(), structures, references_of(dataset, frames))
 
@@ -81,7 +82,9 @@ def contours_of(file: Path) -> dict[str, list[tuple[str, np.ndarray]]]:
     dataset = read_header(file)
     found: dict[str, list[tuple[str, np.ndarray]]] = defaultdict(list)
     with reading(file):
-        for roi in dataset.get("ROIContourSequence") or []:
+        if "ROIContourSequence" not in dataset:
+            raise VolumeError(f"{file}: expected contours, found none at all: it may be cut off.", "Restore it.")
+        for roi in dataset.ROIContourSequence or []:
             for contour in roi.get("ContourSequence") or []:
                 points = points_of(contour)
                 kind = str(contour.get("ContourGeometricType") or "")
@@ -112,20 +115,24 @@ def draw(structure: Structure, contours: Sequence[tuple[str, np.ndarray]], grid:
         if not closed:
             raise VolumeError(f"{where}: expected closed contours, found that {found}.", IGNORE)
         notes.append(found)
-    by_slice, outside = in_slices(closed, grid, where)
+    by_slice, odd = in_slices(closed, grid, where)
     if closed and not by_slice:
         raise VolumeError(f"{where}: expected contours in the image, found all {len(closed)} outside of it.", IGNORE)
     for place, polygons in by_slice.items():
         mask[place] = rasterise(polygons, rows, columns)
-    return Drawn(mask, grid, (*notes, *oddities(by_slice, outside, mask)))
+    return Drawn(
+        mask,
+        grid,
+        (*notes, *oddities(by_slice, mask), *(f"{number} contour(s) {what}" for what, number in odd.items())),
+    )
 
 
-def in_slices(closed: Sequence[np.ndarray], grid: Grid, where: str) -> tuple[dict[int, list[np.ndarray]], int]:
-    """Return the contours of each slice as points [n,2] in pixels, and how many lie outside the image."""
+def in_slices(closed: Sequence[np.ndarray], grid: Grid, where: str) -> tuple[dict[int, list[np.ndarray]], Counter[str]]:
+    """Return the contours of each slice as points [n,2] in pixels, and how many are left out, and why."""
     assert grid.affine is not None
     to_index = np.linalg.inv(grid.affine) @ np.diag([-1.0, -1.0, 1.0, 1.0])
     by_slice: dict[int, list[np.ndarray]] = defaultdict(list)
-    outside = 0
+    left_out: Counter[str] = Counter()
     for points in closed:
         if not np.isfinite(points).all():
             raise VolumeError(f"{where}: expected points in mm, found values that are not finite.", IGNORE)
@@ -135,23 +142,23 @@ def in_slices(closed: Sequence[np.ndarray], grid: Grid, where: str) -> tuple[dic
         pixels = np.round(index[:, :2], DIGITS)
         beside = (pixels.max(axis=0) < -0.5) | (pixels.min(axis=0) > np.array(grid.size[:2]) - 0.5)
         if beside.any() or depth.max() < -OFF_PLANE or depth.min() > grid.size[2] - 1 + OFF_PLANE:
-            outside += 1
+            left_out["lie outside the image and are left out"] += 1
         elif np.abs(depth - place).max() > OFF_PLANE:
             raise VolumeError(
                 f"{where}: expected contours in the planes of slices, found one that reaches from {depth.min():.2f} to "
                 f"{depth.max():.2f}, counted in slices from 0.",
                 IGNORE,
             )
+        elif any(np.array_equal(pixels, other) for other in by_slice[place]):
+            left_out["are there twice; one of each is used"] += 1
         else:
             by_slice[place].append(pixels)
-    return by_slice, outside
+    return by_slice, left_out
 
 
-def oddities(by_slice: dict[int, list[np.ndarray]], outside: int, mask: np.ndarray) -> list[str]:
-    """Return what a report should say of a structure's contours: outside the image, gaps, nothing enclosed."""
+def oddities(by_slice: dict[int, list[np.ndarray]], mask: np.ndarray) -> list[str]:
+    """Return what a report should say of a structure's contours: beyond the edge, gaps, nothing enclosed."""
     notes, rows, columns = [], *mask.shape[1:]
-    if outside:
-        notes.append(f"{outside} contour(s) lie outside the image and are left out")
     limits = np.array([columns, rows]) - 0.5
     beyond = [
         place

@@ -19,7 +19,9 @@ from nnunetv2_conemos.conversion.dicom_files import Header, scan
 from nnunetv2_conemos.conversion.found import FoundCase, Structure
 from nnunetv2_conemos.conversion.series import MOVE, Series, assemble
 from nnunetv2_conemos.errors import InputError, VolumeError, shorten
+from nnunetv2_conemos.parallel import default_processes, in_processes
 
+MANY = 50  # files above which processes are worth their start
 SHOWN = 20  # problems that a message lists
 
 
@@ -77,13 +79,17 @@ def drawings_of(
     headers: Iterable[Header], modality: str, drawing_of: Callable[[Path], Drawing]
 ) -> tuple[list[Drawing], list[str]]:
     """Read what each file of a modality holds; return the drawings and the problems."""
-    drawings, problems = [], []
-    for file in (header.file for header in headers if header.modality == modality):
-        try:
-            drawings.append(drawing_of(file))
-        except VolumeError as error:
-            problems.append(str(error))
-    return drawings, problems
+    jobs = [(drawing_of, header.file) for header in headers if header.modality == modality]
+    found = in_processes(read_drawing, jobs, default_processes() if len(jobs) > MANY else 1, "Names of structures")
+    return [one for one in found if isinstance(one, Drawing)], [one for one in found if isinstance(one, str)]
+
+
+def read_drawing(drawing_of: Callable[[Path], Drawing], file: Path) -> Drawing | str:
+    """Return what a file with structures holds, or what is wrong with it."""
+    try:
+        return drawing_of(file)
+    except VolumeError as error:
+        return str(error)
 
 
 def require_different(structures: Sequence[Structure], file: Path) -> None:
@@ -136,7 +142,7 @@ def _add(slices: Sequence[Header], tree: Tree) -> None:
 def _reason_to_pass_over(group: Sequence[Header], slices: Sequence[Header], named: bool) -> str:
     images = [header for header in group if header.size]
     if not slices and images:
-        kind = "localizer" if any(header.localizer for header in images) else "image without a place in the patient"
+        kind = "localizer" if any(header.localizer for header in images) else "no slices of an image"
         return f"a series of {len(images)} file(s) of the same patient is passed over: {kind} ({images[0].modality})"
     if len({header.position for header in slices}) == 1 and not named:
         return f"a series of one slice of the same patient is passed over ({slices[0].modality})"
@@ -227,5 +233,7 @@ def found_case(case: str, series: Series, drawings: Sequence[Drawing], tree: Tre
             )
         if not (drawing.references.series or drawing.references.instances):
             notes.append("structures name no series; they were matched by the frame of reference alone")
+    if not first.patient:
+        notes.append("its headers name no patient: cases of one patient cannot be kept together")
     structures = tuple(structure for drawing in drawings for structure in drawing.structures)
     return FoundCase(case, first.file.parent, series.files, structures, first.patient or None, tuple(notes))

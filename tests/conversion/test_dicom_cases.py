@@ -124,16 +124,37 @@ def test_missing_slices_at_the_end_are_said_where_structures_name_them(tmp_path)
 def test_another_frame_of_reference_and_another_patient_are_problems(tmp_path):
     series = slices(VOXELS)
     write_series(tmp_path, series)
-    wrong = structure_set(series, LIVER)
-    wrong.StructureSetROISequence[0].ReferencedFrameOfReferenceUID = "1.2.3"
+    wrong = structure_set(series, [*LIVER, ("Heart", [])])
+    wrong.StructureSetROISequence[1].ReferencedFrameOfReferenceUID = "1.2.3"
     save(wrong, tmp_path / "frame.dcm", ImplicitVRLittleEndian)
     wrong = structure_set(series, LIVER)
     wrong.PatientID = "P9"
     save(wrong, tmp_path / "patient.dcm", ImplicitVRLittleEndian)
     found = problems(tmp_path)
     assert "2 problem(s)" in found
-    assert "in the frame of reference of their series" in found
+    assert "frame.dcm: expected structures in the frame of reference of their series" in found
     assert "expected the patient of its series, 'P1', found 'P9'" in found
+
+
+def test_a_structure_set_may_name_further_frames_of_reference(tmp_path):
+    """Those of a registered series on which nothing is drawn."""
+    series, other = slices(VOXELS), slices(VOXELS, patient="P1", series="PET")
+    for dataset in other:
+        dataset.FrameOfReferenceUID, dataset.SeriesNumber = "1.2.3", 2
+    write_series(tmp_path / "ct", series)
+    write_series(tmp_path / "pet", other)
+    both = structure_set(series, LIVER)
+    further = structure_set(other, LIVER).ReferencedFrameOfReferenceSequence[0]
+    both.ReferencedFrameOfReferenceSequence.append(further)
+    save(both, tmp_path / "rs.dcm", ImplicitVRLittleEndian)
+    assert [len(case.structures) for case in find(tmp_path)] == [1, 0]
+
+
+def test_a_series_without_patient_says_so(tmp_path):
+    write_series(tmp_path, slices(VOXELS, patient=""))
+    (case,) = find(tmp_path)
+    assert (case.case, case.patient) == ("unknown", None)
+    assert case.notes == ("its headers name no patient: cases of one patient cannot be kept together",)
 
 
 def test_all_problems_are_said_at_once(tmp_path):

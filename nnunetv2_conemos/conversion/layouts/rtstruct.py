@@ -65,16 +65,19 @@ def drawing_of(file: Path) -> Drawing:
 
 
 def references_of(dataset: Any, frames: Iterable[str]) -> References:
-    """Return what a structure set refers to; `frames` are those of its regions."""
-    series, instances, all_frames = set(), set(), set(frames)
-    for frame in dataset.get("ReferencedFrameOfReferenceSequence") or []:
-        all_frames.add(str(frame.get("FrameOfReferenceUID", "")))
+    """Return what a structure set refers to, in the frames of reference of its regions or, where these name none, all."""
+    series, instances = set(), set()
+    named = dataset.get("ReferencedFrameOfReferenceSequence") or []
+    wanted = set(frames) - {""} or {str(frame.get("FrameOfReferenceUID", "")) for frame in named}
+    for frame in named:
+        if str(frame.get("FrameOfReferenceUID", "")) not in wanted:
+            continue
         for study in frame.get("RTReferencedStudySequence") or []:
             for one in study.get("RTReferencedSeriesSequence") or []:
                 series.add(str(one.get("SeriesInstanceUID", "")))
                 images = one.get("ContourImageSequence") or []
                 instances |= {str(image.get("ReferencedSOPInstanceUID", "")) for image in images}
-    return References(frozenset(series - {""}), frozenset(instances - {""}), frozenset(all_frames))
+    return References(frozenset(series - {""}), frozenset(instances - {""}), frozenset(wanted))
 
 
 def contours_of(file: Path) -> dict[str, list[tuple[str, np.ndarray]]]:

@@ -11,7 +11,7 @@ from warnings import catch_warnings, simplefilter
 import numpy as np
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-from nnunetv2_conemos import __version__
+import nnunetv2_conemos
 from nnunetv2_conemos.conversion.series import Series
 from nnunetv2_conemos.datasets.geometry import reoriented, reoriented_array
 from nnunetv2_conemos.datasets.volumes import read_label_map, require_same_grid
@@ -19,7 +19,7 @@ from nnunetv2_conemos.errors import ConemosError, InputError, VolumeError, brief
 from nnunetv2_conemos.files import write_aside
 
 PRODUCT = "nnunetv2_conemos"
-VERSION = __version__
+VERSION = nnunetv2_conemos.__version__
 LONGEST = 64  # characters of a name in DICOM (VR LO)
 ON_SERIES = "Write the label map for this series, or name the series that it belongs to."
 

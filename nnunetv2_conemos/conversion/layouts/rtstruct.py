@@ -65,7 +65,7 @@ def drawing_of(file: Path) -> Drawing:
 
 
 def references_of(dataset: Any, frames: Iterable[str]) -> References:
-    """Return what a structure set refers to, in the frames of reference of its regions or, where these name none, all."""
+    """Return what a structure set refers to, in the frames of its regions or, where these name none, in all."""
     series, instances = set(), set()
     named = dataset.get("ReferencedFrameOfReferenceSequence") or []
     wanted = set(frames) - {""} or {str(frame.get("FrameOfReferenceUID", "")) for frame in named}

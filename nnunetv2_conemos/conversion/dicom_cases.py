@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 from nnunetv2_conemos.annotations.names import MAX_BYTES
 from nnunetv2_conemos.conversion.dicom_files import Header, scan
 from nnunetv2_conemos.conversion.found import FoundCase, Structure
+from nnunetv2_conemos.conversion.problems import require_none
 from nnunetv2_conemos.conversion.series import MOVE, Series, assemble
-from nnunetv2_conemos.errors import InputError, VolumeError, shorten
+from nnunetv2_conemos.errors import VolumeError, shorten
 from nnunetv2_conemos.parallel import default_processes, in_processes
 
 MANY = 50  # files above which processes are worth their start
-SHOWN = 20  # problems that a message lists
 
 
 class References(NamedTuple):
@@ -55,7 +55,7 @@ class Tree:
 def find_cases(source: Path, modality: str, drawing_of: Callable[[Path], Drawing]) -> list[FoundCase]:
     """Return a case for every series below a folder, with the structures of all files of that modality.
 
-    Raises InputError that lists everything that cannot be used: series that are no volume, and structures without one.
+    Raises ImportProblemsError for all that cannot be used: series that are no volume, and structures without one.
     """
     headers, problems = scan(source)
     drawings, wrong = drawings_of(headers, modality, drawing_of)
@@ -70,7 +70,7 @@ def find_cases(source: Path, modality: str, drawing_of: Callable[[Path], Drawing
         tree.problems.append(
             f"{source}: expected a DICOM series of an image, found none. Name another folder or layout."
         )
-    require_none(tree.problems, source)
+    require_none(tree.problems)
     ids = sorted((case, uid) for uid, case in case_ids(tree.series).items())
     return [found_case(case, tree.series[uid], drawn[uid], tree) for case, uid in ids]
 
@@ -193,14 +193,6 @@ def match(drawing: Drawing, series: dict[str, Series], of_instance: dict[str, st
     return uid
 
 
-def require_none(problems: Sequence[str], source: Path) -> None:
-    """Raise InputError that lists problems, if there are any."""
-    if problems:
-        shown = "".join(f"\n- {problem}" for problem in problems[:SHOWN])
-        more = f"\n... and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise InputError(f"{source}: {len(problems)} problem(s) in its DICOM files:{shown}{more}")
-
-
 def case_ids(series: dict[str, Series]) -> dict[str, str]:
     """Return a case id for each series: the patient, and a number where a patient has several series."""
     groups: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
@@ -236,4 +228,6 @@ def found_case(case: str, series: Series, drawings: Sequence[Drawing], tree: Tre
     if not first.patient:
         notes.append("its headers name no patient: cases of one patient cannot be kept together")
     structures = tuple(structure for drawing in drawings for structure in drawing.structures)
-    return FoundCase(case, first.file.parent, series.files, structures, first.patient or None, tuple(notes))
+    return FoundCase(
+        case, first.file.parent, series.files, structures, first.patient or None, tuple(notes), first.series
+    )

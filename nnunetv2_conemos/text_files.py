@@ -21,7 +21,7 @@ def read_text(file: Path, where: str | None = None) -> str:
     `where` begins the messages; by default, the file does. Raises InputError that names the line for any other
     encoding, and OSError for a file that cannot be read.
     """
-    content = _read_bytes(file)
+    content = _read_bytes(file, where)
     encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8")
     return _decode(content, encoding, where or str(file))
 
@@ -127,11 +127,12 @@ UniqueKeyLoader.add_constructor("tag:yaml.org,2002:str", UniqueKeyLoader.constru
 UniqueKeyLoader.add_constructor("tag:yaml.org,2002:int", UniqueKeyLoader.construct_plain_int)
 
 
-def _read_bytes(file: Path) -> bytes:
+def _read_bytes(file: Path, where: str | None = None) -> bytes:
     try:
         return file.read_bytes()
     except FileNotFoundError:
-        raise MissingFileError(f"there is no file {file}. Correct the path, or write the file.") from None
+        said = "" if where in (None, str(file)) else f"{where}: "
+        raise MissingFileError(f"{said}there is no file {file}. Correct the path, or write the file.") from None
     except OSError as error:
         raise FileError(f"{file} cannot be read: {error.strerror or error}.") from None
 

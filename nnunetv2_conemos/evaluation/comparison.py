@@ -117,8 +117,10 @@ def read_evaluations(folders: Mapping[str, Path | str], metric: str) -> pd.DataF
         lacking = [column for column in ("case", "label", "status", metric) if column not in table]
         if lacking:
             raise InputError(f"{file}: expected the columns that `conemos evaluate` writes, lacks {shorten(lacking)}.")
+        if table.empty:
+            raise InputError(f"{file}: expected a row for each case and label, found none. Evaluate again.")
         if not pd.api.types.is_numeric_dtype(table[metric]):
-            text = next(value for value in table[metric] if isinstance(value, str))
+            text = next((value for value in table[metric] if isinstance(value, str)), table[metric].iloc[0])
             raise InputError(f"{file}: expected numbers in the column {metric}, found '{text}'. Evaluate again.")
         tables.append(table.assign(arm=name))
     return pd.concat(tables, ignore_index=True)

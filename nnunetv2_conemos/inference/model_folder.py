@@ -10,14 +10,32 @@ from typing import Any
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.datasets.dataset_json import RawDataset, read_checked
-from nnunetv2_conemos.errors import ConemosError, InputError, MissingFileError, SourceError, brief, shorten
+from nnunetv2_conemos.errors import ConemosError, InputError, MissingFileError, SourceError, brief, describe, shorten
 from nnunetv2_conemos.networks.spec import PLANS_KEY
 from nnunetv2_conemos.text_files import read_object
 from nnunetv2_conemos.training.checkpoints import MODEL_KEYS, load
+
+
+class Facts(BaseModel):
+    """What a trainer of this package writes into the plans, under PLANS_KEY, for prediction."""
+
+    untaught: list[str]
+    labels: list[str] | None = None
+    modalities: list[str] = []
+
+
+class ModelPlans(BaseModel):
+    """What is used of the plans of a trained model."""
+
+    dataset_name: str
+    plans_name: str
+    configurations: dict[str, dict[str, Any]]
+    conemos: Facts
 
 
 @dataclass(frozen=True)
@@ -71,8 +89,8 @@ def planned_network(trainer: str, plans: PlansManager, configuration: str, datas
 
     Raises InputError where plans, dataset.json and trainer do not make a network.
     """
-    chosen = plans.get_configuration(configuration)
     try:
+        chosen = plans.get_configuration(configuration)
         return recursive_find_trainer_class_by_name(trainer).build_network_architecture(
             plans,
             chosen,
@@ -99,12 +117,12 @@ def read_model(folder: Path) -> ModelFolder:
     plans = read_object(folder / "plans.json")
     if PLANS_KEY not in plans:
         raise SourceError(f"{folder} was not trained by a trainer of this package: it predicts all its labels at once.")
-    if lacking := [key for key in ("untaught",) if key not in plans[PLANS_KEY]]:
-        raise SourceError(
-            f"{folder / 'plans.json'}: `{PLANS_KEY}` lacks {shorten(lacking)}. Restore it, or train again."
-        )
+    try:
+        facts = ModelPlans.model_validate(plans).conemos
+    except ValidationError as error:
+        raise SourceError(f"{folder / 'plans.json'}: {describe(error)}. Restore it, or train again.") from None
     model = ModelFolder(folder, plans, read_checked(folder / "dataset.json", RawDataset))
-    names, theirs = list(model.labels.names), plans[PLANS_KEY].get("labels")
+    names, theirs = list(model.labels.names), facts.labels
     if theirs not in (None, names):
         raise SourceError(
             f"{folder / 'plans.json'}: expected in `{PLANS_KEY}` the labels of dataset.json, {shorten(names)}, found "

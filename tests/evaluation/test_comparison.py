@@ -67,6 +67,13 @@ def test_means_differences_and_tests_are_paired_by_case(three: list[Path], tmp_p
     assert "--overwrite" in capsys.readouterr().err
 
 
+def test_an_evaluation_without_rows_is_refused(three: list[Path], capsys):
+    file = three[1] / "evaluation.csv"
+    file.write_text(file.read_text().partition("\n")[0] + "\n")
+    assert main(["compare", *map(str, three)]) == 2
+    assert f"{file}: expected a row for each case and label, found none" in capsys.readouterr().err
+
+
 def test_only_pairs_that_all_evaluated_count(tmp_path: Path, capsys):
     full = write(tmp_path / "a", {"liver": np.full(6, 0.5), SPLEEN: np.full(6, 0.7)})
     part = write(tmp_path / "b", {"liver": np.array([0.6] * 5 + [np.nan]), SPLEEN: np.full(6, 0.7)})

@@ -52,14 +52,30 @@ def test_an_exported_label_needs_no_plugin_and_is_the_same(model, images, tmp_pa
     assert cli.main([*words, "--overwrite"]) == 0
 
 
-def test_plans_of_other_labels_are_refused(model, tmp_path, capsys):
-    copy = shutil.copytree(model, tmp_path / "model", ignore=shutil.ignore_patterns("fold_*"))
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"conemos": {"untaught": [], "labels": ["liver"]}}, "expected in `conemos` the labels of dataset.json, "),
+        ({"conemos": {"untaught": 7}}, "conemos.untaught: Input should be a valid list"),
+        ({"conemos": {}}, "conemos.untaught: Field required"),
+        ({"configurations": {"tiny": 1e308}}, "configurations.tiny: Input should be a valid dictionary"),
+    ],
+)
+def test_damaged_plans_are_refused(model, tmp_path, capsys, changed, message):
+    copy = Path(shutil.copytree(model, tmp_path / "model", ignore=shutil.ignore_patterns("fold_*")))
+    write_json(copy / "plans.json", read_object(copy / "plans.json") | changed)
+    assert cli.main(["export", "-m", str(copy), "--label", "spleen", "-o", str(tmp_path / "stock")]) == 2
+    assert f"plans.json: {message}" in capsys.readouterr().err
+    assert not (tmp_path / "stock").exists()
+
+
+def test_plans_without_the_configuration_of_a_checkpoint_are_refused(model, tmp_path, capsys):
+    copy = Path(shutil.copytree(model, tmp_path / "model"))
     plans = read_object(copy / "plans.json")
-    plans["conemos"]["labels"].remove("spleen")
+    del plans["configurations"]["tiny"]
     write_json(copy / "plans.json", plans)
     assert cli.main(["export", "-m", str(copy), "--label", "spleen", "-o", str(tmp_path / "stock")]) == 2
-    assert "plans.json: expected in `conemos` the labels of dataset.json, " in capsys.readouterr().err
-    assert not (tmp_path / "stock").exists()
+    assert "configuration tiny: plans.json and dataset.json do not make a network" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import SimpleITK
-from dicom_worlds import slices, write_series
+from dicom_worlds import write_image_as_series
 from real import DATA, real_data
 
 from nnunetv2_conemos.conversion.layouts.dicomseg import DicomSegLayout
@@ -34,12 +34,7 @@ def test_openkbp_written_as_dicom_is_read_voxel_by_voxel(tmp_path, name):
     values = json.loads((folder / "dataset.json").read_text())["labels"]
     annotated = json.loads((folder / "annotated.json").read_text())
     for case, names in zip(CASES, VARIED, strict=True):
-        image = SimpleITK.ReadImage(str(folder / "imagesTr" / f"{case}_0000.nii.gz"))
-        turned = np.reshape(image.GetDirection(), (3, 3))
-        voxels = SimpleITK.GetArrayFromImage(image).astype(np.int16)
-        along = (*turned[:, 0], *turned[:, 1])
-        series = slices(voxels, case, orientation=along, origin=image.GetOrigin(), spacing=image.GetSpacing())
-        write_series(tmp_path / case, series)
+        write_image_as_series(folder / "imagesTr" / f"{case}_0000.nii.gz", tmp_path / case)
         labels = {names.get(label, label): (values[label],) for label in annotated[case]}
         write(folder / "labelsTr" / f"{case}.nii.gz", tmp_path / case, labels, tmp_path / case / "result.dcm")
     for found, names in zip(layout.find(tmp_path), VARIED, strict=True):

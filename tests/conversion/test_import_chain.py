@@ -3,55 +3,84 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+from dicom_worlds import write_image_as_series
 from programs import command
 from raw_worlds import read_nifti
+from real import DATA, real_data
 
-from nnunetv2_conemos.datasets.folders import raw_cases
+from nnunetv2_conemos.conversion.layouts.rtstruct import RTStructLayout
+from nnunetv2_conemos.conversion.writers import rtstruct
+from nnunetv2_conemos.datasets.plans import small_configuration
+from nnunetv2_conemos.files import write_json
+from nnunetv2_conemos.text_files import read_object
 
-pytestmark = pytest.mark.slow
+pytestmark = [*real_data, pytest.mark.slow]
+OPENKBP = DATA / "OpenKBP"
 NAME, TRAINER, TINY = "Dataset910_Clinic", "ConditionalFiLMTrainer_5epochs", "tiny"
+TRAINING, NEW = 12, 2  # patients
 
 
-def add_tiny(base: Path) -> None:
-    """Add a CPU-sized configuration beside the planned one."""
-    file = base / "nnUNet_preprocessed" / NAME / "nnUNetPlans.json"
-    plans = json.loads(file.read_text())
-    architecture = plans["configurations"]["3d_fullres"]["architecture"]
-    kwargs = architecture["arch_kwargs"]
-    kwargs["features_per_stage"] = [4 * 2**i for i in range(kwargs["n_stages"])]
-    plans["configurations"][TINY] = {"inherits_from": "3d_fullres", "batch_size": 2, "architecture": architecture}
-    file.write_text(json.dumps(plans))
-
-
-def clinic(phantom: Path, folder: Path) -> Path:
-    """The phantom as a folder of images and masks of what is annotated for each patient."""
-    command("conemos", "convert", phantom, "-o", folder, "--as", "masks", "-np", 1)
-    for case, files in raw_cases(phantom).items():
-        (folder / case / "ct.nii.gz").symlink_to(files["images"][0])
+def write_clinic(folder: Path, patients: Sequence[str]) -> Path:
+    """Patients as series with structure sets of what is annotated, every other one with German names in capitals."""
+    values, annotated = (read_object(OPENKBP / "dataset.json")["labels"], read_object(OPENKBP / "annotated.json"))
+    for number, patient in enumerate(patients):
+        series = write_image_as_series(OPENKBP / "imagesTr" / f"{patient}_0000.nii.gz", folder / patient)
+        names = {"Brainstem": "HIRNSTAMM", "Larynx": "KEHLKOPF"} if number % 2 else {}
+        labels = {names.get(label, label): (values[label],) for label in annotated[patient]}
+        rtstruct.write(OPENKBP / "labelsTr" / f"{patient}.nii.gz", series, labels, folder / patient / "RS.dcm")
     return folder
 
 
-def test_import_check_plan_train_predict_and_back(phantom, tmp_path):
-    command("conemos", "import", clinic(phantom, tmp_path / "clinic"), "-o", NAME, "-np", 2)
+def write_labels(file: Path, names: Sequence[str]) -> Path:
+    also = {"Brainstem": "Hirnstamm", "Larynx": "Kehlkopf"}
+    write_json(file, {name: [name, *([also[name]] if name in also else [])] for name in names})  # JSON is YAML, too
+    return file
+
+
+def test_structure_sets_become_a_model_whose_predictions_are_structure_sets(nnunet_folders, tmp_path):
+    patients = sorted(read_object(OPENKBP / "annotated.json"))
+    training, new = patients[:TRAINING], patients[TRAINING : TRAINING + NEW]
+    values = {name: value for name, value in read_object(OPENKBP / "dataset.json")["labels"].items() if value}
+    table = write_labels(tmp_path / "labels.yaml", list(values))
+    clinic = write_clinic(tmp_path / "pacs", training)
+    command("conemos", "import", clinic, "-o", NAME, "--labels", table, "-np", 2)
+    raw = nnunet_folders / "nnUNet_raw" / NAME
+    for patient in training:
+        theirs, ours = (read_nifti(f / "labelsTr" / f"{patient}.nii.gz") for f in (OPENKBP, raw))
+        assert np.array_equal(theirs, ours), patient
     command("conemos", "check", NAME, "-np", 1)
     command("nnUNetv2_plan_and_preprocess", "-d", 910, "-c", "3d_fullres", "-npfp", 1, "-np", 1)
-    add_tiny(tmp_path)
+    file = nnunet_folders / "nnUNet_preprocessed" / NAME / "nnUNetPlans.json"
+    plans = read_object(file)
+    plans["configurations"][TINY] = small_configuration(plans, "3d_fullres", features=4, patch=(32, 32, 32), batch=2)
+    write_json(file, plans)
     command("nnUNetv2_train", 910, TINY, "all", "-tr", TRAINER, "-device", "cpu")
-    command("conemos", "import", phantom / "imagesTs", "-o", tmp_path / "images", "--images-only", "-np", 1)
-    predicted = ("nnUNetv2_predict", "-i", tmp_path / "images", "-o", tmp_path / "predictions", "-d", 910, "-c", TINY)
-    command(*predicted, "-tr", TRAINER, "-f", "all", "-device", "cpu", "-npp", 1, "-nps", 1, "--disable_tta")
-    back = ("conemos", "convert", tmp_path / "predictions", "-o", tmp_path / "back", "--as", "masks", "-np", 1)
-    command(*back, "--origins", tmp_path / "images" / "origins.csv")
-    labels = json.loads((tmp_path / "nnUNet_raw" / NAME / "dataset.json").read_text())["labels"]
-    files = sorted((tmp_path / "predictions").glob("*.nii.gz"))
-    assert len(files) == 2
-    for file in files:
-        case, voxels = file.name.removesuffix(".nii.gz"), read_nifti(file)
-        masks = tmp_path / "back" / case / "segmentations"
-        assert {mask.name for mask in masks.iterdir()} == {f"{name}.nii.gz" for name in labels if labels[name]}
-        for name in set(labels) - {"background"}:
-            assert (read_nifti(masks / f"{name}.nii.gz") == (voxels == labels[name])).all()
-    assert any(read_nifti(file).any() for file in files)
+
+    for patient in new:
+        write_image_as_series(OPENKBP / "imagesTr" / f"{patient}_0000.nii.gz", tmp_path / "new" / patient)
+    images, predictions, back = (tmp_path / name for name in ("images", "predictions", "back"))
+    command("conemos", "import", tmp_path / "new", "-o", images, "--images-only", "-np", 1)
+    predicted = ("nnUNetv2_predict", "-i", images, "-o", predictions, "-d", 910, "-c", TINY, "-tr", TRAINER)
+    command(*predicted, "-f", "all", "-device", "cpu", "-npp", 1, "-nps", 1, "--disable_tta")
+    origins = ("--origins", images / "origins.csv")
+    command("conemos", "convert", predictions, "-o", back, "--as", "rtstruct", *origins, "-np", 1)
+
+    labels = json.loads((raw / "dataset.json").read_text())["labels"]
+    for patient in new:
+        shutil.copytree(tmp_path / "new" / patient, back / patient / "series")
+    layout, drawn_at_all = RTStructLayout(), 0
+    for patient in new:
+        (found,) = layout.find(back / patient)
+        volume, voxels = layout.read_image(found), read_nifti(predictions / f"{patient}.nii.gz")
+        structures = list(layout.read_structures(found, found.structures, volume))
+        assert {structure.name for structure in found.structures} == set(values)
+        for structure, drawn in zip(found.structures, structures, strict=True):
+            assert np.array_equal(drawn.mask, voxels == labels[structure.name]), (patient, structure.name)
+            drawn_at_all += int(drawn.mask.any())
+    assert drawn_at_all, "some organ was found"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import (
@@ -105,6 +106,16 @@ def write_series(folder: Path, datasets: Sequence[Dataset]) -> Path:
     for place, dataset in enumerate(datasets):
         save(dataset, folder / f"{(place * 7) % 101:03d}_{place}.dcm")
     return folder
+
+
+def write_image_as_series(image: Path, folder: Path) -> Path:
+    """Write an image file as a series of the patient after whom `folder` is called."""
+    read = SimpleITK.ReadImage(str(image))
+    turned = np.reshape(read.GetDirection(), (3, 3))
+    voxels = SimpleITK.GetArrayFromImage(read).astype(np.int16)
+    along = (*turned[:, 0], *turned[:, 1])
+    datasets = slices(voxels, folder.name, orientation=along, origin=read.GetOrigin(), spacing=read.GetSpacing())
+    return write_series(folder, datasets)
 
 
 Contours = Sequence[tuple[str, Sequence[Sequence[float]]]]  # geometric type, and points in mm

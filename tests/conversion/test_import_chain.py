@@ -22,8 +22,8 @@ from nnunetv2_conemos.text_files import read_object
 
 pytestmark = [*real_data, pytest.mark.slow]
 OPENKBP = DATA / "OpenKBP"
-NAME, TRAINER, TINY = "Dataset910_Clinic", "ConditionalFiLMTrainer_5epochs", "tiny"
-TRAINING, NEW = 12, 2  # patients
+NAME, TRAINER, TINY = "Dataset910_Clinic", "ConditionalFiLMTrainer_Adam1en3_NoMirroring_5epochs", "tiny"
+TRAINING, NEW = 10, 2  # patients
 
 
 def write_clinic(folder: Path, patients: Sequence[str]) -> Path:
@@ -55,10 +55,10 @@ def test_structure_sets_become_a_model_whose_predictions_are_structure_sets(nnun
         theirs, ours = (read_nifti(f / "labelsTr" / f"{patient}.nii.gz") for f in (OPENKBP, raw))
         assert np.array_equal(theirs, ours), patient
     command("conemos", "check", NAME, "-np", 1)
-    command("nnUNetv2_plan_and_preprocess", "-d", 910, "-c", "3d_fullres", "-npfp", 1, "-np", 1)
+    command("nnUNetv2_plan_and_preprocess", "-d", 910, "-c", "2d", "-npfp", 1, "-np", 1)
     file = nnunet_folders / "nnUNet_preprocessed" / NAME / "nnUNetPlans.json"
     plans = read_object(file)
-    plans["configurations"][TINY] = small_configuration(plans, "3d_fullres", features=4, patch=(32, 32, 32), batch=2)
+    plans["configurations"][TINY] = small_configuration(plans, "2d", features=8, patch=(64, 64), batch=8)
     write_json(file, plans)
     command("nnUNetv2_train", 910, TINY, "all", "-tr", TRAINER, "-device", "cpu")
 

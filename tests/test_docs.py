@@ -214,6 +214,8 @@ def options_models(model: type[BaseModel] = BaseModel) -> dict[str, type[BaseMod
         ("ConditionalFiLMTrainer", "FiLMOptions"),
         ("LabelSetFiLMTrainer", "LabelSetOptions"),
         ("HermesTrainer", "HermesOptions"),
+        ("MultiTalentTrainer", "MultiTalentOptions"),
+        ("DoDNetTrainer", "DoDNetOptions"),
         ("UniMOSTrainer", "UniMOSOptions"),
         ("GenericSSLTrainer", "GenericSSLOptions"),
         ("CMERTrainer", "CMEROptions"),

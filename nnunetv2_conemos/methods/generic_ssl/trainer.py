@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from torch import distributed as dist
 
@@ -20,7 +20,7 @@ from nnunetv2_conemos.methods.generic_ssl.loss import ClassWeightedDiceCE
 from nnunetv2_conemos.methods.generic_ssl.network import AggregateDecouple, BothStreams, Noisy, against_background
 from nnunetv2_conemos.methods.generic_ssl.pseudo_labels import class_counts, clean_maps, largest_vote, pseudo_labels
 from nnunetv2_conemos.methods.generic_ssl.vnet import Shape
-from nnunetv2_conemos.networks.spec import NetworkSpec, method_options
+from nnunetv2_conemos.networks.spec import MethodOptions, NetworkSpec, method_options
 from nnunetv2_conemos.records import Truth, move
 from nnunetv2_conemos.training.method import Method, Optimiser, Parameters, without_options
 from nnunetv2_conemos.training.sampling import Cases
@@ -31,7 +31,7 @@ LEARNING_RATE, MOMENTUM, DECAY = 1e-2, 0.9, 3e-5  # of the published SGD
 CONFIDENT = 0.5  # a vote below which the diffusion decides hardly any pseudo-label
 
 
-class GenericSSLOptions(BaseModel):
+class GenericSSLOptions(MethodOptions):
     """Options of a plans configuration under the key `conemos`.
 
     `unlabelled_weight`: of the loss on pseudo-labels, reached after the share `ramp` of the training (published: 1, and
@@ -40,8 +40,6 @@ class GenericSSLOptions(BaseModel):
     `teacher`: whether pseudo-labels are made with dropout and the statistics of the batch (`train`, as published).
     `clip`: clip gradients, as nnU-Net does.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     unlabelled_weight: float = Field(default=10.0, ge=0)
     ramp: float = Field(default=1.0, gt=0, le=1)
@@ -82,6 +80,7 @@ class GenericSSLTrainer(SemiSupervisedTrainer):
         network=three_decoders,
         sampler=Cases(every=True),
         loss=without_options(ClassWeightedDiceCE),
+        options=GenericSSLOptions,
         regions=False,
         optimiser=sgd,
     )

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from nnunetv2_conemos.methods.unimos.augment import turned
 from nnunetv2_conemos.methods.unimos.loss import TargetAdaptiveLoss
 from nnunetv2_conemos.methods.unimos.pseudo_labels import Consistency, Unlabelled, targets_of, threshold
 from nnunetv2_conemos.methods.unimos.pyramid import PlannedScales, Pyramid
 from nnunetv2_conemos.methods.unimos.scale_fusion import FusedScalesUNet
-from nnunetv2_conemos.networks.spec import NetworkSpec, method_options
+from nnunetv2_conemos.networks.spec import MethodOptions, NetworkSpec, method_options
 from nnunetv2_conemos.records import move
 from nnunetv2_conemos.training.method import Method, Optimiser, Parameters
 from nnunetv2_conemos.training.sampling import Cases
@@ -39,7 +39,7 @@ class StepwiseDecayLR(PolyLRScheduler):
         self._last_lr = [rate] * len(self.optimizer.param_groups)
 
 
-class UniMOSOptions(BaseModel):
+class UniMOSOptions(MethodOptions):
     """Options of a plans configuration under the key `conemos`.
 
     `network`: the published one with the widths and strides of the plans, or the planned U-Net, both with fused scales.
@@ -47,8 +47,6 @@ class UniMOSOptions(BaseModel):
     `targets`: the labels that pseudo-labels may have: all, or those annotated in other cases of the same `dataset`.
     `dice_weight`: of a Dice term beside the cross-entropy of annotated cases (published: none).
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     network: Literal["pyramid", "planned"] = "pyramid"
     perturb: Literal["logits", "features"] = "logits"
@@ -86,7 +84,12 @@ class UniMOSTrainer(SemiSupervisedTrainer):
     """Target adaptive loss on annotated cases, pseudo-labels and consistency of views on the others; no regions."""
 
     method = Method(
-        network=fused_unet, sampler=Cases(every=True), loss=target_adaptive_loss, regions=False, optimiser=rmsprop
+        network=fused_unet,
+        sampler=Cases(every=True),
+        loss=target_adaptive_loss,
+        options=UniMOSOptions,
+        regions=False,
+        optimiser=rmsprop,
     )
     settings = {"enable_deep_supervision": False}  # noqa: RUF012
     unlabelled_per_sample = 2  # one of them is mixed into the other

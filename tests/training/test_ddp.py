@@ -25,6 +25,7 @@ from nnunetv2_conemos.methods.marginal import MarginalExclusionLoss
 from nnunetv2_conemos.methods.unimos import trainer as unimos_trainer
 from nnunetv2_conemos.methods.unimos.loss import TargetAdaptiveLoss
 from nnunetv2_conemos.methods.unimos.scale_fusion import Perturb
+from nnunetv2_conemos.methods.unimos.trainer import UniMOSOptions
 from nnunetv2_conemos.networks.spec import PLANS_KEY
 from nnunetv2_conemos.records import Query, Truth
 from nnunetv2_conemos.training.trainer import PartialLabelTrainer
@@ -196,7 +197,7 @@ def generic_step(model, rank):
 class UnturnedViews(UniMOSTrainer):
     """Halfway through a training, with queries and truth in the batch itself."""
 
-    progress, device, grad_scaler = 0.5, torch.device("cpu"), None
+    options, progress, device, grad_scaler = UniMOSOptions(), 0.5, torch.device("cpu"), None
     to_query_and_truth, possible = staticmethod(lambda pair: pair), staticmethod(every_label)
     _may_turn = staticmethod(lambda: False)
 

@@ -18,8 +18,8 @@ from nnunetv2_conemos.losses.masked import MaskedDiceBCE
 from nnunetv2_conemos.methods import ConditionalFiLMTrainer, GenericSSLTrainer, HermesTrainer, UniMOSTrainer
 from nnunetv2_conemos.methods.generic_ssl.loss import ClassWeightedDiceCE
 from nnunetv2_conemos.methods.generic_ssl.network import BothStreams, Noisy, against_background
+from nnunetv2_conemos.methods.generic_ssl.options import GenericSSLOptions
 from nnunetv2_conemos.methods.generic_ssl.pseudo_labels import class_counts
-from nnunetv2_conemos.methods.generic_ssl.trainer import GenericSSLOptions
 from nnunetv2_conemos.methods.hermes.loss import AdaptiveTverskyBCE
 from nnunetv2_conemos.methods.marginal import MarginalExclusionLoss
 from nnunetv2_conemos.methods.unimos import trainer as unimos_trainer
@@ -31,7 +31,7 @@ from nnunetv2_conemos.records import Query, Truth
 from nnunetv2_conemos.training.trainer import PartialLabelTrainer
 
 WORLD = 2
-NORMS = ("instance", "batch")
+NORMS = ("group", "batch")
 
 
 def network():

@@ -215,6 +215,7 @@ def options_models(model: type[BaseModel] = BaseModel) -> dict[str, type[BaseMod
         ("LabelSetFiLMTrainer", "LabelSetOptions"),
         ("HermesTrainer", "HermesOptions"),
         ("MultiTalentTrainer", "MultiTalentOptions"),
+        ("MarginalLossTrainer", "MarginalOptions"),
         ("DoDNetTrainer", "DoDNetOptions"),
         ("UniMOSTrainer", "UniMOSOptions"),
         ("GenericSSLTrainer", "GenericSSLOptions"),

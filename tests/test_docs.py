@@ -217,6 +217,7 @@ def options_models(model: type[BaseModel] = BaseModel) -> dict[str, type[BaseMod
         ("MultiTalentTrainer", "MultiTalentOptions"),
         ("MarginalLossTrainer", "MarginalOptions"),
         ("DoDNetTrainer", "DoDNetOptions"),
+        ("SelfCompletingTrainer", "SelfCompletingOptions"),
         ("UniMOSTrainer", "UniMOSOptions"),
         ("GenericSSLTrainer", "GenericSSLOptions"),
         ("CMERTrainer", "CMEROptions"),

@@ -22,12 +22,15 @@ def batch_dice(
     skip_empty: bool = True,
     weight_of: Float[Tensor, " labels"] | None = None,
     summed: bool = False,
+    weight: Float[Tensor, "B Q *S"] | None = None,
 ) -> Float[Tensor, ""]:
     """Compute `pooled_dice` of the known pairs of a batch, with `ddp` of all processes.
 
-    Both maps are 0 where nothing counts.
+    Both maps are 0 where nothing counts, unless `weight` says how much each voxel counts.
     """
     masses = (probability * target, probability, target)
+    if weight is not None:
+        masses = tuple(mass * weight for mass in masses)
     sums = torch.stack([mass.flatten(2).sum(2).flatten() for mass in masses], dim=-1)  # [N,3]
     labels = (truth.labels * truth.known).flatten()  # 0: padding
     if ddp:

@@ -52,8 +52,8 @@ class MaskedDiceBCE(nn.Module):
         return of_pair.sum() * SUMMED_SAMPLES / samples
 
     def _dice(self, logits: Tensor, target: Tensor, counted: Tensor, truth: Truth) -> Tensor:
-        probability = torch.sigmoid(logits) * counted
-        return -batch_dice(probability, target * counted, truth, self.smooth, self.ddp, summed=self.summed)
+        probability = torch.sigmoid(logits)
+        return -batch_dice(probability, target, truth, self.smooth, self.ddp, summed=self.summed, weight=counted)
 
 
 def counted_voxels(truth: Truth) -> Bool[Tensor, "B Q *S"]:

@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= conemos_demo
 ATTACK ?= build/attack
+GPU ?= build/gpu
 
 BIN := $(VENV)/bin
 PACKAGE := $(VENV)/.package-installed
@@ -20,7 +21,7 @@ help:
 	@echo "make test    format, lint, types, the site, and the tests"
 	@echo "make slow    whole chains and more seeds, and make attack"
 	@echo "make attack  fuzzed inputs, faults, two commands at once, cut files, resumed training, a soak; about an hour"
-	@echo "make gpu     the tests that need a CUDA device"
+	@echo "make gpu     on a CUDA device, ten minutes: tests, speed, four trainings; results in $(GPU)/"
 	@echo "make lint    format, lint, types and the links of the site only"
 	@echo "make docs    the site in site/; a broken link is an error"
 	@echo "make wheel   dist/*.whl"
@@ -41,7 +42,7 @@ attack: $(TESTS)
 	PYTHONPATH=tests:tests/helpers $(SMALL) $(BIN)/python -m attack all --workers $(WORKERS) -o $(ATTACK)
 
 gpu: $(TESTS)
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pytest -m gpu
+	PYTHONPATH=tests:tests/helpers $(BIN)/python -m gpu -o $(GPU)
 
 lint: $(TESTS) docs
 	$(BIN)/ruff format --check .

@@ -2,6 +2,17 @@ from .annotations.labels import LabelSpace as LabelSpace
 from .annotations.sources import SourceTable as SourceTable
 from .benchmark.run import BenchmarkResult as BenchmarkResult
 from .benchmark.run import run_benchmark as run_benchmark
+from .benchmark.speed.run import SpeedResult as SpeedResult
+from .benchmark.speed.run import measure_speed as measure_speed
+from .benchmark.speed.settings import SpeedSettings as SpeedSettings
+from .conversion.convert import Converted as Converted
+from .conversion.convert import convert as convert
+from .conversion.importing import ImportedImages as ImportedImages
+from .conversion.importing import import_dataset as import_dataset
+from .conversion.importing import import_images as import_images
+from .conversion.importing import list_names as list_names
+from .conversion.report import ImportReport as ImportReport
+from .conversion.report import NameListing as NameListing
 from .datasets.check import CheckReport as CheckReport
 from .datasets.check import check as check
 from .datasets.declare import Declaration as Declaration

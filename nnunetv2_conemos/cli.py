@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from keyword import iskeyword
 from types import ModuleType
 
 from nnunetv2_conemos.errors import ConemosError
@@ -18,6 +19,7 @@ annotated labels only, and export models; nnU-Net itself plans, trains and predi
 # step -> subcommand (a module of `commands/` with add_arguments(parser) and run(args) -> exit status) -> line of help
 STEPS = {
     "prepare data": {
+        "import": "make a dataset from masks, segmentations or DICOM, knowing what was not annotated",
         "merge": "merge raw datasets with different labels into one",
         "declare": "record which labels are annotated in which case, from a table",
         "check": "check the environment, and that a dataset is ready for training",
@@ -34,6 +36,7 @@ STEPS = {
     "predict (or with nnUNetv2_predict)": {
         "predict": "run nnUNetv2_predict for some of the labels",
         "complete": "fill in the missing labels of a dataset, so that stock nnU-Net can train on it",
+        "convert": "write label maps or predictions as masks, .seg.nrrd, RTSTRUCT or DICOM SEG",
         "cams": "turn image tags into label maps, with a model that learnt from tags",
     },
     "evaluate": {
@@ -41,6 +44,7 @@ STEPS = {
         "compare": "compare evaluations of several models, paired by case",
         "best": "rank trained configurations and ensembles on annotated labels",
         "benchmark": "compare methods and stock nnU-Net on one dataset: tables, figures, a report",
+        "speed": "measure time and memory against the number of labels (also `conemos benchmark speed`)",
     },
     "pass on": {
         "export": "write one label of a model, or all, as a stock nnU-Net model",
@@ -58,6 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     Exit status: 0 done, 1 findings or failures, 2 bad input (with a message), 130 or 143 ended by Ctrl-C or SIGTERM.
     """
     argv = sys.argv[1:] if argv is None else argv
+    if argv[:2] == ["benchmark", "speed"]:  # a command of its own: it shares no argument with the benchmark
+        argv = argv[1:]
     with ended_by_signals(" ".join(["conemos", *argv[:1]])):
         parser = argument_parser(argv)
         args, others = parser.parse_known_args(argv)
@@ -108,7 +114,8 @@ def sentence(text: str) -> str:
 
 
 def command_module(name: str) -> ModuleType:
-    return importlib.import_module(f"nnunetv2_conemos.commands.{name}")
+    # `import_` for import, which is a word of Python's
+    return importlib.import_module(f"nnunetv2_conemos.commands.{name}{'_' * iskeyword(name)}")
 
 
 end_with_parent()  # Python imports the main module, and this one, in every process that it spawns, nnU-Net's among them

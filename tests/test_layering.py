@@ -11,7 +11,7 @@ PACKAGE = ROOT / "nnunetv2_conemos"
 FLOORS = (
     "errors", "records", "text_files", "signals", "locks", "journal", "ownership", "files", "parallel", "doorway",
     "guard", "subprocesses", "environment",
-    "annotations", "datasets", "networks", "losses", "training", "inference", "evaluation", "methods",
+    "annotations", "datasets", "conversion", "networks", "losses", "training", "inference", "evaluation", "methods",
     "benchmark", "demo", "commands", "cli",
 )  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -14,6 +14,8 @@ from rich.table import Table
 
 from nnunetv2_conemos.annotations.sources import SourceTable
 
+MAX_DRAWN = 30  # sources
+
 
 def cell_texts(annotated: np.ndarray, occurs: np.ndarray) -> np.ndarray:
     """Return texts like `annotated`: '-' = not annotated, 'n' = found in all n annotated cases, 'm/n' = found in m."""
@@ -59,21 +61,34 @@ def similar_names(names: Sequence[str]) -> list[list[str]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
+def first_and_rest(counts: np.ndarray) -> np.ndarray:
+    """Return counts [sources,K] with those of the last sources summed up, where there are too many to draw."""
+    if len(counts) <= MAX_DRAWN:
+        return counts
+    return np.vstack([counts[: MAX_DRAWN - 1], counts[MAX_DRAWN - 1 :].sum(0)])
+
+
 @rc_context({"text.parse_math": False})  # a name may hold $
 def draw(table: SourceTable, occurs: np.ndarray) -> Figure:
-    """Draw annotated cases as a heat map label x source; blank: not annotated, red frame: declared, but in no case."""
-    counts = table.counts().T
-    texts = cell_texts(counts, occurs.T)
+    """Draw annotated cases as a heat map label x source; blank: not annotated, red frame: declared, but in no case.
+
+    Of many sources, the last column holds all but the first: an import of clinical data has hundreds.
+    """
+    names = [f"{source} ({len(table.cases_of(source))})" for source in table.sources]
+    counts, occurs = (first_and_rest(n).T for n in (table.counts(), occurs))
+    if len(names) > MAX_DRAWN:
+        rest = [len(table.cases_of(source)) for source in [*table.sources][MAX_DRAWN - 1 :]]
+        names = [*names[: MAX_DRAWN - 1], f"{len(rest)} more sources ({sum(rest)})"]
+    texts = cell_texts(counts, occurs)
     figure = Figure(figsize=(2.5 + 0.9 * counts.shape[1], 1.8 + 0.35 * counts.shape[0]), layout="constrained")
     axes = figure.subplots()
-    sources = [f"{source} ({len(table.cases_of(source))})" for source in table.sources]
     sns.heatmap(
         counts, mask=counts == 0, annot=texts, fmt="", cmap="crest", vmin=0, linewidths=1, ax=axes,
-        xticklabels=sources, yticklabels=table.labels.names, cbar_kws={"label": "annotated cases"},
+        xticklabels=names, yticklabels=table.labels.names, cbar_kws={"label": "annotated cases"},
     )  # fmt: skip
     axes.tick_params(axis="y", rotation=0)
-    axes.set_xticks(axes.get_xticks(), sources, rotation=40, ha="right")
+    axes.set_xticks(axes.get_xticks(), names, rotation=40, ha="right")
     axes.set_title("Who annotated what (blank: not annotated)", fontsize="medium")
-    for row, column in np.argwhere((counts > 0) & (occurs.T == 0)):
+    for row, column in np.argwhere((counts > 0) & (occurs == 0)):
         axes.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="red", linewidth=2.5, clip_on=False))
     return figure

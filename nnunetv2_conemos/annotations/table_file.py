@@ -31,17 +31,17 @@ class CaseTable(NamedTuple):
     traits: Traits
 
 
-def read_table(path: Path) -> CaseTable:
+def read_table(path: Path, option: str = "--annotated") -> CaseTable:
     """Read case -> labels from JSON or CSV.
 
     JSON is `{"case": ["label", ...]}` or `{"case": {"labels": ["label", ...], "patient": "p1"}}`; a CSV file has the
     header `case,labels`. Both may also hold the TRAITS.
 
     A CSV row holds labels separated by ';' (none = unlabelled); several rows of a case are joined. Fields may also be
-    separated by ';' or tabs, as Excel writes them. Raises ValueError where the file has another form, and
-    FileNotFoundError where there is none.
+    separated by ';' or tabs, as Excel writes them. `option` begins the messages. Raises ValueError where the file has
+    another form, and FileNotFoundError where there is none.
     """
-    where, readers = f"--annotated {path}", {".json": _read_json, ".csv": _read_csv}
+    where, readers = f"{option} {path}", {".json": _read_json, ".csv": _read_csv}
     if path.suffix.lower() not in readers:
         raise InputError(f"{where}: expected a .json or .csv file, found '{path.suffix}'. Save the table as CSV UTF-8.")
     table = readers[path.suffix.lower()](read_text(path, where), where)

@@ -5,7 +5,7 @@ Running the stages ourselves lets a network compute those that do not depend on 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
@@ -17,14 +17,7 @@ from torch import Tensor, nn
 from nnunetv2_conemos.errors import UnsupportedError
 
 PlannedUNet: TypeAlias = PlainConvUNet | ResidualEncoderUNet
-
-
-@runtime_checkable
-class UNet(Protocol):
-    """The parts of a planned U-Net that are used; they are not typed upstream."""
-
-    encoder: Any
-    decoder: Any
+UNet: TypeAlias = Any  # has the `encoder` and `decoder` of a planned U-Net, which are not typed upstream
 
 
 class UNetState(NamedTuple):

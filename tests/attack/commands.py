@@ -40,6 +40,8 @@ def raw(*names: str) -> tuple[str, ...]:
     return tuple(f"nnUNet_raw/{name}" for name in names)
 
 
+IMPORT = ("import", f"{{nnUNet_raw/{KIDNEY}}}", "-o", OUT, "-np", "1")
+CONVERT = ("convert", "702", "--as", "masks", "-o", "{out/masks}", "-np", "1")
 MERGE = ("merge", "701", "702", "-o", OUT, "-np", "1")
 HIDE = ("hide", "702", "-o", OUT, "--per-case", "1", "-np", "1")
 SPLIT = ("split", "702", "-o", OUT, "--setting", "ssl", "--labelled", "3", "--folds", "3", "-np", "1")
@@ -78,6 +80,9 @@ EXPORTED, COMPARED = ("out/model", "out/model.zip"), ("out/compared.csv", "out/c
 COMMANDS = {
     command.name: command
     for command in (
+        Writing("import", IMPORT, raw(KIDNEY), (RAW_OUT,)),
+        Writing("import --overwrite", (*IMPORT, "--overwrite"), TWO, (RAW_OUT,), HIDE),
+        Writing("convert", CONVERT, raw(KIDNEY), ("out/masks",)),
         Writing("merge", MERGE, TWO, (RAW_OUT,)),
         Writing("merge --overwrite", (*MERGE, "--overwrite"), TWO, (RAW_OUT,), HIDE),
         Writing("merge --images copy", (*MERGE, "--images", "copy"), TWO, (RAW_OUT,)),

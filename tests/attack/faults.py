@@ -40,7 +40,7 @@ SIGNALS = {
 AT_OPERATION = (*SIGNALS, *(f"{name} group" for name in SIGNALS), "disk full")
 AT_BYTE = ("file size limit", "KILL in a write", "full file system")
 WRITING = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.utime")
-RESUMED = ("complete",)  # leaves on purpose what it goes on with
+RESUMED = ("complete", "import")  # leave on purpose what they go on with
 
 
 class Fault(NamedTuple):

@@ -63,7 +63,7 @@ def test_what_once_failed_is_refused_by_name(entry, template):
     assert not list(template.glob("nnUNet_raw/*Dataset780_Out*"))
 
 
-@pytest.mark.parametrize("name", ["merge --overwrite", "declare"])
+@pytest.mark.parametrize("name", ["merge --overwrite", "declare", "import"])
 def test_a_command_survives_faults(name, template, tmp_path):
     records = faults.attack_command((COMMANDS[name], template, tmp_path, FEW_FAULTS, 0, False))
     assert len(records) == FEW_FAULTS

@@ -35,7 +35,7 @@ def test_help_says_what_it_is_for_and_lists_all_commands_by_step(capsys: pytest.
 
 
 def test_every_module_of_commands_is_a_command():
-    modules = {file.stem for file in (PACKAGE / "commands").glob("*.py")} - {"__init__", "arguments"}
+    modules = {file.stem.rstrip("_") for file in (PACKAGE / "commands").glob("*.py")} - {"__init", "arguments"}
     assert modules == cli.COMMANDS.keys()
 
 

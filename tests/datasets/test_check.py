@@ -12,6 +12,7 @@ import SimpleITK
 
 from nnunetv2_conemos import cli, environment, files
 from nnunetv2_conemos.annotations.overview import draw
+from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.commands import check as command
 from nnunetv2_conemos.datasets import folders as datasets
 from nnunetv2_conemos.datasets.check import check
@@ -446,3 +447,15 @@ def test_labels_that_differ_only_in_writing(phantom: Path):
     change(phantom, labels=labels, sources=sources)
     (warning,) = [f for f in check(NAME, processes=1).findings if f.severity == "warning"]
     assert "'liver' and 'Livers'" in warning.where
+
+
+def test_the_picture_of_many_sources_sums_up_the_last_ones():
+    labels = {"background": 0, **{f"organ {number}": number for number in range(1, 41)}}
+    sources = {f"s{number}": {"cases": [f"c{number}"], "annotated": [f"organ {number}"]} for number in range(1, 41)}
+    cases = [f"c{number}" for number in range(1, 41)]
+    table = SourceTable.from_dataset_json({"labels": labels, "sources": sources}, cases)
+    axes = draw(table, table.counts()).axes[0]
+    names = [text.get_text() for text in axes.get_xticklabels()]
+    assert len(names) == 30
+    assert names[-1] == "11 more sources (11)"
+    assert sum(text.get_text() == "1" for text in axes.texts) == 40

@@ -166,7 +166,7 @@ def pseudo_masks(network, tagged, threshold):
     """What `conemos cams` writes for the tagged cases, with its default bounds."""
     dataset_json = {"labels": LABELS, "sources": TAGGED, "tags": tags_of(tagged)}
     table = SourceTable.from_dataset_json(dataset_json, tagged)
-    how: dict = dict.fromkeys(("model", "inference", "raw", "jobs"))
+    how: dict = dict.fromkeys(("model", "inference", "raw")) | {"jobs": {}}
     thresholds = np.array([threshold])
     annotation = Annotation(
         **how, table=table, dataset_json=dataset_json, thresholds=thresholds, margin=0.1, background=0.2

@@ -409,18 +409,19 @@ def domain_world(base, seed, **options):
     rng = np.random.default_rng(seed)
     cases = {f"a{i}": of_domain(rng, False) for i in range(4)}
     cases |= {f"u{i:02d}": (of_domain(rng, True)[0], np.zeros((1, 32, 32), np.int8)) for i in range(16)}
-    annotated = {"S": {"cases": ["a*"], "annotated": ["square", "disc"]}, "T": {"cases": ["u*"], "annotated": []}}
-    made = write_world(base, cases, SQUARE_DISC, annotated, features=FEATURES)
+    training, held_out = sorted(cases), {"v0": of_domain(rng, False)}
+    annotated = {"S": {"cases": ["a*", "v0"], "annotated": ["square", "disc"]}, "T": {"cases": ["u*"], "annotated": []}}
+    made = write_world(base, cases | held_out, SQUARE_DISC, annotated, features=FEATURES)
     made["configurations"]["tiny"][PLANS_KEY] = options
     folder = base / "nnUNet_preprocessed" / NAME
     (folder / "nnUNetPlans.json").write_text(json.dumps(made))
-    (folder / "splits_final.json").unlink(missing_ok=True)
+    (folder / "splits_final.json").write_text(json.dumps([{"train": training, "val": sorted(held_out)}]))
 
 
 def dice_of_the_other_domain(base, seed, steps=160, shuffled=False, **options):
     """Mean over both labels of new images of the domain that nobody annotated."""
     domain_world(base, seed, **options)
-    trainer = make_trainer(base, GenericSSLTrainer, "all", num_epochs=1, num_iterations_per_epoch=steps)
+    trainer = make_trainer(base, GenericSSLTrainer, num_epochs=1, num_iterations_per_epoch=steps)
     if shuffled:
         believed = trainer.pseudo_truth
         trainer.pseudo_truth = lambda *given: (t := believed(*given))._replace(target=t.target.roll(1, 0))

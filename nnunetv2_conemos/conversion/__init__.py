@@ -1,0 +1,1 @@
+"""From files as clinics keep them to a partially labelled dataset, and back."""

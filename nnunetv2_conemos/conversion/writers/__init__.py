@@ -1,0 +1,1 @@
+"""Write label maps in the formats that clinics read."""

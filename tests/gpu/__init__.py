@@ -1,0 +1,1 @@
+"""Ten minutes on a GPU: tests, speed beside stock nnU-Net, and four arms trained on Hippocampus."""

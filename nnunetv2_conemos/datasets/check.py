@@ -16,7 +16,7 @@ import numpy as np
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.annotations.overview import similar_names
 from nnunetv2_conemos.annotations.sources import SourceTable
-from nnunetv2_conemos.datasets.consistency import check_copies, check_patients, check_splits
+from nnunetv2_conemos.datasets.consistency import check_copies, check_datasets, check_patients, check_splits
 from nnunetv2_conemos.datasets.dataset_json import find_problems, read_dataset_json
 from nnunetv2_conemos.datasets.folders import find_raw, raw_cases
 from nnunetv2_conemos.datasets.inspect import CaseContent, count_occurrences, read_contents
@@ -68,7 +68,7 @@ def check(dataset: str | int, *, processes: int = 1, quick: bool = False) -> Che
     except SourceError as error:
         where, remedy = str(raw / "dataset.json"), "`conemos declare` writes `sources` from a table."
         return CheckReport([Finding("error", where, str(error), remedy), *findings])
-    findings += [*check_splits(name, raw, table), *check_patients(table)]
+    findings += [*check_splits(name, raw, table), *check_patients(table), *check_datasets(table)]
     findings += [*check_unannotated(table), *check_names(table), *check_written(table.labels)]
     contents = read_contents(cases, dataset_json, processes, quick)
     findings += [*check_readable(contents), *check_orientations(contents)]

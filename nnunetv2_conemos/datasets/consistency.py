@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from nnunetv2_conemos.datasets.patients import repeats_in_words, undeclared_repe
 from nnunetv2_conemos.datasets.splits import SPLITS, Fold, read_splits, require_same_splits
 from nnunetv2_conemos.errors import FileError, Finding, SourceError, shorten
 
+FAIR_SHARE = 0.5  # of the cases; where datasets drawn equally often are worth fewer, small ones fill the training
 COMPARED = 8  # cases of a configuration that are preprocessed again, the latest changed first
 NO_TRAINING = "Until then, training does not start."
 
@@ -98,3 +100,23 @@ def check_patients(table: SourceTable) -> list[Finding]:
     what = f"{repeats_in_words(groups)}, and `sources` name no `patient`: one may train while another validates."
     remedy = "Name the patients in `sources` (`conemos declare`: a column `patient`); splits keep them together."
     return [Finding("warning", "patients", what, remedy)] if groups else []
+
+
+def check_datasets(table: SourceTable) -> list[Finding]:
+    """Find sources that name no `dataset` and are so unequal that a few cases fill trainings that draw datasets.
+
+    Drawn equally often, D datasets of n cases each are worth D^2 / sum(1 / n) cases (the effective sample size).
+    """
+    annotated = [case for case in table.cases if table.known(case).any()]
+    sizes = Counter(map(table.dataset_of, annotated))
+    unnamed = [name for name in sizes if name in table.sources and table.sources[name].dataset is None]
+    worth = len(sizes) ** 2 / sum(1 / number for number in sizes.values()) if sizes else 0
+    if len(unnamed) < 2 or worth >= FAIR_SHARE * len(annotated):
+        return []
+    what = (
+        f"{len(unnamed)} sources name no `dataset`, so each is one of its own: {shorten(unnamed)}. Trainers that draw "
+        f"datasets equally often (HermesTrainer) train as if {worth:.0f} of the {len(annotated)} annotated cases were "
+        "there; others draw small sources too often."
+    )
+    remedy = 'Give the sources that are parts of one dataset the same name ("dataset": "NAME").'
+    return [Finding("warning", "dataset.json, `sources`", what, remedy)]

@@ -21,17 +21,21 @@ def batch_dice(
     ddp: bool,
     skip_empty: bool = True,
     weight_of: Float[Tensor, " labels"] | None = None,
+    summed: bool = False,
+    weight: Float[Tensor, "B Q *S"] | None = None,
 ) -> Float[Tensor, ""]:
     """Compute `pooled_dice` of the known pairs of a batch, with `ddp` of all processes.
 
-    Both maps are 0 where nothing counts.
+    Both maps are 0 where nothing counts, unless `weight` says how much each voxel counts.
     """
     masses = (probability * target, probability, target)
+    if weight is not None:
+        masses = tuple(mass * weight for mass in masses)
     sums = torch.stack([mass.flatten(2).sum(2).flatten() for mass in masses], dim=-1)  # [N,3]
     labels = (truth.labels * truth.known).flatten()  # 0: padding
     if ddp:
         sums, labels = of_all_processes(sums), of_all_processes(labels)
-    return pooled_dice(sums, labels, smooth, skip_empty, weight_of)
+    return pooled_dice(sums, labels, smooth, skip_empty, weight_of, summed)
 
 
 def pooled_dice(
@@ -40,11 +44,13 @@ def pooled_dice(
     smooth: float,
     skip_empty: bool = True,
     weight_of: Float[Tensor, " labels"] | None = None,
+    summed: bool = False,
 ) -> Float[Tensor, ""]:
     """Average the soft Dice over the distinct labels > 0 whose pooled target is not empty; 0 where there is none.
 
     `sums` holds intersection, predicted and target mass of each pair. Without `skip_empty`, empty targets count too.
-    `weight_of` (index: label, from 0) scales the Dice of each label; the mean still counts labels.
+    `weight_of` (index: label, from 0) scales the Dice of each label; the mean still counts labels. `summed`: the sum
+    over the labels instead.
     """
     same = (labels[:, None] == labels[None]) & (labels > 0)
     # A matrix product would run in half precision under autocast, which overflows above 65,504 voxels.
@@ -57,4 +63,5 @@ def pooled_dice(
     weight = counts / pairs_of_label  # every label weighs 1, however many pairs query it
     if weight_of is not None:
         dice = dice * weight_of[labels]
-    return (dice * weight).sum() / weight.sum().clamp_min(1)
+    total = (dice * weight).sum()
+    return total if summed else total / weight.sum().clamp_min(1)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nnunetv2_conemos.errors import UnsupportedError
 from nnunetv2_conemos.losses.masked import MaskedDiceBCE
-from nnunetv2_conemos.networks.film_unet import FiLMUNet, multi_hot
+from nnunetv2_conemos.networks.film_unet import FiLMOptions, FiLMUNet, multi_hot
 from nnunetv2_conemos.networks.planned import UNetState, repeat_samples
 from nnunetv2_conemos.networks.spec import NetworkSpec
 from nnunetv2_conemos.records import Query
@@ -52,4 +52,4 @@ class ConditionalUNet(FiLMUNet):
 class ConditionalFiLMTrainer(PartialLabelTrainer):
     """FiLM in every norm, a label sampled uniformly for each sample, Dice + BCE on that label alone."""
 
-    method = Method(network=ConditionalUNet, sampler=Pairs(), loss=without_options(MaskedDiceBCE))
+    method = Method(network=ConditionalUNet, sampler=Pairs(), loss=without_options(MaskedDiceBCE), options=FiLMOptions)

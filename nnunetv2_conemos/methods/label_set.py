@@ -65,5 +65,8 @@ class LabelSetFiLMTrainer(PartialLabelTrainer):
     """
 
     method = Method(
-        network=LabelSetUNet, sampler=Pairs(("one", "annotated", "all")), loss=without_options(MaskedDiceBCE)
+        network=LabelSetUNet,
+        sampler=Pairs(("one", "annotated", "all")),
+        loss=without_options(MaskedDiceBCE),
+        options=LabelSetOptions,
     )

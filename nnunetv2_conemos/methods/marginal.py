@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from pydantic import Field
 from torch import Tensor, nn
 
 from nnunetv2_conemos.losses.dice import batch_dice
@@ -18,9 +20,9 @@ from nnunetv2_conemos.losses.marginalised import (
     marginalised_log_probabilities,
 )
 from nnunetv2_conemos.networks.multihead import MultiHeadUNet
-from nnunetv2_conemos.networks.spec import NetworkSpec
+from nnunetv2_conemos.networks.spec import MethodOptions, NetworkSpec, method_options
 from nnunetv2_conemos.records import Truth
-from nnunetv2_conemos.training.method import Method, without_options
+from nnunetv2_conemos.training.method import Method
 from nnunetv2_conemos.training.sampling import Cases
 from nnunetv2_conemos.training.trainer import PartialLabelTrainer
 
@@ -70,6 +72,17 @@ class MarginalExclusionLoss(nn.Module):
         return dice + entropy
 
 
+class MarginalOptions(MethodOptions):
+    """`exclusion`: weight of the exclusion term (published: 2); 0: the marginal loss alone."""
+
+    exclusion: float = Field(default=2.0, ge=0, allow_inf_nan=False)
+
+
+def marginal_loss(configuration: ConfigurationManager, ddp: bool) -> MarginalExclusionLoss:
+    """Build the loss with the `exclusion` of the configuration."""
+    return MarginalExclusionLoss(ddp, method_options(configuration, MarginalOptions).exclusion)
+
+
 def softmax_unet(spec: NetworkSpec) -> MultiHeadUNet:
     """Build a planned U-Net with the background channel of a softmax."""
     return MultiHeadUNet(spec, softmax=True)
@@ -79,5 +92,9 @@ class MarginalLossTrainer(PartialLabelTrainer):
     """nnU-Net's softmax network with the marginal and exclusion loss; labels exclude each other, so no regions."""
 
     method = Method(
-        network=softmax_unet, sampler=Cases(every=True), loss=without_options(MarginalExclusionLoss), regions=False
+        network=softmax_unet,
+        sampler=Cases(every=True),
+        loss=marginal_loss,
+        options=MarginalOptions,
+        regions=False,
     )

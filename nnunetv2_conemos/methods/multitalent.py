@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from nnunetv2_conemos.losses.masked import MaskedDiceBCE
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+
+from nnunetv2_conemos.losses.masked import MaskedDiceBCE, Reduction
 from nnunetv2_conemos.networks.multihead import MultiHeadUNet
-from nnunetv2_conemos.training.method import Method, without_options
+from nnunetv2_conemos.networks.spec import MethodOptions, method_options
+from nnunetv2_conemos.training.method import Method
 from nnunetv2_conemos.training.sampling import Cases
 from nnunetv2_conemos.training.trainer import PartialLabelTrainer
+
+
+class MultiTalentOptions(MethodOptions):
+    """`reduction` of the loss over the annotated labels: their sum, as in the released code, or their mean."""
+
+    reduction: Reduction = "sum"
+
+
+def masked_loss(configuration: ConfigurationManager, ddp: bool) -> MaskedDiceBCE:
+    """Build the loss with the `reduction` of the configuration."""
+    return MaskedDiceBCE(ddp, reduction=method_options(configuration, MultiTalentOptions).reduction)
 
 
 class MultiTalentTrainer(PartialLabelTrainer):
@@ -15,4 +29,4 @@ class MultiTalentTrainer(PartialLabelTrainer):
     Labels are shared between sources by name; `conemos merge --keep-apart` gives each its own channel.
     """
 
-    method = Method(network=MultiHeadUNet, sampler=Cases(), loss=without_options(MaskedDiceBCE))
+    method = Method(network=MultiHeadUNet, sampler=Cases(), loss=masked_loss, options=MultiTalentOptions)

@@ -12,27 +12,25 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Int
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from nnunetv2_conemos.errors import UnsupportedError
 from nnunetv2_conemos.networks.base import PartialLabelNetwork
 from nnunetv2_conemos.networks.film import Condition, FiLM, FiLMConv, FiLMInstanceNorm, film_block
 from nnunetv2_conemos.networks.planned import UNetState, conv_blocks, num_stages, run_stages
-from nnunetv2_conemos.networks.spec import NetworkSpec
+from nnunetv2_conemos.networks.spec import MethodOptions, NetworkSpec
 
 CODE_LENGTH = 64
 
 
-class FiLMOptions(BaseModel):
+class FiLMOptions(MethodOptions):
     """Options of a plans configuration under the key `conemos`.
 
     `last_layers`: modulate only the last n layers, the logits being the last (0 = all, as published).
     `after_nonlinearity`: FiLM after the nonlinearity (the reference placement) instead of inside the norm.
     `image_features`: the decoder's layers are also conditioned on the bottleneck features, averaged over space.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     last_layers: int = Field(default=0, ge=0)
     after_nonlinearity: bool = False

@@ -6,10 +6,10 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nnunetv2_conemos.errors import InputError, describe
 from nnunetv2_conemos.networks.planned import PlannedUNet, planned_unet
@@ -19,7 +19,21 @@ PLANS_KEY = "conemos"  # in the plans: what inference must know; in a configurat
 LABELS_VARIABLE = "CONEMOS_LABELS"  # environment, for nnUNetv2_predict: labels to compute, a JSON list
 MODALITY_VARIABLE = "CONEMOS_MODALITY"  # environment, for nnUNetv2_predict: the modality of the images
 UNKNOWN = "unknown"  # the modality of images whose modality the model was not trained on
-Options = TypeVar("Options", bound=BaseModel)
+RECORDED = "options_recorded"  # a fact in the plans: the configuration holds every option of the method
+
+
+class MethodOptions(BaseModel):
+    """Options of a method, under the key `conemos` of a plans configuration; without fields, a method has none.
+
+    `earlier`: the defaults, where they were others, of models whose plans do not record all of their options.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    earlier: ClassVar[dict[str, Any]] = {}
+
+
+Options = TypeVar("Options", bound=MethodOptions)
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,7 @@ class NetworkSpec:
     groups: tuple[tuple[int, ...], ...]  # the sets of labels that training cases are annotated for
     modalities: tuple[str, ...]  # those of the training cases, for methods conditioned on the modality
     given_modality: str  # of images without one, as at prediction; for methods conditioned on it
+    earlier_defaults: bool = False  # of the options: those of models that do not record theirs
 
     @classmethod
     def from_plans(
@@ -69,6 +84,7 @@ class NetworkSpec:
             groups=groups or (everything,),
             modalities=known_modalities(plans),
             given_modality=os.environ.get(MODALITY_VARIABLE, "").strip() or facts.get("only_modality") or UNKNOWN,
+            earlier_defaults=before_records(plans.plans),
         )
 
     @property
@@ -83,7 +99,7 @@ class NetworkSpec:
 
     def options(self, model: type[Options]) -> Options:
         """Return the options of the plans configuration; raises ValueError for one that the method does not have."""
-        return method_options(self.configuration, model)
+        return method_options(self.configuration, model, self.earlier_defaults)
 
     def planned_unet(
         self, num_outputs: int, *, num_input_channels: int | None = None, deep_supervision: bool | None = None
@@ -132,12 +148,20 @@ def known_modalities(plans: PlansManager) -> tuple[str, ...]:
     return tuple(plans.plans.get(PLANS_KEY, {}).get("modalities", ()))
 
 
-def method_options(configuration: ConfigurationManager, model: type[Options]) -> Options:
-    """Return the options of a plans configuration; raises ValueError that names the wrong one and those that exist."""
-    given = configuration.configuration.get(PLANS_KEY, {})
+def before_records(plans: Mapping[str, Any]) -> bool:
+    """Return whether the plans are those of a model that was trained before options were recorded."""
+    return PLANS_KEY in plans and not plans[PLANS_KEY].get(RECORDED, False)
+
+
+def method_options(configuration: ConfigurationManager, model: type[Options], earlier: bool = False) -> Options:
+    """Return the options of a plans configuration; raises ValueError that names the wrong one and those that exist.
+
+    `earlier`: with the defaults of models that do not record their options.
+    """
+    given = configuration.configuration.get(PLANS_KEY) or {}
     try:
-        return model.model_validate(given)
+        return model.model_validate({**model.earlier, **given} if earlier else given)
     except ValidationError as error:
-        known = ", ".join(model.model_fields)
+        known = ", ".join(model.model_fields) or "none"
         where = f"`{PLANS_KEY}` of the plans configuration"
         raise InputError(f"{where}: {describe(error)}. Options are: {known}.") from None

@@ -23,6 +23,11 @@ class FiniteLossTrainer(nnUNetTrainer):
     network: Any
     steps_in_epoch = 0
 
+    @property
+    def progress(self) -> float:
+        """The share of the training that is completed."""
+        return (self.current_epoch + self.steps_in_epoch / self.num_iterations_per_epoch) / self.num_epochs
+
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
         self.steps_in_epoch = 0

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from nnunetv2_conemos.networks.base import PartialLabelNetwork
-from nnunetv2_conemos.networks.spec import NetworkSpec
+from nnunetv2_conemos.networks.spec import MethodOptions, NetworkSpec
 from nnunetv2_conemos.training.sampling import Sampler
 
 Parameters = Iterable[nn.Parameter]
@@ -26,6 +26,7 @@ class Method:
     `network(spec)` builds the network. `sampler`: what the loader samples and which labels a sample queries.
     `loss(configuration, ddp)` builds the loss of (logits [B,Q,*S], Truth) at one resolution; options of the plans are
     in the configuration, and with `ddp` it should cover the samples of all processes.
+    `options`: those that a plans configuration may set; the plans of a trained model hold all of them.
     `regions`: whether the method allows labels that overlap; `modalities`: whether it is conditioned on the modality of
     a case; `tags`: whether it learns from image tags; `dimensions`: those of the configurations that it trains.
     `optimiser(parameters, configuration, epochs)` gives optimiser and schedule, or None for nnU-Net's. `averaging`: the
@@ -35,6 +36,7 @@ class Method:
     network: Callable[[NetworkSpec], PartialLabelNetwork]
     sampler: Sampler
     loss: Loss
+    options: type[MethodOptions] = MethodOptions
     regions: bool = True
     modalities: bool = False
     tags: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +21,7 @@ from nnunetv2_conemos.networks.spec import LABELS_VARIABLE, MODALITY_VARIABLE, P
 from nnunetv2_conemos.text_files import read_object
 from nnunetv2_conemos.training.checkpoints import require_resumable
 from nnunetv2_conemos.training.method import Method
+from nnunetv2_conemos.training.plans_facts import all_options
 
 
 def checked_table(method: Method, plans: dict, configuration: str, dataset_json: dict, trainer: str) -> SourceTable:
@@ -149,6 +151,27 @@ def require_same_facts(plans: dict, configuration: str, trainer: str) -> None:
                 f"{folder} was trained for other {meaning} than `sources` declare.\n  trained: {theirs[name]}\n"
                 f"  dataset: {ours[name]}\nRestore `sources`, or move the model folder away."
             )
+
+
+def settle_options(plans: dict, configuration: str, method: Method, trainer: str) -> None:
+    """Write all options of a method into the configuration, so that later defaults do not change a trained model.
+
+    Raises InputError for an option or a value that does not exist, and SourceError where the model folder was trained
+    with others: its folds share one plans.json, from which prediction builds the network of each.
+    """
+    plans.pop(PLANS_KEY, None)  # of a model that these plans were taken from
+    ours = plans["configurations"][configuration][PLANS_KEY] = all_options(plans, configuration, method)
+    folder = model_folder(plans, configuration, trainer)
+    if not (folder and (folder / "plans.json").is_file()):
+        return
+    theirs = all_options(read_object(folder / "plans.json"), configuration, method)
+    changed = [name for name in ours if theirs[name] != ours[name]]
+    if changed:
+        found = "; ".join(f"{name}: {json.dumps(theirs[name])}, now {json.dumps(ours[name])}" for name in changed)
+        raise SourceError(
+            f"{folder} was trained with other options ({found}). Set those in the plans under `{PLANS_KEY}` of the "
+            "configuration, or move the model folder away."
+        )
 
 
 def model_folder(plans: dict, configuration: str, trainer: str) -> Path | None:

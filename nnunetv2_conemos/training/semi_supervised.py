@@ -50,11 +50,6 @@ class SemiSupervisedTrainer(PartialLabelTrainer):
         if self.needs_unlabelled:
             require_unlabelled_case(self.table, self.table.cases, type(self).__name__)
 
-    @property
-    def progress(self) -> float:
-        """The share of the training that is completed."""
-        return (self.current_epoch + self.steps_in_epoch / self.num_iterations_per_epoch) / self.num_epochs
-
     def get_tr_and_val_datasets(self) -> tuple[QueryDataset, QueryDataset]:
         train, validation = super().get_tr_and_val_datasets()
         self.training_cases = list(train.dataset.identifiers)

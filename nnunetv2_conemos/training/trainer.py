@@ -35,7 +35,6 @@ class PartialLabelTrainer(FiniteLossTrainer, AveragedTrainer):
     mirroring = True  # of training patches and at prediction; mirrored, left and right organs look alike
     loss: Any
     optimizer: Any
-    output_folder: str
     preprocessed_dataset_folder_base: str
     settings: ClassVar[dict[str, Any]] = {
         # Two thirds of the samples are centred on the queried label (nnU-Net: one third on any foreground): with one
@@ -50,6 +49,7 @@ class PartialLabelTrainer(FiniteLossTrainer, AveragedTrainer):
         name = type(self).__name__
         # nnU-Net's __init__ creates the results folder: whatever cannot work is an error before that.
         self.table = preconditions.checked_table(self.method, plans, configuration, dataset_json, name)
+        preconditions.settle_options(plans, configuration, self.method, name)
         self.check_data(plans, configuration)
         plans[PLANS_KEY] = facts_for_inference(self.table, self.method)
         if self.method.modalities:

@@ -131,6 +131,27 @@ def test_absent_in_some_cases_is_no_finding(phantom: Path):
     assert report.occurs[2, 2] == 2
 
 
+def test_unequal_sources_without_a_dataset_are_a_warning(phantom: Path):
+    """Nine cases in datasets of 1, 1 and 7, equally often: as if there were 9 / (1 + 1 + 1/7) = 4.2 of them."""
+    cases = [f"site_{site}_0{i}" for site in "abc" for i in range(3)]
+    every = ["liver", "spleen", "stomach", "gallbladder"]
+    parts = {"one": cases[:1], "two": cases[1:2], "rest": cases[2:]}
+
+    def warnings(**more: dict) -> list[Finding]:
+        sources = {name: {"cases": of, "annotated": every, **more.get(name, {})} for name, of in parts.items()}
+        change(phantom, sources=sources)
+        return [f for f in check(NAME, processes=1).findings if "`dataset`" in f.what]
+
+    (found,) = warnings()
+    assert found.severity == "warning"
+    assert "3 sources name no `dataset`" in found.what
+    assert "as if 4 of the 9 annotated cases" in found.what
+    assert '"dataset": "NAME"' in found.remedy
+    same = {"dataset": "site"}
+    assert warnings(one=same, two=same, rest=same) == []
+    assert warnings(one={"dataset": "x"}, two={"dataset": "y"}) == [], "only one is left without, on purpose"
+
+
 def test_labels_nobody_annotates(phantom: Path):
     change(phantom, labels=read_dataset_json(phantom)["labels"] | {"pancreas": 5})
     (finding,) = check(NAME, processes=1).findings

@@ -151,6 +151,74 @@ def pull_of_the_dice(pooled):
     return torch.autograd.grad(loss, shift)[0].item()
 
 
+def released(logits, target, annotated):
+    """MultiTalent's loss written out: BCE of each annotated pair and batch Dice of each label, both summed."""
+    entropy, dice = 0.0, 0.0
+    p = torch.sigmoid(logits)
+    for label in range(logits.shape[1]):
+        samples = [b for b in range(len(logits)) if label + 1 in annotated[b]]
+        y = (target[:, 0] == label + 1).float()
+        for b in samples:
+            entropy += torch.nn.functional.binary_cross_entropy(p[b, label], y[b])
+        true = sum((p[b, label] * y[b]).sum() for b in samples)
+        mass = sum((p[b, label] + y[b]).sum() for b in samples)
+        dice += 2 * true / mass if samples else 0
+    return entropy - dice
+
+
+def summed(logits, target, annotated):
+    every = torch.arange(1, logits.shape[1] + 1).expand(len(logits), -1)
+    known = torch.tensor([[label in labels for label in every[0].tolist()] for labels in annotated])
+    return MaskedDiceBCE(reduction="sum")(logits, Truth(target, every, known, None))
+
+
+def random_pairs(samples, labels):
+    generator = torch.Generator().manual_seed(labels)
+    logits = torch.randn(samples, labels, 12, 10, generator=generator)
+    return logits, torch.randint(0, labels + 1, (samples, 1, 12, 10), generator=generator)
+
+
+def test_the_sum_is_multitalents_released_loss_written_out():
+    logits, target = random_pairs(2, 4)
+    annotated = ({1, 2, 4}, {2})
+    leaves = [logits.clone().requires_grad_() for _ in range(2)]
+    values = summed(leaves[0], target, annotated), released(leaves[1], target, annotated)
+    for value in values:
+        value.backward()
+    assert values[0].item() == pytest.approx(values[1].item(), rel=1e-5)
+    assert torch.allclose(leaves[0].grad, leaves[1].grad, atol=1e-6)
+    assert (leaves[0].grad[:, 2] == 0).all(), "nobody annotates the third"
+
+
+def test_the_sum_does_not_depend_on_the_size_of_the_batch_and_counts_valid_voxels():
+    logits, target = random_pairs(2, 3)
+    annotated = ({1, 3}, {2, 3})
+    once = summed(logits, target, annotated).item()
+    assert summed(logits.repeat(4, 1, 1, 1), target.repeat(4, 1, 1, 1), annotated * 4).item() == pytest.approx(once)
+    every, known = torch.arange(1, 4).expand(2, -1), torch.ones(2, 3, dtype=torch.bool)
+    valid = torch.zeros(2, 1, 12, 10, dtype=torch.bool)
+    valid[:, :, :6] = True
+    found = MaskedDiceBCE(reduction="sum")(logits, Truth(target, every, known, valid)).item()
+    assert found == pytest.approx(summed(logits[:, :, :6], target[:, :, :6], ({1, 2, 3},) * 2).item(), rel=1e-5)
+
+
+def gradient_at_the_first(labels, reduction):
+    """Of a logit of label 1, annotated beside others."""
+    logits, target = random_pairs(2, labels)
+    logits[:, :1], shown = random_pairs(2, 1)
+    target = torch.where(shown == 1, 1, torch.where(target == 1, 0, target))
+    leaf = logits.requires_grad_()
+    every, known = torch.arange(1, labels + 1).expand(2, -1), torch.ones(2, labels, dtype=torch.bool)
+    MaskedDiceBCE(reduction=reduction)(leaf, Truth(target, every, known, None)).backward()
+    return leaf.grad[:, 0].norm().item()
+
+
+def test_a_label_learns_as_fast_beside_many_others_where_they_are_summed():
+    alone = gradient_at_the_first(1, "sum")
+    assert [gradient_at_the_first(k, "sum") for k in (2, 7, 14)] == pytest.approx([alone] * 3, rel=1e-5)
+    assert gradient_at_the_first(14, "mean") < gradient_at_the_first(1, "mean") / 10
+
+
 def test_an_empty_majority_does_not_pull_the_prediction_to_nothing():
     """The trap and the way out: a Dice of each sample alone rewards lower logits, the pooled Dice higher ones."""
     assert pull_of_the_dice(pooled=False) > 0

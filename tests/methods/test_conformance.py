@@ -27,6 +27,7 @@ FOLDING = (
     methods.LabelSetFiLMTrainer,
     methods.MultiTalentTrainer,
     methods.MarginalLossTrainer,
+    methods.SelfCompletingTrainer,
 )
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from worlds import make_trainer, two_stream_world
 
+from nnunetv2_conemos.methods import MarginalLossTrainer
 from nnunetv2_conemos.methods.marginal import MarginalExclusionLoss
 from nnunetv2_conemos.records import Truth
 
@@ -93,3 +97,11 @@ def test_a_sample_without_annotation_does_not_dilute_the_others():
     both = MarginalExclusionLoss()(logits, truth(target, [[True] * K, [False] * K]))
     one = MarginalExclusionLoss()(logits[:1], Truth(target[:1], EVERY[:1], torch.ones(1, K, dtype=torch.bool), None))
     assert both.item() == pytest.approx(one.item(), abs=1e-6)
+
+
+def test_the_weight_of_the_exclusion_term_is_an_option(nnunet_folders: Path) -> None:
+    for options, weight in (({}, 2.0), ({"exclusion": 0.0}, 0.0)):
+        two_stream_world(nnunet_folders, unlabelled=0, **options)
+        trainer = make_trainer(nnunet_folders, MarginalLossTrainer)
+        trainer.initialize()
+        assert trainer.loss.loss.exclusion == weight

@@ -109,6 +109,74 @@ def test_dodnet_sees_the_image_through_its_bottleneck():
     assert not torch.allclose(first, second)
 
 
+def different_images() -> torch.Tensor:
+    """Discs of different size, place and brightness, in noise."""
+    rng, (y, x) = np.random.default_rng(0), np.mgrid[:16, :16]
+    images = rng.normal(0, 0.3, (8, 1, 16, 16))
+    for image in images:
+        radius, (cy, cx), bright = rng.uniform(1, 6), rng.uniform(4, 12, 2), rng.uniform(1, 4)
+        image += bright * (np.hypot(y - cy, x - cx) < radius)
+    return torch.from_numpy(images).float()
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_the_controller_of_dodnet_tells_images_apart(kind):
+    """After an instance norm, nearly all of what it sees is the same in every image."""
+
+    def spread(controller: str) -> float:
+        torch.manual_seed(0)
+        manager = plans(2, kind, features=(8, 16, 32), controller=controller)
+        network = build(methods.DoDNetTrainer, manager, deep=False).eval()
+        with torch.no_grad():
+            _, pooled = network._features(different_images())
+        return (pooled.std(0) / pooled.abs().mean(0)).mean().item()
+
+    assert spread("before_norm") > 0.2
+    assert spread("after_norm") < 0.15
+
+
+def test_the_bottleneck_of_dodnet_is_that_of_the_main_path_and_not_kept():
+    for kind in ("plain", "residual"):
+        network = build(methods.DoDNetTrainer, plans(2, kind), deep=False).eval()
+        stage = network.encoder.stages[-1]
+        seen = []
+        block = stage.blocks[-1].conv2 if kind == "residual" else stage[0].convs[-1]
+        block.norm.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0]))
+        with torch.no_grad():
+            _, pooled = network._features(IMAGE)
+            expected = F.relu(network.seen[0](seen[0])).flatten(2).mean(2)
+            assert torch.allclose(pooled, expected)
+            network(IMAGE)
+        assert network.bottleneck is None
+
+
+def test_generated_convolutions_start_with_the_gain_of_he_for_labels_and_images():
+    torch.manual_seed(0)
+    manager = plans(2, features=(16, 64, 128))
+    network = build(methods.DoDNetTrainer, manager, deep=False).eval()
+    images, labels = torch.randn(8, 1, *patch(2)), torch.arange(1, 4).expand(8, -1)
+    with torch.no_grad():
+        weights = network._weights(network._features(images)[1], labels)
+    convolutions, biases = weights.split(SIZES, -1)[0::2], weights.split(SIZES, -1)[1::2]
+    assert torch.cat(convolutions, -1).var().item() == pytest.approx(2 / 8, rel=0.5)
+    assert torch.cat(biases, -1).abs().max() == 0
+    assert weights.std(1)[..., : SIZES[0]].mean() > 0.2, "labels differ"
+
+
+def test_dodnet_is_asked_all_annotated_labels_of_a_case(nnunet_folders):
+    rng = np.random.default_rng(0)
+    cases = {f"{'ab'[i % 2]}{i}": shapes(rng, 16, 4) for i in range(10)}
+    sources = {"A": {"cases": ["a*"], "annotated": ["square", "disc"]}, "B": {"cases": ["b*"], "annotated": ["disc"]}}
+    write_world(nnunet_folders, cases, {"background": 0, "square": 1, "disc": 2}, sources, batch_size=8)
+    trainer = make_trainer(nnunet_folders, methods.DoDNetTrainer)
+    trainer.initialize()
+    batch = next(trainer.get_dataloaders()[0])
+    query, truth = trainer.to_query_and_truth(batch)
+    asked = {"a": [1, 2], "b": [2, 0]}
+    assert query.labels.tolist() == [asked[str(key)[0]][: query.labels.shape[1]] for key in batch["keys"]]
+    assert torch.equal(truth[0].known, query.labels > 0)
+
+
 def test_too_many_decoders_are_refused():
     many = {"background": 0} | {f"label{i}": i for i in range(1, 18)}
     with pytest.raises(NotImplementedError, match=r"17 labels would need 17 decoders .* at most 16"):

@@ -18,19 +18,20 @@ from nnunetv2_conemos.losses.masked import MaskedDiceBCE
 from nnunetv2_conemos.methods import ConditionalFiLMTrainer, GenericSSLTrainer, HermesTrainer, UniMOSTrainer
 from nnunetv2_conemos.methods.generic_ssl.loss import ClassWeightedDiceCE
 from nnunetv2_conemos.methods.generic_ssl.network import BothStreams, Noisy, against_background
+from nnunetv2_conemos.methods.generic_ssl.options import GenericSSLOptions
 from nnunetv2_conemos.methods.generic_ssl.pseudo_labels import class_counts
-from nnunetv2_conemos.methods.generic_ssl.trainer import GenericSSLOptions
 from nnunetv2_conemos.methods.hermes.loss import AdaptiveTverskyBCE
 from nnunetv2_conemos.methods.marginal import MarginalExclusionLoss
 from nnunetv2_conemos.methods.unimos import trainer as unimos_trainer
 from nnunetv2_conemos.methods.unimos.loss import TargetAdaptiveLoss
 from nnunetv2_conemos.methods.unimos.scale_fusion import Perturb
+from nnunetv2_conemos.methods.unimos.trainer import UniMOSOptions
 from nnunetv2_conemos.networks.spec import PLANS_KEY
 from nnunetv2_conemos.records import Query, Truth
 from nnunetv2_conemos.training.trainer import PartialLabelTrainer
 
 WORLD = 2
-NORMS = ("instance", "batch")
+NORMS = ("group", "batch")
 
 
 def network():
@@ -196,7 +197,7 @@ def generic_step(model, rank):
 class UnturnedViews(UniMOSTrainer):
     """Halfway through a training, with queries and truth in the batch itself."""
 
-    progress, device, grad_scaler = 0.5, torch.device("cpu"), None
+    options, progress, device, grad_scaler = UniMOSOptions(), 0.5, torch.device("cpu"), None
     to_query_and_truth, possible = staticmethod(lambda pair: pair), staticmethod(every_label)
     _may_turn = staticmethod(lambda: False)
 

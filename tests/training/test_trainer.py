@@ -215,6 +215,7 @@ def test_settings_are_inherited_by_name_and_checked(world):
 def test_inference_facts_are_written_into_the_plans(world):
     trainer = make_trainer(world, ConditionalFiLMTrainer)
     assert trainer.plans_manager.plans["conemos"] == {
+        "options_recorded": True,
         "labels": ["square", "disc"],
         "has_regions": False,
         "untaught": [],

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from nnunetv2_conemos.errors import InputError, shorten
 from nnunetv2_conemos.methods.cmer.augment import FAMILIES, Family, drawn, jittered
@@ -19,22 +19,20 @@ from nnunetv2_conemos.methods.cmer.network import WIDTH, CAMNetworks, Fusion, Tw
 from nnunetv2_conemos.methods.cmer.slice_trainer import SliceTrainer
 from nnunetv2_conemos.methods.cmer.slices import Slices
 from nnunetv2_conemos.methods.cmer.thresholds import choose_threshold, dice_of_labels, fused_volume
-from nnunetv2_conemos.networks.spec import NetworkSpec, method_options
+from nnunetv2_conemos.networks.spec import MethodOptions, NetworkSpec, method_options
 from nnunetv2_conemos.training.checkpoints import load, write_checkpoint
 from nnunetv2_conemos.training.method import Method, Optimiser, Parameters
 
 KEEP_SIDES: tuple[Family, ...] = ("translation", "scaling")  # transforms that do not confuse left and right
 
 
-class CMEROptions(BaseModel):
+class CMEROptions(MethodOptions):
     """Options of a plans configuration under the key `conemos`; the defaults are the published ones.
 
     `reduction` of the squared difference of unit maps over the pixels: their mean is at most 2 / (H W), about a
     thousandth of the equivariance term; the sum is 2 - 2 cos. `jitter`: largest random shift of a sample before the
     views are made. `fusion`: how the channels are joined at prediction, or the number (from 0) of the one that is used.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     width_divisor: Literal[1, 2, 4, 8, 16] = 1
     dropout: bool = False
@@ -79,7 +77,15 @@ class CMERTrainer(SliceTrainer):
     whose voxels are otherwise used only to choose the thresholds at the end, in validation cases.
     """
 
-    method = Method(network=cam_networks, sampler=Slices(), loss=tag_loss, tags=True, dimensions=(2,), optimiser=adamw)
+    method = Method(
+        network=cam_networks,
+        sampler=Slices(),
+        loss=tag_loss,
+        options=CMEROptions,
+        tags=True,
+        dimensions=(2,),
+        optimiser=adamw,
+    )
     settings = {"enable_deep_supervision": False, "oversample_foreground_percent": 0.0}  # noqa: RUF012
 
     @property

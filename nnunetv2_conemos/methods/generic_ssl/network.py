@@ -13,7 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnunetv2_conemos.methods.generic_ssl.difficulty import ClassDifficulty
+from nnunetv2_conemos.methods.generic_ssl.diffusion import ddim_sample
 from nnunetv2_conemos.methods.generic_ssl.vnet import Decoder, Encoder, Shape, TimeEmbedding
+from nnunetv2_conemos.methods.generic_ssl.voting import VotingRight
 from nnunetv2_conemos.networks.base import PartialLabelNetwork
 from nnunetv2_conemos.networks.heads import chosen_channels, label_vs_rest
 from nnunetv2_conemos.networks.spec import NetworkSpec
@@ -43,13 +45,22 @@ class AggregateDecouple(PartialLabelNetwork):
 
     `decoder` predicts or, where nothing is learnt from pseudo-labels (`learns_unlabelled`), `reweighted` does.
 
+    `voting`: whether the diffusion may vote on pseudo-labels; None where it always does.
+
     `of_classes`: parameters that mean something for the labels in their order only. `BothStreams` gives the logits
     [B,C,*S] of the three decoders, or of two.
     """
 
-    of_classes = ("denoiser.head", "reweighted.head", "decoder.head", "diffusion_stem.operation", "difficulty")
+    of_classes = (
+        "denoiser.head",
+        "reweighted.head",
+        "decoder.head",
+        "diffusion_stem.operation",
+        "difficulty",
+        "voting",
+    )
 
-    def __init__(self, spec: NetworkSpec, shape: Shape, learns_unlabelled: bool = True):
+    def __init__(self, spec: NetworkSpec, shape: Shape, learns_unlabelled: bool = True, votes_always: bool = True):
         super().__init__(spec)
         channels, classes = spec.num_input_channels, spec.num_labels + 1
         self.classes, self.learns_unlabelled = classes, learns_unlabelled
@@ -61,6 +72,7 @@ class AggregateDecouple(PartialLabelNetwork):
         self.reweighted, self.decoder = Decoder(shape, classes), Decoder(shape, classes)
         self.decoder.requires_grad_(learns_unlabelled)
         self.difficulty = ClassDifficulty(classes)
+        self.voting = None if votes_always else VotingRight(classes)
 
     def queried_logits(self, query: Query) -> Float[Tensor, "B Q *S"]:
         return chosen_channels(self._all_labels(query.image), query.labels)
@@ -89,6 +101,11 @@ class AggregateDecouple(PartialLabelNetwork):
     def reweight(self, image: Float[Tensor, "B M *S"]) -> Float[Tensor, "B C *S"]:
         """Return the logits of the decoder that learns with weighted classes."""
         return self.reweighted(self.encode(image))
+
+    def sampled_maps(self, image: Float[Tensor, "B M *S"]) -> Float[Tensor, "B C *S"]:
+        """Return maps in [-1, 1] that the diffusion samples for images, from noise."""
+        noise = torch.randn(len(image), self.classes, *image.shape[2:], device=image.device)
+        return ddim_sample(lambda maps, step: self.denoise(Noisy(image, maps, step)), noise)
 
     @torch.no_grad()
     def ema_update(self, kept: float) -> None:

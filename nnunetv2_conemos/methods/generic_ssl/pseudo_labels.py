@@ -46,18 +46,21 @@ def class_counts(logits: Float[Tensor, "B K *S"], truth: Truth) -> Float[Tensor,
 
 
 def pseudo_labels(
-    maps: Float[Tensor, "B C *S"],
+    maps: Float[Tensor, "B C *S"] | None,
     logits: Float[Tensor, "B C *S"],
     supervised: Bool[Tensor, " K"],
     possible: Bool[Tensor, "B K"],
 ) -> Int[Tensor, " B *S"]:
     """Return the class with the most votes: of a sampled map, smoothed after Gumbel noise, and of a classifier.
 
+    Without a map, the classifier alone decides.
     Labels never annotated (not in `supervised`) count as background; votes for those that a case cannot show (not in
     `possible`) do not count.
     """
     space = (1,) * (logits.ndim - 2)
-    votes = smoothed(F.gumbel_softmax(maps.float(), tau=1, dim=1)) + torch.softmax(logits.float(), 1)
+    votes = torch.softmax(logits.float(), 1)
+    if maps is not None:
+        votes = votes + smoothed(F.gumbel_softmax(maps.float(), tau=1, dim=1))
     labels = votes[:, 1:] * possible.view(*possible.shape, *space)
     never_annotated = (labels * ~supervised.view(1, -1, *space)).sum(1, keepdim=True)
     return torch.cat((votes[:, :1] + never_annotated, labels * supervised.view(1, -1, *space)), 1).argmax(1)

@@ -22,6 +22,9 @@ from dynamic_network_architectures.building_blocks.helper import (
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from nnunetv2_conemos.networks.norms import group_norm
+
+Norm = Literal["batch", "group", "instance"]
 SINUSOID, TIME = 128, 512  # features of a time before and after its layers
 PERIOD = 1e4  # longest period of the sinusoids, in steps
 UNITS = (1, 2, 3)  # convolutions of the levels, fine to coarse; coarser ones have as many as the last
@@ -30,13 +33,17 @@ DROPPED, STRONGLY_DROPPED = 0.1, 0.5  # of channels: after each convolution; of 
 
 @dataclass(frozen=True)
 class Shape:
-    """Shape of a network in the plans: features, kernels and strides of each level, fine to coarse."""
+    """Shape of a network in the plans: features, kernels and strides of each level, fine to coarse.
+
+    After an instance norm, the last layer before the logits, every image has the same mean logits; so networks with
+    them are not trained any more, only those that exist predict.
+    """
 
     convolution: Any
     features: Sequence[int]
     kernels: Sequence[Sequence[int]]
     strides: Sequence[Sequence[int]]
-    norm: Literal["instance", "batch"] = "instance"
+    norm: Norm = "batch"
 
     def unit(self, inputs: int, level: int, timed: bool) -> Unit:
         """Build a convolution to the features of a level."""
@@ -68,9 +75,14 @@ class Shape:
 
     def _unit(self, operation: nn.Module, level: int, timed: bool, dropped: float = 0.0) -> Unit:
         width = self.features[level]
-        norm = {"instance": get_matching_instancenorm, "batch": get_matching_batchnorm}[self.norm](self.convolution)
-        after = nn.Sequential(nn.ReLU(), norm(width, affine=True), self.dropout(dropped))
+        after = nn.Sequential(nn.ReLU(), self._norm(width), self.dropout(dropped))
         return Unit(operation, after, nn.Sequential(nn.SiLU(), nn.Linear(TIME, width)) if timed else None)
+
+    def _norm(self, width: int) -> nn.Module:
+        if self.norm == "group":
+            return group_norm(width)
+        made = {"instance": get_matching_instancenorm, "batch": get_matching_batchnorm}[self.norm](self.convolution)
+        return made(width, affine=True)
 
 
 class Unit(nn.Module):

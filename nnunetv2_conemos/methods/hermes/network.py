@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from dynamic_network_architectures.building_blocks.residual import StackedResidualBlocks
 from dynamic_network_architectures.building_blocks.simple_conv_blocks import StackedConvBlocks
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from nnunetv2_conemos.methods.hermes.backbone import published_unet
@@ -25,14 +25,14 @@ from nnunetv2_conemos.methods.hermes.loss import HermesOutput
 from nnunetv2_conemos.methods.hermes.prior_fusion import MODALITY_TOKENS, PriorFusion, Priors, rows
 from nnunetv2_conemos.networks.base import PartialLabelNetwork
 from nnunetv2_conemos.networks.planned import UNetState, num_stages, run_stages
-from nnunetv2_conemos.networks.spec import NetworkSpec
+from nnunetv2_conemos.networks.spec import MethodOptions, NetworkSpec
 from nnunetv2_conemos.records import Query
 
 FUSED_FROM = 4  # accumulated stride from which stages are fused with the priors
 BLOCKS, BOTTLENECK_BLOCKS = 2, 4
 
 
-class HermesOptions(BaseModel):
+class HermesOptions(MethodOptions):
     """Options of a plans configuration under the key `conemos`.
 
     `asked`: at prediction, a pass for each group of labels that were annotated together ("groups", as in training) or
@@ -41,8 +41,6 @@ class HermesOptions(BaseModel):
     `mask_padding`: false attends to the padding of smaller sets too, as the published code does. `backbone`: of the
     plans, or the published network.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     asked: Literal["groups", "all"] = "groups"
     optimiser: Literal["LAMB", "nnU-Net"] = "LAMB"

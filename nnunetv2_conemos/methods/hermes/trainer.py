@@ -49,6 +49,7 @@ class HermesTrainer(PartialLabelTrainer):
         network=HermesUNet,
         sampler=Cases(power=0.0),
         loss=lambda configuration, ddp: AdaptiveTverskyBCE(),
+        options=HermesOptions,
         modalities=True,
         optimiser=lamb,
         averaging=0.99,

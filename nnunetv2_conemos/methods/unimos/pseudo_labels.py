@@ -16,7 +16,7 @@ from torch import Tensor
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.losses.marginalised import marginalised_log_probabilities
 from nnunetv2_conemos.methods.unimos.augment import cutmix, cutmix_boxes, photometric
-from nnunetv2_conemos.methods.unimos.loss import weighted_nll
+from nnunetv2_conemos.methods.unimos.loss import nll, weighted_nll
 from nnunetv2_conemos.methods.unimos.scale_fusion import Perturb
 from nnunetv2_conemos.records import Query
 
@@ -54,10 +54,15 @@ def consistency(
     queried: Bool[Tensor, "B K"],
     label: Int[Tensor, " B *S"],
     confident: Bool[Tensor, " B *S"],
+    weighted: bool = False,
 ) -> Float[Tensor, ""]:
-    """Return the weighted cross-entropy with confident pseudo-labels, divided by the number of all voxels."""
-    nll, _ = weighted_nll(marginalised_log_probabilities(logits, queried), label)
-    return (nll * confident).sum() / nll.numel()
+    """Return the cross-entropy with confident pseudo-labels, divided by the number of all voxels.
+
+    `weighted` by class, as published, it teaches labels that are too large once more.
+    """
+    log_p = marginalised_log_probabilities(logits, queried)
+    per_voxel = weighted_nll(log_p, label)[0] if weighted else nll(log_p, label)
+    return (per_voxel * confident).sum() / per_voxel.numel()
 
 
 class Unlabelled(NamedTuple):
@@ -76,14 +81,19 @@ class Consistency:
     """Losses between views of unlabelled images and their pseudo-labels.
 
     `unlabelled` holds the weak views and as many others, which CutMix mixes into the strong views; `queried` [B,K]: the
-    labels that pseudo-labels may have; `threshold`: the probability from which they are confident. Call `perturbed`
-    before `strong`.
+    labels that pseudo-labels may have; `threshold`: the probability from which they are confident; `weighted`: weigh
+    classes, as published. Call `perturbed` before `strong`.
     """
 
     def __init__(
-        self, network: Callable[[Query | Perturb], Any], unlabelled: Unlabelled, queried: Tensor, threshold: float
+        self,
+        network: Callable[[Query | Perturb], Any],
+        unlabelled: Unlabelled,
+        queried: Tensor,
+        threshold: float,
+        weighted: bool = False,
     ):
-        self.network, self.queried, self.threshold = network, queried, threshold
+        self.network, self.queried, self.threshold, self.weighted = network, queried, threshold, weighted
         self.weak, self.mixed = (
             Unlabelled(*half) for half in zip(*(part.chunk(2) for part in unlabelled), strict=True)
         )
@@ -118,7 +128,8 @@ class Consistency:
         return found._replace(confidence=found.confidence * of.inside)
 
     def _consistency(self, logits: Tensor, pseudo: PseudoLabels) -> Tensor:
-        return consistency(logits, self.queried, pseudo.label, pseudo.confidence >= self.threshold)
+        confident = pseudo.confidence >= self.threshold
+        return consistency(logits, self.queried, pseudo.label, confident, self.weighted)
 
 
 def targets_of(table: SourceTable, cases: Sequence[str], how: str) -> dict[str, np.ndarray]:

@@ -60,12 +60,13 @@ class FusedScalesUNet(PartialLabelNetwork):
     """Logits fused from the scales of a network that encodes images and decodes logits, fine to coarse.
 
     A `Perturb` gives the logits of all labels [B,K,*S] twice: plain, and with half of the channels dropped, those of
-    the logits of each scale or, with `perturb_features`, those of the features from encoder to decoder.
+    the logits of each scale or, with `perturb_features`, those of the features from encoder to decoder. `prior` is
+    subtracted from all logits, which the loss that it comes from adds again.
     """
 
-    def __init__(self, spec: NetworkSpec, network: Any, perturb_features: bool = False):
+    def __init__(self, spec: NetworkSpec, network: Any, perturb_features: bool = False, prior: float = 0.0):
         super().__init__(spec)
-        self.decoder, self.perturb_features = network, perturb_features
+        self.decoder, self.perturb_features, self.prior = network, perturb_features, prior
         self.decoder.deep_supervision = False  # nnU-Net's switch; only the fused logits are supervised
         self.fusion = ScaleFusion(network.classes, network.convolution)
 
@@ -83,7 +84,7 @@ class FusedScalesUNet(PartialLabelNetwork):
 
     def _fused(self, scales: list[Tensor]) -> Float[Tensor, "B K *S"]:
         logits = self.fusion(scales)
-        return logits[:, 1:] - logits[:, :1]
+        return logits[:, 1:] - logits[:, :1] - self.prior
 
     def _perturbed(self, image: Tensor) -> tuple[Tensor, Tensor]:
         features = self.decoder.encode(image)

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, model_validator
 
 from nnunetv2_conemos.methods.unimos.augment import turned
-from nnunetv2_conemos.methods.unimos.loss import TargetAdaptiveLoss
+from nnunetv2_conemos.methods.unimos.loss import LOG_PRIOR, TargetAdaptiveLoss
 from nnunetv2_conemos.methods.unimos.pseudo_labels import Consistency, Unlabelled, targets_of, threshold
 from nnunetv2_conemos.methods.unimos.pyramid import PlannedScales, Pyramid
 from nnunetv2_conemos.methods.unimos.scale_fusion import FusedScalesUNet
-from nnunetv2_conemos.networks.spec import NetworkSpec, method_options
+from nnunetv2_conemos.networks.spec import MethodOptions, NetworkSpec, method_options
 from nnunetv2_conemos.records import move
 from nnunetv2_conemos.training.method import Method, Optimiser, Parameters
 from nnunetv2_conemos.training.sampling import Cases
@@ -39,22 +39,36 @@ class StepwiseDecayLR(PolyLRScheduler):
         self._last_lr = [rate] * len(self.optimizer.param_groups)
 
 
-class UniMOSOptions(BaseModel):
+class UniMOSOptions(MethodOptions):
     """Options of a plans configuration under the key `conemos`.
 
     `network`: the published one with the widths and strides of the plans, or the planned U-Net, both with fused scales.
     `perturb`: drop channels of the logits of each scale (published) or of the features for the decoder (UniMatch).
     `targets`: the labels that pseudo-labels may have: all, or those annotated in other cases of the same `dataset`.
-    `dice_weight`: of a Dice term beside the cross-entropy of annotated cases (published: none).
+    `dice_weight`: of a Dice term beside the cross-entropy of annotated cases (`published`: 0).
+    `published`: classes weigh in the term of unlabelled cases too, and neither prediction nor pseudo-labels are
+    corrected for the weights.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    earlier = {"network": "pyramid", "published": True}  # noqa: RUF012
 
     network: Literal["pyramid", "planned"] = "pyramid"
     perturb: Literal["logits", "features"] = "logits"
     targets: Literal["all", "dataset"] = "all"
     optimiser: Literal["nnU-Net", "RMSprop"] = "nnU-Net"
-    dice_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    published: bool = False
+    dice_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published(cls, given: Any) -> Any:
+        """Leave out the Dice term where the published method is wanted, unless its weight is named."""
+        return {"dice_weight": 0.0, **given} if isinstance(given, dict) and given.get("published") else given
+
+    @property
+    def prior(self) -> float:
+        """The logarithm of the odds by which the weights of the loss favour labels, where that is corrected."""
+        return 0.0 if self.published else LOG_PRIOR
 
 
 def fused_unet(spec: NetworkSpec) -> FusedScalesUNet:
@@ -66,12 +80,13 @@ def fused_unet(spec: NetworkSpec) -> FusedScalesUNet:
     else:
         encoder: Any = unet.encoder
         network = Pyramid(spec.num_input_channels, classes, encoder.output_channels, encoder.strides, encoder.conv_op)
-    return FusedScalesUNet(spec, network, options.perturb == "features")
+    return FusedScalesUNet(spec, network, options.perturb == "features", options.prior)
 
 
 def target_adaptive_loss(configuration: ConfigurationManager, ddp: bool) -> TargetAdaptiveLoss:
-    """Build the loss with the `dice_weight` of the configuration."""
-    return TargetAdaptiveLoss(ddp, method_options(configuration, UniMOSOptions).dice_weight)
+    """Build the loss with the options of the configuration."""
+    options = method_options(configuration, UniMOSOptions)
+    return TargetAdaptiveLoss(ddp, options.dice_weight, options.prior)
 
 
 def rmsprop(parameters: Parameters, configuration: ConfigurationManager, epochs: int) -> Optimiser | None:
@@ -86,7 +101,12 @@ class UniMOSTrainer(SemiSupervisedTrainer):
     """Target adaptive loss on annotated cases, pseudo-labels and consistency of views on the others; no regions."""
 
     method = Method(
-        network=fused_unet, sampler=Cases(every=True), loss=target_adaptive_loss, regions=False, optimiser=rmsprop
+        network=fused_unet,
+        sampler=Cases(every=True),
+        loss=target_adaptive_loss,
+        options=UniMOSOptions,
+        regions=False,
+        optimiser=rmsprop,
     )
     settings = {"enable_deep_supervision": False}  # noqa: RUF012
     unlabelled_per_sample = 2  # one of them is mixed into the other
@@ -95,9 +115,12 @@ class UniMOSTrainer(SemiSupervisedTrainer):
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         loaders = super().get_dataloaders()
-        how = method_options(self.configuration_manager, UniMOSOptions).targets
-        self.targets = targets_of(self.table, self.training_cases, how)
+        self.targets = targets_of(self.table, self.training_cases, self.options.targets)
         return loaders
+
+    @property
+    def options(self) -> UniMOSOptions:
+        return method_options(self.configuration_manager, UniMOSOptions)
 
     def two_stream_step(self, labelled: dict, unlabelled: dict) -> dict:
         """Step on (supervised + 0.5 perturbed + 0.25 strong + 0.25 strong) / 2, each term differentiated in turn."""
@@ -127,4 +150,4 @@ class UniMOSTrainer(SemiSupervisedTrainer):
         queried = torch.from_numpy(targets).to(self.device)
         views = Unlabelled(both[:, :-1], both[:, -1] > 0, self.possible(unlabelled["keys"]))
         with torch.no_grad(), self.precision():
-            return Consistency(self.network, views, queried, threshold(self.progress))
+            return Consistency(self.network, views, queried, threshold(self.progress), self.options.published)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nnunetv2_conemos.methods.generic_ssl.difficulty import ClassDifficulty
+from nnunetv2_conemos.methods.generic_ssl.difficulty import ClassDifficulty, capped
 from nnunetv2_conemos.methods.generic_ssl.loss import ClassWeightedDiceCE
 from nnunetv2_conemos.methods.generic_ssl.network import against_background
 from nnunetv2_conemos.records import Truth
@@ -108,3 +108,9 @@ def test_a_class_that_is_never_found_weighs_as_many_as_there_are_classes_and_one
     assert weights[1].item() == pytest.approx(1.03 * 4, rel=0.05)
     fresh = ClassDifficulty(4).update(torch.tensor([[90.0, 0, 80, 80], [0, 0, 5, 5], [0, 20, 5, 5]]))
     assert fresh[2].item() == pytest.approx(0.03 * 4, rel=0.3)
+
+
+def test_capped_weights_differ_by_a_factor_of_three_at_most():
+    assert capped(torch.tensor([0.2, 6.0, 1.0, 3.0])).tolist() == [2.0, 6.0, 2.0, 3.0]
+    even = torch.tensor([1.0, 2.0, 2.5])
+    assert torch.equal(capped(even), even)

@@ -8,7 +8,8 @@ from torch import nn
 from nnunetv2_conemos.inference.adapt import Named, adapt_weights
 from nnunetv2_conemos.methods import GenericSSLTrainer
 from nnunetv2_conemos.methods.generic_ssl.network import AggregateDecouple, BothStreams, Noisy, against_background
-from nnunetv2_conemos.methods.generic_ssl.vnet import Shape
+from nnunetv2_conemos.methods.generic_ssl.vnet import Shape, Unit
+from nnunetv2_conemos.networks.spec import PLANS_KEY, RECORDED
 from nnunetv2_conemos.records import Query
 
 WIDTHS = (32, 64, 128, 256, 512)
@@ -80,7 +81,7 @@ def test_features_of_the_published_network_halve_and_double():
 
 
 @pytest.mark.parametrize("dim", [2, 3])
-@pytest.mark.parametrize("norm", ["instance", "batch"])
+@pytest.mark.parametrize("norm", ["group", "batch"])
 def test_one_pass_gives_all_three_and_each_by_itself(dim, norm):
     made = network(dim, norm=norm).eval()
     image, other = torch.randn(2, 1, *[16] * dim), torch.randn(2, 1, *[16] * dim)
@@ -118,10 +119,72 @@ def test_units_norm_after_the_nonlinearity_and_drop_channels():
     made = network(3)
     for unit in (made.image_stem, made.encoder.blocks[0][0], made.decoder.blocks[0][0]):
         kinds = [type(module).__name__ for module in unit.after]
-        assert kinds == ["ReLU", "InstanceNorm3d", "Dropout3d"]
+        assert kinds == ["ReLU", "GroupNorm", "Dropout3d"]
         assert unit.after[2].p == 0.1
     assert made.encoder.down[0].after[2].p == made.decoder.up[0].after[2].p == 0
     assert made.encoder.dropout.p == made.decoder.dropout.p == made.denoiser.dropout.p == 0.5
+
+
+def different_images(dim=2):
+    """An empty slice, noise, black, and a slice with an organ."""
+    images = torch.zeros(4, 1, *[16] * dim)
+    images[0] = 1.0
+    images[1] = torch.randn(images[1].shape, generator=torch.Generator().manual_seed(1))
+    images[2] = -1.0
+    images[3] = images[0]
+    images[(3, 0, *[slice(4, 10)] * dim)] = 4.0
+    return images
+
+
+def means_of_units(norm, train):
+    """Mean of each channel of each image after every unit of encoder and decoder, and of the logits."""
+    torch.manual_seed(0)
+    shape = Shape(nn.Conv2d, (8, 16, 32), [[3, 3]] * 3, [[1, 1], [2, 2], [2, 2]], norm)
+    made, means = AggregateDecouple(network_spec(2), shape), {}
+    for module in made.modules():
+        if isinstance(module, nn.Dropout2d):
+            module.p = 0.0  # which would tell images apart itself
+    for name, module in made.named_modules():
+        if isinstance(module, Unit) or name == "decoder.head":
+            module.register_forward_hook(lambda _, given, output, name=name: means.update({name: output.mean((2, 3))}))
+    with torch.no_grad():
+        for _ in range(30):
+            made(different_images())  # moves the running statistics
+        made.train(train)(Query(different_images(), torch.tensor([[1, 2]] * 4)))
+    assert len(means) == 14, "the stem, 7 units of the encoder, 5 of the decoder, and the logits"
+    return means
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_how_much_is_predicted_is_up_to_the_image(norm, train):
+    """At every level: no two of an empty slice, noise, black and an organ have the same mean features or logits."""
+    for name, means in means_of_units(norm, train).items():
+        apart = (means[:, None] - means[None]).abs().amax(2)
+        assert apart[~torch.eye(4, dtype=torch.bool)].min() > 1e-3, (name, apart)
+
+
+def test_after_instance_norms_it_is_not():
+    """Why they are not offered any more."""
+    for name, means in means_of_units("instance", train=True).items():
+        assert (means - means[:1]).abs().max() < 1e-4, name
+
+
+def test_small_batches_get_group_norms_and_others_batch_norms():
+    for samples, kind in ((2, "GroupNorm"), (3, "BatchNorm2d")):
+        manager = plans(2)
+        manager.plans["configurations"]["tiny"]["batch_size"] = samples
+        assert type(build(GenericSSLTrainer, manager).image_stem.after[1]).__name__ == kind
+
+
+def test_models_of_before_have_the_network_of_their_time():
+    manager = plans(2)
+    del manager.plans[PLANS_KEY][RECORDED]
+    made = build(GenericSSLTrainer, manager)
+    assert type(made.image_stem.after[1]).__name__ == "InstanceNorm2d"
+    assert made.voting is None
+    assert network().voting is not None
+    assert network(diffusion="always").voting is None
 
 
 def test_without_pseudo_labels_a_decoder_that_learns_from_annotations_predicts():
@@ -147,4 +210,4 @@ def test_classes_in_another_order_start_fresh():
         *(f"{decoder}.head.{part}" for decoder in ("denoiser", "reweighted", "decoder") for part in ("weight", "bias")),
         *(f"diffusion_stem.operation.{part}" for part in ("weight", "bias")),
     }
-    assert {name for name in theirs if name not in taken and not name.startswith("difficulty")} == changed
+    assert {name for name in theirs if name not in taken and not name.startswith(("difficulty", "voting"))} == changed

@@ -2,22 +2,25 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from architectures import build, plans
 from learning import FEATURES, argmax
 from torch import nn
 from worlds import NAME, SQUARE_DISC, dice, make_trainer, shapes, train, two_stream_world, write_world
 
-from nnunetv2_conemos.errors import SourceError
+from nnunetv2_conemos.errors import InputError, SourceError
 from nnunetv2_conemos.methods import GenericSSLTrainer
 from nnunetv2_conemos.methods.generic_ssl import trainer as ssl_trainer
-from nnunetv2_conemos.methods.generic_ssl.difficulty import ClassDifficulty
+from nnunetv2_conemos.methods.generic_ssl.difficulty import ClassDifficulty, capped
 from nnunetv2_conemos.methods.generic_ssl.network import BothStreams, against_background
 from nnunetv2_conemos.networks.spec import PLANS_KEY
 from nnunetv2_conemos.records import Truth
+from nnunetv2_conemos.training.checkpoints import load
 
 
 def truth(target, known=None, valid=None):
@@ -77,8 +80,9 @@ def test_each_loss_reaches_its_own_parts(nnunet_folders, term, monkeypatch):
         assert (parameter.grad is not None and parameter.grad.abs().sum() > 0) == supervised, name
 
 
-def test_a_step_is_the_sum_of_its_losses_and_only_one_is_reweighted(nnunet_folders, monkeypatch):
-    trainer, loader, _ = ready(nnunet_folders)
+@pytest.mark.parametrize("difficulty", ["capped", "published", "none"])
+def test_a_step_is_the_sum_of_its_losses_and_only_one_is_reweighted(nnunet_folders, difficulty, monkeypatch):
+    trainer, loader, _ = ready(nnunet_folders, unlabelled_weight=10.0, difficulty=difficulty)
     weights, loss = [], trainer.loss
 
     class Recorded(nn.Module):
@@ -88,8 +92,10 @@ def test_a_step_is_the_sum_of_its_losses_and_only_one_is_reweighted(nnunet_folde
 
     trainer.loss, trainer.current_epoch = Recorded(), 500
     report = trainer.train_step(next(loader))
-    assert [weight is None for weight in weights] == [True, False, True]
-    assert torch.allclose(weights[1], trainer.network.difficulty.weights())
+    assert [weight is None for weight in weights] == [True, difficulty == "none", True]
+    if difficulty != "none":
+        published = trainer.network.difficulty.weights()
+        assert torch.allclose(weights[1], published if difficulty == "published" else capped(published))
     parts = [report[name] for name in ssl_trainer.GenericSSLTrainer.extras]
     assert parts[3] == pytest.approx(ssl_trainer.ramp_up(0.5, 10.0, 1.0))
     assert report["loss"] == pytest.approx(parts[0] + parts[1] + parts[3] * parts[2], rel=1e-4)
@@ -113,7 +119,7 @@ def test_the_moving_average_is_of_the_two_other_decoders(nnunet_folders):
 
 
 def test_a_step_moves_the_average_by_a_hundredth(nnunet_folders):
-    trainer, loader, _ = ready(nnunet_folders)
+    trainer, loader, _ = ready(nnunet_folders, pull="constant")
     trainer.lr_scheduler.initial_lr = 0.0  # nothing else moves
     before = {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
     trainer.train_step(next(loader))
@@ -121,6 +127,19 @@ def test_a_step_moves_the_average_by_a_hundredth(nnunet_folders):
         pulled = 0.99 * before[f"decoder.{name}"] + 0.005 * (before[f"denoiser.{name}"] + before[f"reweighted.{name}"])
         assert torch.allclose(parameter, pulled, atol=1e-7), name
     assert not torch.equal(trainer.network.decoder.state_dict()[name], before[f"decoder.{name}"])
+
+
+@pytest.mark.parametrize("pull", ["learning_rate", "constant"])
+def test_the_pull_falls_with_the_learning_rate_or_stays(nnunet_folders, pull, monkeypatch):
+    trainer, loader, _ = ready(nnunet_folders, pull=pull)
+    trainer.num_epochs, trainer.num_iterations_per_epoch = 1, 4
+    trainer.lr_scheduler.max_steps = 1
+    kept = []
+    monkeypatch.setattr(trainer.network, "ema_update", kept.append)
+    for _ in range(4):
+        trainer.train_step(next(loader))
+    falling = [(1 - done) ** 0.9 for done in (0, 0.25, 0.5, 0.75)]
+    assert kept == pytest.approx([1 - 0.01 * (rate if pull == "learning_rate" else 1) for rate in falling])
 
 
 def test_the_rate_falls_with_each_step_as_the_weight_rises(nnunet_folders):
@@ -176,12 +195,60 @@ def test_pseudo_labels_are_those_of_the_annotated_decoders(nnunet_folders, monke
     sure = torch.zeros(2, 3, 16, 16)
     sure[:, 2] = 20
     monkeypatch.setattr(trainer.network, "reweight", lambda image: sure)
-    assert (trainer.pseudo_truth(images, every).target == 2).all()
+    assert (trainer.pseudo_truth(images, every, True).target == 2).all()
     flat, certain = torch.zeros_like(sure), -torch.ones_like(sure)
     certain[:, 1] = 1
     monkeypatch.setattr(trainer.network, "reweight", lambda image: flat)
     monkeypatch.setattr(trainer.network, "denoise", lambda noisy: certain)
-    assert (trainer.pseudo_truth(images, every).target == 1).float().mean() > 0.8
+    assert (trainer.pseudo_truth(images, every, True).target == 1).float().mean() > 0.8
+    assert (trainer.pseudo_truth(images, every, False).target == 0).all(), "without a vote of the diffusion"
+
+
+def test_the_diffusion_votes_while_it_is_right_on_annotated_cases(nnunet_folders, monkeypatch):
+    """It is looked at every 25 steps; where it has no vote, its ten passes are saved."""
+    trainer, loader, _ = ready(nnunet_folders)
+    network, passes = trainer.network, []
+    annotated, unlabelled = next(loader)
+    right = 2.0 * F.one_hot(annotated["target"][:, 0].long(), 3).movedim(-1, 1) - 1
+    wrong = 2.0 * F.one_hot(torch.zeros(2, 16, 16, dtype=torch.long), 3).movedim(-1, 1) - 1  # nothing but background
+    sampled = wrong
+    monkeypatch.setattr(network, "sampled_maps", lambda images: (passes.append(images), sampled)[1])
+    votes = []
+    for step in range(52):
+        if step == 25:
+            sampled = right
+        votes.append(trainer.train_step((annotated, unlabelled))["votes of the diffusion"])
+    assert votes == [0.0] * 25 + votes[25:]
+    assert votes[-1] == 1
+    looks = [images for images in passes if torch.equal(images, annotated["data"])]
+    assert len(looks) == 3, "at steps 0, 25 and 50"
+    assert len(passes) - len(looks) == sum(votes)
+
+
+def test_the_published_diffusion_votes_always(nnunet_folders):
+    trainer, loader, _ = ready(nnunet_folders, diffusion="always")
+    assert trainer.train_step(next(loader))["votes of the diffusion"] == 1
+
+
+def test_the_final_checkpoint_is_the_best_on_validation_cases_or_the_last(nnunet_folders):
+    for option, best in (("best", True), ("last", False)):
+        trainer, *_ = ready(nnunet_folders, checkpoint=option)
+        for name in ("checkpoint_best.pth", "checkpoint_latest.pth"):
+            trainer.save_checkpoint(f"{trainer.output_folder}/{name}")
+            for parameter in trainer.network.parameters():
+                parameter.data += 1
+        kept = load(Path(trainer.output_folder) / "checkpoint_best.pth")["network_weights"]
+        trainer.on_train_end()
+        final = load(Path(trainer.output_folder) / "checkpoint_final.pth")["network_weights"]
+        assert torch.equal(final["decoder.head.weight"], kept["decoder.head.weight"]) == best
+        assert torch.equal(final["decoder.head.weight"], trainer.network.state_dict()["decoder.head.weight"])
+
+
+def test_instance_norms_are_refused_before_anything_is_made(nnunet_folders):
+    two_stream_world(nnunet_folders, norm="instance")
+    with pytest.raises(InputError, match=r"norm: 'instance' is no longer trained.*Use 'group', or 'auto'"):
+        make_trainer(nnunet_folders, GenericSSLTrainer)
+    assert not list((nnunet_folders / "nnUNet_results").iterdir())
 
 
 def test_tags_rule_out_pseudo_labels_of_a_step(nnunet_folders, monkeypatch):
@@ -200,7 +267,7 @@ def test_tags_rule_out_pseudo_labels_of_a_step(nnunet_folders, monkeypatch):
 
 
 def test_difficulty_is_that_of_the_denoiser(nnunet_folders, monkeypatch):
-    trainer, loader, _ = ready(nnunet_folders)
+    trainer, loader, _ = ready(nnunet_folders, diffusion="always")
     trainer.network.eval()  # without dropout
     seen, counts, forward = [], ssl_trainer.class_counts, trainer.network.forward
     monkeypatch.setattr(ssl_trainer, "class_counts", lambda z, truth: (seen.append(z.detach()), counts(z, truth))[1])
@@ -225,7 +292,7 @@ def test_the_weight_grows_within_an_epoch_too(nnunet_folders):
         trainer.current_epoch = epoch
         trainer.on_train_epoch_start()
         weights += [trainer.train_step(next(loader))[GenericSSLTrainer.extras[3]] for _ in range(4)]
-    assert weights == pytest.approx([ssl_trainer.ramp_up(step / 8, 10.0, 1.0) for step in range(8)])
+    assert weights == pytest.approx([ssl_trainer.ramp_up(step / 8, 1.5, 1.0) for step in range(8)])
 
 
 def test_streams_are_annotated_and_unlabelled_and_both_are_augmented_alike(nnunet_folders):
@@ -266,7 +333,7 @@ def test_pseudo_labels_are_supervised_labels_and_have_no_gradient(nnunet_folders
         monkeypatch.setattr(
             network, name, lambda *a, plain=plain: (graphs.append(torch.is_grad_enabled()), plain(*a))[1]
         )
-    believed = trainer.pseudo_truth(images, every)
+    believed = trainer.pseudo_truth(images, every, True)
     assert len(graphs) == 11, "ten steps of the diffusion, and the classifier"
     assert not any(graphs)
     assert believed.target.shape == (2, 1, 16, 16)
@@ -274,14 +341,14 @@ def test_pseudo_labels_are_supervised_labels_and_have_no_gradient(nnunet_folders
     assert set(believed.target.unique().tolist()) <= {0, 1, 2}
     assert trainer.supervised.tolist() == [True, True]
     trainer.supervised = np.array([True, False])
-    narrowed = trainer.pseudo_truth(images, every)
+    narrowed = trainer.pseudo_truth(images, every, True)
     assert narrowed.known.tolist() == [[True, False]] * 2
     assert set(narrowed.target.unique().tolist()) <= {0, 1}, "nobody annotates the disc in this fold"
 
 
 @pytest.mark.parametrize("teacher", ["train", "eval"])
 def test_the_teacher_drops_channels_or_not(nnunet_folders, teacher, monkeypatch):
-    trainer, loader, _ = ready(nnunet_folders, teacher=teacher)
+    trainer, loader, _ = ready(nnunet_folders, teacher=teacher, diffusion="always")
     modes = []
     trainer.network.denoiser.dropout.register_forward_hook(lambda module, *_: modes.append(module.training))
     trainer.train_step(next(loader))

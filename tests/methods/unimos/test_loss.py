@@ -10,7 +10,7 @@ from worlds import make_trainer, two_stream_world
 
 from nnunetv2_conemos.losses.marginalised import marginalised_log_probabilities
 from nnunetv2_conemos.methods import UniMOSTrainer
-from nnunetv2_conemos.methods.unimos.loss import TargetAdaptiveLoss, weighted_nll
+from nnunetv2_conemos.methods.unimos.loss import LOG_PRIOR, TargetAdaptiveLoss, weighted_nll
 from nnunetv2_conemos.records import Truth
 
 EVERY = torch.arange(1, 4)
@@ -144,14 +144,54 @@ def test_the_dice_does_not_see_ignored_voxels_nor_what_is_not_annotated():
     assert dice_part(heads(logits), truth(target, known)) != pytest.approx(plain, abs=1e-3)
 
 
-def test_the_dice_weight_is_an_option_of_the_plans(nnunet_folders):
-    for options, weight in (({}, 0.0), ({"dice_weight": 0.5}, 0.5)):
-        two_stream_world(nnunet_folders, **options)
-        trainer = make_trainer(nnunet_folders, UniMOSTrainer)
-        trainer.initialize()
-        assert trainer.loss.dice_weight == weight
+@pytest.mark.parametrize(
+    ("options", "dice_weight", "prior"),
+    [
+        ({}, 1.0, math.log(6)),
+        ({"dice_weight": 0.5}, 0.5, math.log(6)),
+        ({"published": True}, 0.0, 0.0),
+        ({"published": True, "dice_weight": 0.5}, 0.5, 0.0),
+    ],
+)
+def test_dice_weight_and_prior_are_those_of_the_plans(nnunet_folders, options, dice_weight, prior):
+    two_stream_world(nnunet_folders, **options)
+    trainer = make_trainer(nnunet_folders, UniMOSTrainer)
+    trainer.initialize()
+    assert trainer.loss.dice_weight == dice_weight
+    assert trainer.loss.prior == trainer.network.prior == pytest.approx(prior)
+
+
+def test_a_negative_dice_weight_is_refused():
     with pytest.raises(ValueError, match="dice_weight: Input should be greater than or equal to 0"):
         build(UniMOSTrainer, plans(2, dice_weight=-1.0))
+
+
+def slope(loss, logit, labelled):
+    """The gradient of the loss in the one logit of 100 voxels, of which some show the label."""
+    target = torch.zeros(1, 1, 100, 1, dtype=torch.long)
+    target[:, :, :labelled] = 1
+    one = Truth(target, torch.tensor([[1]]), torch.tensor([[True]]), None)
+    leaf = torch.tensor(float(logit), requires_grad=True)
+    loss(leaf.expand(1, 1, 100, 1), one).backward()
+    return leaf.grad.item()
+
+
+@pytest.mark.parametrize("labelled", [2, 30, 71])
+def test_with_prior_correction_the_likeliest_share_is_the_true_one(labelled):
+    """Where nothing tells voxels apart, what the loss likes best is as much of a label as there is."""
+    odds = math.log(labelled / (100 - labelled))
+    assert slope(TargetAdaptiveLoss(prior=LOG_PRIOR), odds, labelled) == pytest.approx(0, abs=1e-6)
+    assert slope(TargetAdaptiveLoss(), odds, labelled) < -0.01, "as published: more"
+    assert slope(TargetAdaptiveLoss(), odds + math.log(6), labelled) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_prior_acts_on_the_cross_entropy_alone():
+    logits, target = random_batch()
+    known = truth(target, [[True, True, False]] * 3)
+    tilted = TargetAdaptiveLoss()(heads(logits) + LOG_PRIOR, known).item()
+    assert TargetAdaptiveLoss(prior=LOG_PRIOR)(heads(logits), known).item() == pytest.approx(tilted, abs=1e-6)
+    both = TargetAdaptiveLoss(dice_weight=1.0, prior=LOG_PRIOR)(heads(logits), known).item()
+    assert both - tilted == pytest.approx(dice_part(heads(logits), known), abs=1e-5)
 
 
 def test_the_weighted_nll_is_clamped():

@@ -1,15 +1,17 @@
 """The pyramid, and logits fused over its scales."""
 
+import math
 from functools import partial
 
 import pytest
 import torch
-from architectures import moved_network, network_spec, patch
+from architectures import build, moved_network, network_spec, patch, plans
 from torch import nn
 
 from nnunetv2_conemos.methods import UniMOSTrainer
 from nnunetv2_conemos.methods.unimos.pyramid import Pyramid, ResidualBlock
 from nnunetv2_conemos.methods.unimos.scale_fusion import FusedScalesUNet, Perturb, ScaleFusion
+from nnunetv2_conemos.networks.spec import PLANS_KEY, RECORDED
 from nnunetv2_conemos.records import Query
 
 EVERY = torch.arange(1, 4)
@@ -88,3 +90,23 @@ def test_perturbed_logits_differ_and_plain_ones_do_not(options, dim):
     perturbed.square().sum().backward()
     encoder = made.decoder.stem if hasattr(made.decoder, "stem") else made.decoder.encoder
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.parameters() if p.ndim > 1)
+
+
+@pytest.mark.parametrize("backbone", ["pyramid", "planned"])
+def test_prediction_and_pseudo_labels_are_corrected_for_the_weights_of_the_loss(backbone):
+    """In every logit that the network gives; the published one corrects none."""
+    corrected, published = (network(network=backbone, published=flag).eval() for flag in (False, True))
+    image = torch.randn(2, 1, *patch(2))
+    with torch.no_grad():
+        for request in (image, Query(image, EVERY.expand(2, -1))):
+            ours, theirs = (made(request)[:, -3:] for made in (corrected, published))
+            assert torch.allclose(ours, theirs - math.log(6), atol=1e-5)
+        ours, theirs = corrected(Perturb(image)), published(Perturb(image))
+        assert torch.allclose(ours[0], theirs[0] - math.log(6), atol=1e-5)
+    assert (corrected(image).argmax(1) > 0).sum() < (published(image).argmax(1) > 0).sum()
+
+
+def test_models_of_before_predict_as_they_did():
+    manager = plans(2)
+    del manager.plans[PLANS_KEY][RECORDED]
+    assert build(UniMOSTrainer, manager).prior == 0

@@ -129,7 +129,11 @@ def test_the_mean_is_over_all_voxels_and_zero_where_none_is_confident():
     half = confident.clone()
     half[:, :4] = False
     assert pseudo_labels.consistency(same, queried, label, half).item() == pytest.approx(whole.item() / 2)
-    assert whole.item() == pytest.approx(1.2 * math.log(4)), "weighted, and not divided by weights"
+    assert whole.item() == pytest.approx(math.log(4)), "no class weighs more than another"
+    published = pseudo_labels.consistency(same, queried, label, confident, weighted=True)
+    assert published.item() == pytest.approx(1.2 * math.log(4)), "weighted, and not divided by weights"
+    background = pseudo_labels.consistency(same, queried, 0 * label, confident, weighted=True)
+    assert background.item() == pytest.approx(0.2 * math.log(4))
     none = pseudo_labels.consistency(logits, queried, label, ~confident)
     none.backward()
     assert none.item() == 0

@@ -56,6 +56,15 @@ def test_the_threshold_follows_the_share_of_the_training(nnunet_folders):
         assert trainer._consistency(unlabelled).threshold == expected
 
 
+@pytest.mark.parametrize("published", [False, True])
+def test_only_the_published_method_weighs_classes_of_pseudo_labels(nnunet_folders, published):
+    two_stream_world(nnunet_folders, published=published)
+    trainer = make_trainer(nnunet_folders, UniMOSTrainer)
+    trainer.initialize()
+    _, unlabelled = next(trainer.get_dataloaders()[0])
+    assert trainer._consistency(unlabelled).weighted == published
+
+
 def test_maps_of_unlabelled_cases_cannot_leak(nnunet_folders, monkeypatch):
     two_stream_world(nnunet_folders)
     monkeypatch.setattr(unimos_trainer, "threshold", lambda _: 0.3)  # an untrained network is sure of nothing

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import format_exc
 
 from nnunetv2_conemos.conversion.found import FoundCase
 from nnunetv2_conemos.conversion.problems import SHOWN, ImportProblemsError
@@ -58,10 +59,11 @@ def problems_listed(target: Path, private: Path | None) -> Iterator[None]:
         if private is None:
             raise InputError(f"{error}\n  all of them: {file}") from None
         raise InputError(f"{len(error.problems)} problem(s), which could hold names of patients: see {file}.") from None
-    except (ConemosError, ValueError, OSError, RuntimeError) as error:  # the latter from libraries
+    except Exception as error:  # libraries raise anything, and a traceback shows names
         if private is None:
             raise
-        write_aside(file, lines_writer([str(error)]))
+        known = isinstance(error, ConemosError | OSError)
+        write_aside(file, lines_writer([str(error) if known else format_exc()]))
         raise InputError(f"a problem, whose description could hold names of patients: see {file}.") from None
     if private is None:
         file.unlink(missing_ok=True)  # of an earlier run

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from glob import escape
 from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -74,11 +75,17 @@ class CaseRecord:
 
 def key_of(task: CaseTask, settings: CaseSettings) -> str:
     """Return a hash of the files of a case (path, size, time) and of all settings that its files depend on."""
-    files = sorted({*task.found.images, *(structure.file for structure in task.structures.values())})
+    files = {*task.found.images, *(structure.file for structure in task.structures.values())}
+    files = sorted(files.union(*(file.parent.glob(f"{escape(file.stem)}.*raw") for file in files if is_header(file))))
     facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
     how = repr(settings._replace(folder=Path()))
     content = (nnunetv2_conemos.__version__, task.case, task.found, sorted(task.structures.items()), facts, how)
     return sha256(repr(content).encode(errors="surrogatepass")).hexdigest()
+
+
+def is_header(file: Path) -> bool:
+    """Return whether the voxels of a file lie in another one beside it, `.raw` or `.zraw`."""
+    return file.suffix.lower() == ".mhd"
 
 
 def read_case(task: CaseTask, settings: CaseSettings) -> CaseRecord:
@@ -172,7 +179,8 @@ def compose(task: CaseTask, settings: CaseSettings, image: Volume) -> Composed:
         if add_label(label, mask, voxels, codes) or settings.empty == "absent":
             annotated.append(label)
         if own.mask.any() and not mask.any():
-            notes.append(f"'{structure.name}': nothing of it lies within the image")
+            meant = "absent" if settings.empty == "absent" else "not annotated"
+            notes.append(f"'{structure.name}': no voxel of it is left within the image, so it counts as {meant}")
     notes += [f"{len(names)} structure(s) {how}: {', '.join(names)}" for how, names in places.items()]
     counts = count_values(voxels)
     return Composed(voxels, list(codes), [counts.get(code, 0) for code in range(len(codes))], annotated, notes)

@@ -125,6 +125,8 @@ def predicted_maps(folder: Path, dataset: str | Path | None) -> list[Map]:
         )
     dataset_json = read_checked(source / "dataset.json", LabelMaps)
     values, ending = values_of(dataset_json), dataset_json["file_ending"]
+    if dataset is not None and holds_dataset(folder):
+        require_same_labels(values, folder, source)
     sources = parse_sources(dataset_json["sources"]).values() if "sources" in dataset_json else ()
     learnt = {label for one in sources for label in (*one.annotated, *one.tagged)} or values.keys()
     files = sorted(file for file in folder.iterdir() if file.name.endswith(ending) and not file.name.startswith("."))
@@ -135,6 +137,16 @@ def predicted_maps(folder: Path, dataset: str | Path | None) -> list[Map]:
     labels = {label: own for label, own in values.items() if label in learnt}
     every = frozenset(value for own in values.values() for value in own)
     return [Map(file.name.removesuffix(ending), file, labels, every) for file in files]
+
+
+def require_same_labels(values: Values, folder: Path, source: Path) -> None:
+    """Raise InputError where the model that predicted had other labels than the dataset that is named."""
+    own = values_of(read_checked(folder / "dataset.json", LabelMaps))
+    if wrong := [label for label in {**own, **values} if own.get(label) != values.get(label)]:
+        raise InputError(
+            f"--dataset {source}: expected the labels of {folder / 'dataset.json'}, found others "
+            f"({shorten(wrong)}). Name the dataset of the model, or leave --dataset out."
+        )
 
 
 def values_of(dataset_json: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

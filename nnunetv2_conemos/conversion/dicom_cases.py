@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nnunetv2_conemos.annotations.names import MAX_BYTES
-from nnunetv2_conemos.conversion.dicom_files import Header, scan
+from nnunetv2_conemos.conversion.dicom_files import RTSTRUCT, Header, scan
 from nnunetv2_conemos.conversion.found import FoundCase, Structure
 from nnunetv2_conemos.conversion.problems import require_none
 from nnunetv2_conemos.conversion.series import MOVE, Series, assemble
@@ -140,6 +140,8 @@ def _add(slices: Sequence[Header], tree: Tree) -> None:
 
 
 def _reason_to_pass_over(group: Sequence[Header], slices: Sequence[Header], named: bool) -> str:
+    if group[0].modality == RTSTRUCT:
+        return "a structure set of the same patient is passed over (RTSTRUCT)"
     images = [header for header in group if header.size]
     if not slices and images:
         kind = "localizer" if any(header.localizer for header in images) else "no slices of an image"

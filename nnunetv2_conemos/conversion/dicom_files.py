@@ -11,8 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nnunetv2_conemos.conversion.patterns import files_below
 from nnunetv2_conemos.datasets.volumes import reading
-from nnunetv2_conemos.errors import MissingFileError, UnsupportedError, VolumeError
+from nnunetv2_conemos.errors import UnsupportedError, VolumeError
 from nnunetv2_conemos.parallel import default_processes, in_processes
 
 EXTRA = ("pydicom", "highdicom")
@@ -97,13 +98,11 @@ def require_dicom() -> None:
 def scan(source: Path) -> Scan:
     """Read the headers of all DICOM files below a folder, on all cores where there are many.
 
-    Other files are passed over. Raises MissingFileError where there is no such folder, and UnsupportedError where the
-    packages for DICOM are not installed.
+    Other files are passed over. Raises MissingFileError where there is no such folder, FileError for one that cannot be
+    read, and UnsupportedError where the packages for DICOM are not installed.
     """
     require_dicom()
-    if not source.is_dir():
-        raise MissingFileError(f"{source}: expected a folder with DICOM files, found none.")
-    files = sorted(file for file in source.rglob("*") if not file.name.startswith(".") and file.is_file())
+    files = [file for name in files_below(source) if (file := source / name).is_file() or file.is_symlink()]
     jobs = [(files[start : start + CHUNK],) for start in range(0, len(files), CHUNK)]
     found = in_processes(scan_files, jobs, default_processes() if len(jobs) > 8 else 1, "DICOM headers")
     return Scan([header for part in found for header in part.headers], [p for part in found for p in part.problems])

@@ -32,7 +32,8 @@ class FoundCase:
     """A case: its images in order of channels (or all files of its DICOM series), and its structures.
 
     `origin` is the folder or file by which messages and the table of origins name it, `series` the UID of its DICOM
-    series. `notes` say what was found odd and does not stop an import.
+    series. `notes` say what was found odd and does not stop an import. `channels` are the names of its channels, where
+    the files say them.
     """
 
     case: str
@@ -42,6 +43,7 @@ class FoundCase:
     patient: str | None = None
     notes: tuple[str, ...] = ()
     series: str = ""
+    channels: tuple[str, ...] = ()
 
 
 class Drawn(NamedTuple):

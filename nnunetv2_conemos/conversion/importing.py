@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nnunetv2_conemos.conversion.anonymise import problems_listed, require_private
@@ -17,7 +17,7 @@ from nnunetv2_conemos.conversion.overlaps import resolve
 from nnunetv2_conemos.conversion.plan import plan_import, with_absent
 from nnunetv2_conemos.conversion.reading import How, absent_labels, read_cases
 from nnunetv2_conemos.conversion.report import ImportReport, NameListing
-from nnunetv2_conemos.conversion.scan import Labels, scan
+from nnunetv2_conemos.conversion.scan import Labels, left_note, scan
 from nnunetv2_conemos.datasets.folders import new_dataset_folder, require_new_dataset
 from nnunetv2_conemos.datasets.writer import Images
 from nnunetv2_conemos.files import exclusive, require_absent, write_aside
@@ -52,7 +52,8 @@ def list_names(
     found = scan(Path(source), layout, Patterns(tuple(image), mask, table), labels)
     keep = isinstance(labels, Path | Mapping)
     write_aside(file, lambda aside: write_name_file(aside, found.table, found.names, keep))
-    return NameListing(found.words, found.names, file)
+    words = "; ".join(filter(None, (found.words, left_note(found.left))))
+    return NameListing(words, found.names, file)
 
 
 def import_dataset(
@@ -119,7 +120,8 @@ def import_dataset(
                 require_known(found.names, found.table.where)
             read = read_cases(found, how, target)
             known = with_absent(read.records, absent_labels(absent, read))
-            resolution = resolve(read.records, found.table.labels, order, regions, max_overlap)
+            records = [replace(record, annotated=known[record.case]) for record in read.records]
+            resolution = resolve(records, found.table.labels, order, regions, max_overlap)
             plan = plan_import(read, known, resolution)
         return write_dataset(target, read, plan, resolution)
 

@@ -21,7 +21,7 @@ from nnunetv2_conemos.text_files import read_yaml
 
 Table = Literal["tg263", "names"]  # instead of a file: the table of this package, or each name as its own label
 UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue"})
-MAGIC = re.compile(r"[*?\[]")
+MAGIC = re.compile(r"[*?]")
 Outcome = Literal["mapped", "ignored", "unknown"]
 
 
@@ -51,7 +51,8 @@ class NameTable:
                     raise InputError(
                         f"{where}: '{name}' stands for '{other}' and for '{label}'. Leave it in one of them."
                     )
-        self._patterns = [(normal(name), label) for label in entries for name in entries[label] if MAGIC.search(name)]
+        patterns = [(normal(name), label) for label in entries for name in entries[label] if MAGIC.search(name)]
+        self._patterns = [(pattern.replace("[", "[[]"), label) for pattern, label in patterns]  # people call things [1]
 
     @property
     def labels(self) -> list[str]:
@@ -129,8 +130,10 @@ def checked(content: Any, where: str) -> dict[str, tuple[str, ...]]:
         if wrong := [entry for entry in listed if not isinstance(entry, str) or not entry.strip()]:
             raise InputError(f"{where}, '{label}': expected names, found {wrong[0]!r:.80}. Put names into quotes.")
         entries[label] = tuple(listed)
-    if BACKGROUND in entries:
-        raise InputError(f"{where}: '{BACKGROUND}' is what no label covers. Names to leave out belong to '{IGNORE}'.")
+    if odd := [label for label in entries if label.casefold() == IGNORE != label]:
+        raise InputError(f"{where}: '{odd[0]}' would be a label. Write it `{IGNORE}`, which leaves names out.")
+    if odd := [label for label in entries if label.casefold() == BACKGROUND]:
+        raise InputError(f"{where}: '{odd[0]}' is what no label covers. Names to leave out belong to '{IGNORE}'.")
     require_names(entries)
     return entries
 
@@ -153,10 +156,10 @@ def own_names(structures: Iterable[Structure]) -> NameTable:
     for key in order:
         label = max(spellings[key], key=lambda name: spellings[key][name]).strip()
         entries[label] = tuple(name for name in spellings[key] if name != label)
-    if reserved := entries.keys() & {BACKGROUND, IGNORE}:
+    if reserved := sorted(label for label in entries if label.casefold() in (BACKGROUND, IGNORE)):
         raise InputError(
-            f"a label cannot be called {shorten(sorted(reserved))}, which nnU-Net reserves. Say what the files of that "
-            "name mean: write a table with --list, edit it, and pass it as --labels."
+            f"a label cannot be called {shorten(reserved)}, which nnU-Net reserves. Say what the files of that "
+            "name mean: write a table with --list --labels tg263, edit it, and pass it as --labels."
         )
     require_names(entries)
     return NameTable(entries, "the names found")

@@ -8,6 +8,7 @@ from nnunetv2_conemos.annotations.overview import similar_names
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.conversion.names import name_table
 from nnunetv2_conemos.conversion.reading import CasesRead
+from nnunetv2_conemos.conversion.scan import left_note
 from nnunetv2_conemos.datasets.merge.report import duplicate_notes
 from nnunetv2_conemos.datasets.orientations import describe_orientations
 from nnunetv2_conemos.datasets.patients import repeats_in_words, undeclared_repeats
@@ -18,6 +19,7 @@ from nnunetv2_conemos.errors import shorten
 def notes_of(read: CasesRead, table: SourceTable) -> list[str]:
     """Return all notes of an import; those that could hold names of patients are only counted in an anonymous one."""
     notes = [f"layout {read.found.layout.name if read.how.private else read.found.words}", read.channels_note]
+    notes.append(left_note(read.found.left, read.how.private is not None))
     ignored = [use.name for use in read.found.names if use.outcome == "ignored"]
     unknown = [use.name for use in read.found.names if use.outcome == "unknown"]
     for what, names in (("ignored, as the table of labels says", ignored), ("unknown and left out", unknown)):

@@ -38,11 +38,11 @@ class Resolution:
     """What becomes of voxels of several labels.
 
     `around` maps each label to the labels that it lies within, which become regions (empty in label mode); `strength`
-    to a rank: of labels that exclude each other, the strongest takes the voxel. `texts` say so pair by pair.
+    to a rank of its own: of labels that exclude each other, the strongest takes the voxel. `texts` say so pair by pair.
     """
 
     around: Mapping[str, frozenset[str]]
-    strength: Mapping[str, tuple[int, float]]
+    strength: Mapping[str, tuple[int, int, int]]
     texts: tuple[str, ...]
 
     def whole(self, label: str) -> Signature:
@@ -69,7 +69,8 @@ def resolve(
     sizes = sizes_of(records)
     around = nested(records, labels) if regions else {}
     strength = {
-        label: (order.index(label) + 1 if label in order else 0, -float(sizes.get(label, 0))) for label in labels
+        label: (order.index(label) + 1 if label in order else 0, -sizes.get(label, 0), -place)
+        for place, label in enumerate(labels)
     }
     texts, refused = [], []
     for overlap in overlaps_of(records):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from nnunetv2_conemos.errors import InputError, MissingFileError, shorten
+from nnunetv2_conemos.errors import FileError, InputError, MissingFileError, shorten
 
 PLACES = ("case", "patient", "label", "channel")
 TOKEN = re.compile(r"\{([^{}]*)\}|\*|\?|[^{*?]+|\{")
@@ -84,7 +84,7 @@ def filled(text: str, places: Mapping[str, str]) -> str:
 def files_below(source: Path) -> list[str]:
     """Return all files below a folder, relative to it, sorted; what is hidden, such as `._x` of macOS, is left out.
 
-    Raises FileNotFoundError where there is no such folder.
+    Raises MissingFileError where there is no such folder, and FileError for a folder below it that cannot be read.
     """
     if not source.is_dir():
         raise MissingFileError(f"there is no folder {source}. Name the folder that holds the cases.")
@@ -92,14 +92,23 @@ def files_below(source: Path) -> list[str]:
 
 
 def _walk(source: Path) -> Iterator[str]:
-    visited = set[str]()
-    for folder, folders, files in os.walk(source, followlinks=True):
-        real = os.path.realpath(folder)
-        folders[:] = [] if real in visited else [name for name in folders if not name.startswith(".")]
-        files = [] if real in visited else files  # a link that leads back
-        visited.add(real)
+    above: dict[str, frozenset[str]] = {}  # the real folders around each folder
+    for folder, folders, files in os.walk(source, onerror=_unreadable, followlinks=True):
+        real, around = os.path.realpath(folder), above.pop(folder, frozenset())
+        if real in around:  # a link that leads back
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        above |= {os.path.join(folder, name): around | {real} for name in folders}
         here = Path(folder).relative_to(source)
         yield from ((here / name).as_posix() for name in files if not name.startswith("."))
+
+
+def _unreadable(error: OSError) -> None:
+    """Raise FileError: what lies in a folder that cannot be opened would pass for not annotated."""
+    raise FileError(
+        f"the folder {error.filename} cannot be read: {error.strerror}. Allow it, or move it out of the source."
+    )
 
 
 def ending_of(file: str | Path) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,10 @@ from nnunetv2_conemos.annotations.names import require_case_ids
 from nnunetv2_conemos.conversion.anonymise import Identities
 from nnunetv2_conemos.conversion.case_maps import CaseTask
 from nnunetv2_conemos.conversion.found import FoundCase, Layout, Structure
-from nnunetv2_conemos.conversion.layouts.choose import LayoutName, choose_layout
+from nnunetv2_conemos.conversion.layouts.choose import BY_PATTERN, LayoutName, choose_layout
 from nnunetv2_conemos.conversion.layouts.places import Patterns
 from nnunetv2_conemos.conversion.names import NameTable, NameUse, Table, name_table
-from nnunetv2_conemos.conversion.patterns import ending_of
+from nnunetv2_conemos.conversion.patterns import ending_of, files_below
 from nnunetv2_conemos.conversion.problems import require_none
 from nnunetv2_conemos.datasets.writer import common_ending
 from nnunetv2_conemos.errors import InputError, shorten
@@ -29,13 +30,17 @@ NAMED_ALIKE = ("masks", "nnunet")  # layouts in which names are labels, unless a
 
 @dataclass(frozen=True)
 class Scan:
-    """The cases of a folder, sorted, how they are laid out (`words` say so), their names and the table for these."""
+    """The cases of a folder, sorted, how they are laid out (`words` say so), their names and the table for these.
+
+    `left` are volumes that no pattern names.
+    """
 
     layout: Layout
     words: str
     cases: list[FoundCase]
     table: NameTable
     names: tuple[NameUse, ...]
+    left: tuple[str, ...] = ()
 
 
 def scan(
@@ -54,7 +59,25 @@ def scan(
         )
     default: Table = "names" if chosen.name in NAMED_ALIKE else "tg263"
     table = name_table({"any": []} if images_only else labels or default, cases)
-    return Scan(chosen, words, cases, table, () if images_only else tuple(table.uses(cases)))
+    if images_only:
+        return Scan(chosen, words, cases, table, ())
+    left = volumes_left(source, cases) if chosen.name in BY_PATTERN else ()
+    return Scan(chosen, words, cases, table, tuple(table.uses(cases)), left)
+
+
+def volumes_left(source: Path, cases: Iterable[FoundCase]) -> tuple[str, ...]:
+    """Return the volumes below a folder that are neither images nor hold structures: perhaps misplaced masks."""
+    used = {file for case in cases for file in (*case.images, *(structure.file for structure in case.structures))}
+    return tuple(file for file in files_below(source) if ending_of(file) and source / file not in used)
+
+
+def left_note(left: Sequence[str], private: bool = False) -> str:
+    """Return a note on volumes that no pattern names; empty where there are none."""
+    return (
+        f"{len(left)} volume(s) fit no pattern and are left out{'' if private else f': {shorten(left)}'}"
+        if left
+        else ""
+    )
 
 
 def tasks_of(found: Scan, identities: Identities) -> list[CaseTask]:
@@ -87,13 +110,17 @@ def channels_of(cases: Sequence[FoundCase], wanted: Sequence[str] | None) -> tup
     if wanted:
         return list(wanted), ""
     first = cases[0]
+    if first.channels:
+        return list(first.channels), ""
     number = len(first.images) if ending_of(first.images[0]) else 1
     if number > 1:
-        names = [f"image {channel}" for channel in range(number)]
+        names, mixed = [f"image {channel}" for channel in range(number)], ""
     else:
-        names = ["CT" if is_ct(first.images[0]) else "image"]
+        ct = Counter(is_ct(case.images[0]) for case in cases)
+        names, mixed = ["image" if ct[False] else "CT"], f"{ct[True]} of {len(cases)} cases are CT; " * (len(ct) > 1)
     how = "as CT, by the intensities of all cases" if names == ["CT"] else "each image by its own mean"
-    return names, f"channels are called {', '.join(names)}: nnU-Net normalises {how}. Name them with --channels."
+    called = f"channels are called {', '.join(names)}: nnU-Net normalises {how}. Name them with --channels"
+    return names, f"{mixed}{called}{', or import each kind of image apart' if mixed else ''}."
 
 
 def is_ct(image: Path) -> bool:

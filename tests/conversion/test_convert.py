@@ -88,6 +88,14 @@ def test_maps_of_another_model_are_refused(predictions, tmp_path):
         convert(predictions, tmp_path / "out", form="masks")
 
 
+def test_a_dataset_of_another_model_is_refused(predictions, raw, tmp_path):
+    assert convert(predictions, tmp_path / "out", form="masks", dataset=raw).cases == 1
+    other = {"background": 0, "spleen": 1, "liver": 2, "rib": 3}
+    write_raw(raw.with_name("Dataset004_Other"), other, {"a": stripes(1)})
+    with pytest.raises(ConemosError, match=r"--dataset .*Dataset004_Other: expected the labels of .*\(liver, spleen\)"):
+        convert(predictions, tmp_path / "more", form="masks", dataset="Dataset004_Other")
+
+
 def test_labels_that_are_no_names_of_files_are_refused(tmp_path, nnunet_folders):
     labels = {"background": 0, "left/right": 1}
     write_raw(nnunet_folders / "nnUNet_raw" / "Dataset003_Old", labels, {"a": stripes(1)})

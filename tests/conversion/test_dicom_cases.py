@@ -186,7 +186,7 @@ def test_one_series_of_two_patients_is_a_problem(tmp_path):
 
 def test_no_dicom_at_all(tmp_path):
     assert "expected a DICOM series of an image, found none" in problems(tmp_path)
-    with pytest.raises(MissingFileError, match="expected a folder"):
+    with pytest.raises(MissingFileError, match="there is no folder"):
         find(tmp_path / "none")
 
 

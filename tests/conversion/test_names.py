@@ -125,3 +125,17 @@ def test_the_file_to_edit_can_be_read_again(tmp_path, keep):
     assert '# - "\\"Milz\\" #2"  # 1 case(s), nearest: ' in (tmp_path / "labels.yaml").read_text()
     again = name_table(tmp_path / "labels.yaml", [])
     assert [again.label_of(use.name) for use in uses] == ["liver", None, "ignore"]
+
+
+def test_brackets_are_no_patterns():
+    table = NameTable({"a": ["GTV [1]", "PTV [1]*"], "b": ["GTV 2"]}, "t")
+    found = [table.label_of(name) for name in ("gtv_[1]", "GTV 1", "PTV [1] neu", "PTV 1 neu")]
+    assert found == ["a", None, "a", None]
+
+
+@pytest.mark.parametrize("label", ["Ignore", "IGNORE", "Background"])
+def test_labels_that_are_meant_to_be_reserved_ones_are_refused(label):
+    with pytest.raises(InputError, match=label):
+        checked({label: ["PTV"]}, "t")
+    with pytest.raises(InputError, match=f"a label cannot be called {label}"):
+        name_table("names", cases((label,)))

@@ -85,3 +85,11 @@ def test_a_share_lies_between_0_and_1(share):
 def test_an_order_names_labels_once(order):
     with pytest.raises(InputError, match="--order: expected labels of the dataset"):
         resolve(RECORDS, LABELS, order, False, 1.0)
+
+
+def test_of_two_labels_of_one_size_the_first_wins_as_the_report_says():
+    records = [record("a", {("tumour", "vessel"): 2, ("tumour",): 3, ("vessel",): 3})]
+    resolution = resolve(records, LABELS, [], False, 1.0)
+    assert "given to 'tumour'" in resolution.texts[0]
+    assert {*map(resolution.resolved, (["tumour", "vessel"], ["vessel", "tumour"]))} == {frozenset({"tumour"})}
+    assert len({*resolution.strength.values()}) == len(LABELS)

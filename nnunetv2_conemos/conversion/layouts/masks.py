@@ -21,7 +21,7 @@ from nnunetv2_conemos.conversion.layouts.places import (
     assign,
     recognise,
 )
-from nnunetv2_conemos.conversion.patterns import Pattern, ending_of, files_below
+from nnunetv2_conemos.conversion.patterns import Pattern, ending_of, files_below, filled
 from nnunetv2_conemos.conversion.problems import require_none
 from nnunetv2_conemos.conversion.segment_files import SEG_NRRD, count_values
 from nnunetv2_conemos.conversion.value_tables import table_beside
@@ -124,6 +124,33 @@ def channels_of(found: Assigned) -> dict[str, list[str]]:
     return {case: [own[channel][0] for channel in sorted(own)] for case, own in sorted(found.images.items())}
 
 
+def unlike_channels(found: Assigned) -> list[str]:
+    """Return a problem for each case whose numbers of channels are not those of the first case."""
+    first, *_ = sorted(found.images)
+    expected = sorted(found.images[first])
+    return [
+        f"case '{case}': expected the channels {', '.join(expected)} of case '{first}', found "
+        f"{', '.join(sorted(own))}. Add the missing image, or import these cases into a dataset of their own."
+        for case, own in sorted(found.images.items())
+        if sorted(own) != expected
+    ]
+
+
+def masks_for_images(found: Assigned, drawn: Pattern) -> list[str]:
+    """Return a problem for each image without masks that is called as masks of other cases are."""
+    labels = {places.get("label", "") for own in found.drawn.values() for _, places in own}
+    named = [Pattern(filled(drawn.text, {"label": label})) for label in sorted(labels) if "{" not in label]
+    bare = [
+        file for case in found.images.keys() - found.drawn.keys() for own in found.images[case].values() for file in own
+    ]
+    return [
+        f"case '{places['id']}': expected an image of it beside {file}, which is called as masks of other cases are, "
+        "found none. Add it, or move or rename this file."
+        for file in sorted(bare)
+        if (places := next(filter(None, (pattern.match(file) for pattern in named)), None))
+    ]
+
+
 def problems_of(found: Assigned, images: Sequence[Pattern], drawn: Pattern | None) -> list[str]:
     """Return what is wrong with the files of a folder, case by case."""
     expected = " + ".join(pattern.text for pattern in images)
@@ -143,6 +170,10 @@ def problems_of(found: Assigned, images: Sequence[Pattern], drawn: Pattern | Non
         if len(images) > 1 and len(channels) != len(images):
             have = shorten(file for files in channels.values() for file in files)
             problems.append(f"case '{case}': expected {len(images)} channels {expected}, found {have}. Add the file.")
+    if len(images) == 1:
+        problems += unlike_channels(found)
+    if drawn:
+        problems += masks_for_images(found, drawn)
     for case, files in sorted(found.without_image.items()):
         problems.append(
             f"case '{case}': expected an image {expected}, found only {shorten(files, 3)}. Add it, or remove these."

@@ -46,6 +46,7 @@ class NNUNetLayout:
             )
         numbered = {BACKGROUND: 0, **{name: value for value, name in enumerate(labels.names, 1)}}
         table = SourceTable.from_dataset_json({**dataset_json, "labels": numbered}, files)
+        channels = tuple(dataset_json["channel_names"].values())
         cases = []
         for case, entry in sorted(files.items()):
             label = Path(entry["label"])
@@ -55,7 +56,8 @@ class NNUNetLayout:
                 if name in table.annotated(case)
             )
             images = tuple(map(Path, entry["images"]))
-            cases.append(FoundCase(case, images[0], images, structures, table.patients.get(case)))
+            patient = table.patients.get(case)
+            cases.append(FoundCase(case, images[0], images, structures, patient, channels=channels))
         return cases
 
     def read_image(self, case: FoundCase) -> Volume:

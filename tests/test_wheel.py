@@ -51,9 +51,14 @@ def test_the_wheel_holds_every_module_and_the_doorway(names: list[str]):
     assert modules | {f"nnunetv2_conemos/trainers/{DOORWAY}"} == {name for name in names if name.endswith(".py")}
 
 
-def test_the_wheel_holds_nothing_but_code_types_templates_and_metadata(names: list[str]):
+def test_the_wheel_holds_nothing_but_code_types_templates_tables_and_metadata(names: list[str]):
     others = {name for name in names if not name.endswith(".py") and ".dist-info/" not in name}
-    expected = [*PACKAGE.rglob("templates/*.j2"), PACKAGE / "__init__.pyi", PACKAGE / "py.typed"]
+    expected = [
+        *PACKAGE.rglob("templates/*.j2"),
+        *PACKAGE.rglob("*.yaml"),
+        PACKAGE / "__init__.pyi",
+        PACKAGE / "py.typed",
+    ]
     assert others == {file.relative_to(ROOT).as_posix() for file in expected}, (
         "tests, data or caches have no place in the wheel"
     )

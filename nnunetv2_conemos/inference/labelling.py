@@ -14,7 +14,6 @@ from nnunetv2_conemos.doorway import register_trainers
 from nnunetv2_conemos.errors import SourceError
 from nnunetv2_conemos.inference.model_folder import ModelFolder, read_model
 from nnunetv2_conemos.inference.predictor import Inference
-from nnunetv2_conemos.networks.spec import PLANS_KEY
 
 AT_ONCE = 16  # cases that are predicted before their maps are written
 
@@ -47,16 +46,5 @@ def plan_labelling(model: Path | str, dataset: Path | str, inference: Inference 
     if table.labels != trained.labels:
         theirs, ours = trained.dataset_json["labels"], dataset_json["labels"]
         raise SourceError(f"the model has other labels than {raw.name}.\n  model: {theirs}\n  dataset: {ours}")
-    require_trained_labels(trained)
     jobs = {job.case: job for job in jobs_of(dataset_json, files)}
     return Labelling(trained, replace(how, folds=folds), raw, table, dataset_json, jobs)
-
-
-def require_trained_labels(model: ModelFolder) -> None:
-    """Raise SourceError where the dataset.json of a model names other labels than those that it was trained for."""
-    trained, named = model.plans[PLANS_KEY].get("labels", list(model.labels.names)), list(model.labels.names)
-    if trained != named:
-        raise SourceError(
-            f"{model.folder / 'dataset.json'}: expected the labels that the model was trained for, in their order.\n"
-            f"  trained: {trained}\n  found: {named}\nRestore the dataset.json that the training wrote."
-        )

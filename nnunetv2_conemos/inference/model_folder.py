@@ -122,11 +122,11 @@ def read_model(folder: Path) -> ModelFolder:
     except ValidationError as error:
         raise SourceError(f"{folder / 'plans.json'}: {describe(error)}. Restore it, or train again.") from None
     model = ModelFolder(folder, plans, read_checked(folder / "dataset.json", RawDataset))
-    names, theirs = list(model.labels.names), facts.labels
-    if theirs not in (None, names):
+    named = list(model.labels.names)
+    if facts.labels not in (None, named):
         raise SourceError(
-            f"{folder / 'plans.json'}: expected in `{PLANS_KEY}` the labels of dataset.json, {shorten(names)}, found "
-            f"{str(theirs)[:80]}. Restore the files, or train again."
+            f"{folder / 'dataset.json'}: expected the labels that the model was trained for, in their order.\n"
+            f"  trained: {facts.labels}\n  found: {named}\nRestore the dataset.json that the training wrote."
         )
     return model
 

@@ -58,7 +58,7 @@ def test_structure_sets_become_a_model_whose_predictions_are_structure_sets(nnun
     command("nnUNetv2_plan_and_preprocess", "-d", 910, "-c", "2d", "-npfp", 1, "-np", 1)
     file = nnunet_folders / "nnUNet_preprocessed" / NAME / "nnUNetPlans.json"
     plans = read_object(file)
-    plans["configurations"][TINY] = small_configuration(plans, "2d", features=8, patch=(64, 64), batch=8)
+    plans["configurations"][TINY] = small_configuration(plans, "2d", features=8, patch=(112, 112), batch=4)
     write_json(file, plans)
     command("nnUNetv2_train", 910, TINY, "all", "-tr", TRAINER, "-device", "cpu")
 

@@ -55,7 +55,7 @@ def test_an_exported_label_needs_no_plugin_and_is_the_same(model, images, tmp_pa
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"conemos": {"untaught": [], "labels": ["liver"]}}, "expected in `conemos` the labels of dataset.json, "),
+        ({"conemos": {"untaught": [], "labels": ["liver"]}}, "expected the labels that the model was trained for"),
         ({"conemos": {"untaught": 7}}, "conemos.untaught: Input should be a valid list"),
         ({"conemos": {}}, "conemos.untaught: Field required"),
         ({"configurations": {"tiny": 1e308}}, "configurations.tiny: Input should be a valid dictionary"),
@@ -65,7 +65,7 @@ def test_damaged_plans_are_refused(model, tmp_path, capsys, changed, message):
     copy = Path(shutil.copytree(model, tmp_path / "model", ignore=shutil.ignore_patterns("fold_*")))
     write_json(copy / "plans.json", read_object(copy / "plans.json") | changed)
     assert cli.main(["export", "-m", str(copy), "--label", "spleen", "-o", str(tmp_path / "stock")]) == 2
-    assert f"plans.json: {message}" in capsys.readouterr().err
+    assert f"json: {message}" in capsys.readouterr().err
     assert not (tmp_path / "stock").exists()
 
 

@@ -10,7 +10,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -26,6 +27,19 @@ FIND_TRAINER = f"""
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 print(recursive_find_trainer_class_by_name("{TRAINER}").__module__)
 """
+
+
+@contextmanager
+def variables(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Set environment variables within the block; those of None stay as they are."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ |= {name: value for name, value in values.items() if value is not None}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ |= {} if value is None else {name: value}
 
 
 def check_environment(environment: Mapping[str, str] | None = None) -> list[Finding]:

@@ -127,6 +127,11 @@ UniqueKeyLoader.add_constructor("tag:yaml.org,2002:str", UniqueKeyLoader.constru
 UniqueKeyLoader.add_constructor("tag:yaml.org,2002:int", UniqueKeyLoader.construct_plain_int)
 
 
+def delimiter_of(line: str) -> str:
+    """Return what separates the fields of a table, by its first line: commas, or what Excel writes instead."""
+    return next((mark for mark in ",;\t" if mark in line), ",")
+
+
 def _read_bytes(file: Path, where: str | None = None) -> bytes:
     try:
         return file.read_bytes()

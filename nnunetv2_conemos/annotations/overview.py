@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import seaborn as sns
@@ -22,6 +23,24 @@ def cell_texts(annotated: np.ndarray, occurs: np.ndarray) -> np.ndarray:
     cells = zip(annotated.flat, occurs.flat, strict=True)
     texts = ["-" if n == 0 else str(n) if m == n else f"{m}/{n}" for n, m in cells]
     return np.array(texts, dtype=object).reshape(annotated.shape)
+
+
+def source_counts(table: SourceTable, occurs: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Return for each source its cases and, for each of its labels, in how many they are annotated, and found.
+
+    `occurs` [sources,K] counts the annotated cases that show a label.
+    """
+    return {
+        source: {
+            "cases": len(table.cases_of(source)),
+            "labels": {
+                label: {"annotated": int(n), "found": int(m)}
+                for label, n, m in zip(table.labels.names, annotated, found, strict=True)
+                if n
+            },
+        }
+        for source, annotated, found in zip(table.sources, table.counts(), occurs, strict=True)
+    }
 
 
 def source_table(table: SourceTable, occurs: np.ndarray | None = None) -> Table:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.annotations.names import require_case_ids
 from nnunetv2_conemos.errors import InputError, SourceError, shorten
-from nnunetv2_conemos.text_files import parse_json, read_text
+from nnunetv2_conemos.text_files import delimiter_of, parse_json, read_text
 
 Annotated = dict[str, list[str]]  # case -> labels annotated in it
 Traits = dict[str, dict[str, str]]  # case -> what else its source says: key -> value
@@ -76,7 +76,7 @@ def _read_json(text: str, where: str) -> CaseTable:
 
 def _read_csv(text: str, where: str) -> CaseTable:
     table, header = CaseTable({}, {}), text.partition("\n")[0].strip()
-    delimiter = next((mark for mark in ",;\t" if mark in header), ",")
+    delimiter = delimiter_of(header)
     rows = csv.reader(StringIO(text, newline=""), delimiter=delimiter, **STRICT)
     try:
         columns = next(rows, [])

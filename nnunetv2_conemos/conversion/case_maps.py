@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from glob import escape
-from hashlib import blake2b, sha256
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -18,18 +18,18 @@ import numpy as np
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 import nnunetv2_conemos
+from nnunetv2_conemos.annotations.labels import MAX_VALUE
 from nnunetv2_conemos.conversion.found import FoundCase, Layout, Structure
 from nnunetv2_conemos.conversion.grids import place
 from nnunetv2_conemos.conversion.patterns import ending_of
 from nnunetv2_conemos.conversion.segment_files import count_values
 from nnunetv2_conemos.datasets.geometry import as_sitk
 from nnunetv2_conemos.datasets.volumes import Volume, write_image, write_label_map
-from nnunetv2_conemos.datasets.writer import CaseJob, Images, compact, keep_images, write_channels
+from nnunetv2_conemos.datasets.writer import CaseJob, Images, compact, digest_of, keep_images, write_channels
 from nnunetv2_conemos.errors import ConemosError, FileError, VolumeError
 from nnunetv2_conemos.files import write_json
 
 CODES, RECORDS = "codes", "records"  # folders of an unfinished import
-MAX_CODES = 65535
 Empty = Literal["absent", "unknown"]
 
 
@@ -140,7 +140,6 @@ def convert_case(task: CaseTask, settings: CaseSettings, key: str) -> CaseRecord
         write_image(as_sitk(compact(composed.map), image.grid), file)
     else:
         write_label_map(composed.map, file, SimpleITKIO(), image.properties)
-    digest = blake2b(np.ascontiguousarray(image.data).data, digest_size=16).hexdigest()
     return CaseRecord(
         task.case,
         key,
@@ -148,7 +147,7 @@ def convert_case(task: CaseTask, settings: CaseSettings, key: str) -> CaseRecord
         tuple(composed.voxels),
         tuple(composed.annotated),
         (*task.found.notes, *composed.notes),
-        f"{image.data.shape} {digest}",
+        digest_of(image.data),
         image.grid.orientation,
     )
 
@@ -195,8 +194,8 @@ def add_label(label: str, mask: np.ndarray, voxels: np.ndarray, codes: dict[froz
     known = list(codes)
     for code in np.flatnonzero(np.bincount(here)).tolist():
         table[code] = codes.setdefault(known[code] | {label}, len(codes))
-        if len(codes) > MAX_CODES:
-            raise VolumeError(f"more than {MAX_CODES} different overlaps of labels.", "Import fewer labels at a time.")
+        if len(codes) > MAX_VALUE:
+            raise VolumeError(f"more than {MAX_VALUE} different overlaps of labels.", "Import fewer labels at a time.")
     voxels[mask] = table[here]
     return True
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from rich.markup import escape
 from rich.table import Table
 
-from nnunetv2_conemos.annotations.overview import draw
+from nnunetv2_conemos.annotations.overview import draw, source_counts
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.conversion.names import NameUse
 from nnunetv2_conemos.files import write_json
@@ -73,17 +73,7 @@ def names_text(names: Iterable[NameUse]) -> str:
 def write_report(report: ImportReport, folder: Path, layout: str) -> None:
     """Write the report, its tables and its pictures into a folder."""
     table = report.table
-    sources = {
-        source: {
-            "cases": len(table.cases_of(source)),
-            "labels": {
-                label: {"annotated": int(n), "found": int(m)}
-                for label, n, m in zip(table.labels.names, annotated, occurs, strict=True)
-                if n
-            },
-        }
-        for source, annotated, occurs in zip(table.sources, table.counts(), report.occurs, strict=True)
-    }
+    sources = source_counts(table, report.occurs)
     content = {"layout": layout, "sources": sources, "overlaps": report.overlaps, "notes": report.notes}
     write_json(folder / REPORT, content)
     draw(table, report.occurs).savefig(folder / PICTURE, dpi=100)

@@ -14,8 +14,9 @@ import numpy as np
 import SimpleITK
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
+from nnunetv2_conemos.annotations.labels import MAX_VALUE
 from nnunetv2_conemos.datasets.geometry import Grid, as_sitk, ras_affine
-from nnunetv2_conemos.datasets.volumes import LARGEST, read_label_map, reading, require_usable
+from nnunetv2_conemos.datasets.volumes import read_label_map, reading, require_usable
 from nnunetv2_conemos.datasets.whole_file import require_whole
 from nnunetv2_conemos.errors import VolumeError, shorten
 
@@ -58,9 +59,9 @@ class Layers(NamedTuple):
 
 def count_values(label_map: np.ndarray) -> dict[int, int]:
     """Return value -> voxels of a label map [*S] of uint16, slice by slice: NumPy counts with eight bytes a voxel."""
-    counts = np.zeros(LARGEST + 1, dtype=np.int64)
+    counts = np.zeros(MAX_VALUE + 1, dtype=np.int64)
     for plane in label_map:
-        counts += np.bincount(plane.ravel(), minlength=LARGEST + 1)
+        counts += np.bincount(plane.ravel(), minlength=MAX_VALUE + 1)
     return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
 
 
@@ -74,7 +75,7 @@ def read_layers(file: Path) -> Layers:
         image = SimpleITK.ReadImage(str(file))
         data = SimpleITK.GetArrayViewFromImage(image)
         layers = np.moveaxis(data, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else data[None]
-    if not np.issubdtype(layers.dtype, np.integer) or layers.min() < 0 or layers.max() > LARGEST:
+    if not np.issubdtype(layers.dtype, np.integer) or layers.min() < 0 or layers.max() > MAX_VALUE:
         raise VolumeError(f"{file}: expected label values, found numbers that are none.", "Save it as a segmentation.")
     spacing = image.GetSpacing()
     grid = Grid(image.GetSize(), spacing, ras_affine(spacing, image.GetOrigin(), image.GetDirection()))

@@ -19,6 +19,7 @@ import numpy as np
 from nnunetv2_conemos.conversion.dicom_files import Header, headers_of, require_dicom
 from nnunetv2_conemos.datasets.geometry import Grid, in_words, ras_affine
 from nnunetv2_conemos.datasets.volumes import Volume, reading
+from nnunetv2_conemos.datasets.whole_file import require_finite
 from nnunetv2_conemos.errors import VolumeError, shorten
 
 UNEVEN = 0.1  # of the distance between slices, by which one may be out of place: positions are rounded
@@ -77,12 +78,7 @@ def read_volume(series: Series) -> Volume:
         pixels = read_pixels(file)
         for place, header in group:
             data[0, place] = pixels[header.frame or 0]
-    strange = int(data.size - np.isfinite(data).sum())
-    if strange:
-        raise VolumeError(
-            f"{name_of(series.slices)}: expected finite numbers, found {strange} voxel(s) that are not.",
-            "Replace them.",
-        )
+    require_finite(data.size - int(np.isfinite(data).sum()), name_of(series.slices))
     return Volume(data, properties_of(series.grid), series.grid)
 
 

@@ -8,9 +8,10 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_conemos.annotations.labels import MAX_VALUE
 from nnunetv2_conemos.conversion.patterns import ending_of
 from nnunetv2_conemos.errors import InputError
-from nnunetv2_conemos.text_files import parse_json, read_text
+from nnunetv2_conemos.text_files import delimiter_of, parse_json, read_text
 
 TABLES = (".json", ".csv", ".txt")
 SNAP = re.compile(r'\s*(\d+)\s+(?:[\d.]+\s+){6}"([^"]*)"\s*')  # value, colour, visibility, "name"
@@ -29,9 +30,9 @@ def read_values(file: Path) -> dict[int, str]:
         raise InputError(f"{file}: expected a table in a file with {', '.join(TABLES)}, found '{file.suffix}'.")
     values: dict[int, str] = {}
     for value, name in readers[file.suffix.lower()](read_text(file), file):
-        if not re.fullmatch(r"\d{1,5}", value) or int(value) > 65535 or not name.strip():
+        if not re.fullmatch(r"\d{1,5}", value) or int(value) > MAX_VALUE or not name.strip():
             raise InputError(
-                f"{file}: expected a value from 0 to 65535 and a name, found '{value}': '{name}'. Correct it."
+                f"{file}: expected a value from 0 to {MAX_VALUE} and a name, found '{value}': '{name}'. Correct it."
             )
         if values.setdefault(int(value), name.strip()) != name.strip():
             raise InputError(f"{file}: value {value} is named '{values[int(value)]}' and '{name.strip()}'. Keep one.")
@@ -54,7 +55,7 @@ def _json_rows(text: str, file: Path) -> list[tuple[str, str]]:
 
 def _csv_rows(text: str, file: Path) -> list[tuple[str, str]]:
     first = text.partition("\n")[0]
-    delimiter = next((mark for mark in ",;\t" if mark in first), ",")
+    delimiter = delimiter_of(first)
     rows = [[field.strip() for field in row] for row in csv.reader(StringIO(text, newline=""), delimiter=delimiter)]
     rows = [row for row in rows if any(row)]
     if rows and not rows[0][0].isdecimal():

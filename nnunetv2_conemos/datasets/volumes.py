@@ -20,13 +20,13 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
+from nnunetv2_conemos.annotations.labels import MAX_VALUE
 from nnunetv2_conemos.datasets.geometry import NIBABEL, Grid, difference, grid_of_array, grid_of_header
 from nnunetv2_conemos.datasets.whole_file import require_finite, require_whole
 from nnunetv2_conemos.errors import VolumeError, brief, shorten
 
 ONE_EACH = "Save one volume per channel, and a plain label map."
 RESAMPLE = "Resample one of them onto the other; nnU-Net works voxel by voxel."
-LARGEST = 65535  # label value that a map can hold
 
 
 class Volume(NamedTuple):
@@ -69,7 +69,7 @@ def read_label_map(file: Path, reader: BaseReaderWriter) -> Volume:
     if wrong.any():
         values = shorten(np.unique(data[0][wrong]).astype(str).tolist(), 4)
         raise VolumeError(
-            f"{file}: expected label values, whole numbers from 0 to {LARGEST}, found values that are not labels: "
+            f"{file}: expected label values, whole numbers from 0 to {MAX_VALUE}, found values that are not labels: "
             f"{values}.",
             "Correct the map.",
         )

@@ -134,8 +134,12 @@ def write_case(job: CaseJob, folder: Path, ending: str, images: Images, orientat
         else:
             write_label_map(label, output, job.reader, image.properties)
             keep_images(job, image, folder, "copy" if orientation and images == "reference" else images)
-    digest = blake2b(np.ascontiguousarray(image.data).data, digest_size=16).hexdigest()
-    return CaseDigest(values, f"{image.data.shape} {digest}", file_orientation(job, image.grid))
+    return CaseDigest(values, digest_of(image.data), file_orientation(job, image.grid))
+
+
+def digest_of(image: np.ndarray) -> str:
+    """Return a text that only images of the same shape and voxels share."""
+    return f"{image.shape} {blake2b(np.ascontiguousarray(image).data, digest_size=16).hexdigest()}"
 
 
 def file_orientation(job: CaseJob, grid: Grid) -> str:

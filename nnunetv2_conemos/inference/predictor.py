@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from nnunetv2.utilities.file_path_utilities import get_output_folder
 
 from nnunetv2_conemos.datasets.dataset_json import RawDataset, read_checked
 from nnunetv2_conemos.doorway import register_trainers
+from nnunetv2_conemos.environment import variables
 from nnunetv2_conemos.errors import InputError
 from nnunetv2_conemos.inference.inputs import require_images
 from nnunetv2_conemos.inference.model_folder import ModelFolder, read_checkpoint, read_model
@@ -176,14 +176,8 @@ def require_safe_checkpoints(arguments: Sequence[str]) -> None:
 def environment_choice(labels: Sequence[str] | None, modality: str | None) -> Iterator[None]:
     """Build networks, within the block, for only these labels, in images of this modality; None changes nothing."""
     chosen = {LABELS_VARIABLE: json.dumps(list(labels)) if labels else None, MODALITY_VARIABLE: modality}
-    before = {name: os.environ.get(name) for name in chosen}
-    os.environ |= {name: value for name, value in chosen.items() if value is not None}
-    try:
+    with variables(chosen):
         yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            os.environ |= {} if value is None else {name: value}
 
 
 @contextmanager

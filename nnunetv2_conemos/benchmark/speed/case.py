@@ -8,7 +8,6 @@ its peak is that of the prediction. `case_s` leaves out imports and the loading 
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ from nnunetv2_conemos.files import write_json
 from nnunetv2_conemos.inference.model_folder import read_model
 from nnunetv2_conemos.inference.predictor import Inference, make_predictor, predict_files
 from nnunetv2_conemos.networks.spec import PLANS_KEY
+from nnunetv2_conemos.text_files import read_object
 
 
 def predict_case(model: Path, images: Path, output: Path, device: str) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def predict_case(model: Path, images: Path, output: Path, device: str) -> dict[s
 
 def load(model: Path, how: Inference) -> nnUNetPredictor:
     """Load the predictor of a model of this package, or of a stock one."""
-    if PLANS_KEY in json.loads((model / "plans.json").read_text()):
+    if PLANS_KEY in read_object(model / "plans.json"):
         return make_predictor(read_model(model), how)
     predictor = nnUNetPredictor(use_mirroring=how.mirroring, device=torch.device(how.device), allow_tqdm=False)
     folds: Any = tuple(how.folds or ())

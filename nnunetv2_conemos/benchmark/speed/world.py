@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -18,6 +16,7 @@ from nnunetv2_conemos.benchmark.speed.settings import SpeedSettings
 from nnunetv2_conemos.datasets.folders import dataset_name, preprocessed_folder
 from nnunetv2_conemos.datasets.phantom import make_case
 from nnunetv2_conemos.datasets.plans import small_configuration
+from nnunetv2_conemos.environment import variables
 from nnunetv2_conemos.errors import InputError, MissingFileError
 from nnunetv2_conemos.files import write_json
 from nnunetv2_conemos.networks.spec import PLANS_KEY
@@ -39,16 +38,10 @@ INTENSITIES = {
 def nnunet_environment(folder: Path, compiled: bool, set_folders: Sequence[str] = FOLDERS) -> Iterator[None]:
     """Set nnU-Net's folders below `folder` and whether it compiles, within the block."""
     values = {name: str(folder / name) for name in set_folders} | {"nnUNet_compile": "t" if compiled else "f"}
-    before = {name: os.environ.get(name) for name in values}
     for name in set_folders:
         (folder / name).mkdir(parents=True, exist_ok=True)
-    os.environ |= values
-    try:
+    with variables(values):
         yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            os.environ |= {} if value is None else {name: value}
 
 
 def dataset_of(labels: int, channels: int = 1) -> dict[str, Any]:
@@ -124,7 +117,7 @@ def default_plans(folder: Path) -> dict[str, Any]:
     }
     write_json(preprocessed / "dataset_fingerprint.json", fingerprint)
     ExperimentPlanner(name).plan_experiment()
-    return json.loads((preprocessed / "nnUNetPlans.json").read_text())
+    return read_object(preprocessed / "nnUNetPlans.json")
 
 
 def plans_for(plans: dict[str, Any], name: str) -> dict[str, Any]:

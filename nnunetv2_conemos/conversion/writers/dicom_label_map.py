@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 import nnunetv2_conemos
-from nnunetv2_conemos.conversion.series import Series
+from nnunetv2_conemos.conversion.series import Series, read_series
 from nnunetv2_conemos.datasets.geometry import reoriented, reoriented_array
 from nnunetv2_conemos.datasets.volumes import read_label_map, require_same_grid
 from nnunetv2_conemos.errors import ConemosError, InputError, VolumeError, brief
@@ -20,6 +20,7 @@ from nnunetv2_conemos.files import write_aside
 
 PRODUCT = "nnunetv2_conemos"
 VERSION = nnunetv2_conemos.__version__
+Labels = Mapping[str, tuple[int, ...]]  # name -> values of the map
 LONGEST = 64  # characters of a name in DICOM (VR LO)
 ON_SERIES = "Write the label map for this series, or name the series that it belongs to."
 
@@ -34,7 +35,7 @@ def label_map_on(label_map: Path, series: Series) -> np.ndarray:
     return data
 
 
-def require_names(labels: Mapping[str, tuple[int, ...]]) -> None:
+def require_names(labels: Labels) -> None:
     """Raise InputError where there is no label, or one whose name is too long for DICOM."""
     long = [name for name in labels if len(name) > LONGEST]
     if long or not labels:
@@ -42,10 +43,23 @@ def require_names(labels: Mapping[str, tuple[int, ...]]) -> None:
         raise InputError(f"expected names of labels of up to {LONGEST} characters, as DICOM has them; found {found}.")
 
 
-def save(build: Callable[[], Any], target: Path, source: Path) -> None:
-    """Build a DICOM dataset and write it to a file, whole or not at all; raises VolumeError that names the series."""
-    with _building(target, source):
-        dataset = build()
+def write_on_series(
+    build: Callable[[np.ndarray, Series, Labels], Any],
+    label_map: Path,
+    series: Path | Iterable[Path],
+    labels: Labels,
+    target: Path,
+) -> None:
+    """Build a DICOM dataset of a label map [*S] and the series of which it is, and write it, whole or not at all.
+
+    `series` is its folder or its files. Raises VolumeError where map and series do not lie on one grid, and for headers
+    that lack what is needed, InputError for names that DICOM does not hold.
+    """
+    require_names(labels)
+    found = read_series(series)
+    data = label_map_on(label_map, found)
+    with _building(target, found.files[0].parent):
+        dataset = build(data, found, labels)
         write_aside(target, lambda file: dataset.save_as(file, enforce_file_format=True))
 
 

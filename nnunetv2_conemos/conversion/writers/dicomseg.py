@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -10,29 +10,20 @@ from typing import Any
 import numpy as np
 
 from nnunetv2_conemos.conversion.dicom_files import read_header
-from nnunetv2_conemos.conversion.series import Series, read_series
-from nnunetv2_conemos.conversion.writers.dicom_label_map import (
-    PRODUCT,
-    VERSION,
-    label_map_on,
-    require_names,
-    save,
-)
+from nnunetv2_conemos.conversion.series import Series
+from nnunetv2_conemos.conversion.writers.dicom_label_map import PRODUCT, VERSION, Labels, write_on_series
 
 
-def write(label_map: Path, series: Path | Iterable[Path], labels: Mapping[str, tuple[int, ...]], target: Path) -> None:
+def write(label_map: Path, series: Path | Iterable[Path], labels: Labels, target: Path) -> None:
     """Write the labels (name -> values of the map) as segments, absent ones without frames.
 
     `series` is the folder of the DICOM series or its files. Raises VolumeError where map and series do not lie on one
     grid, InputError for names that DICOM does not hold.
     """
-    require_names(labels)
-    found = read_series(series)
-    data = label_map_on(label_map, found)
-    save(lambda: segmentation(data, found, labels), target, found.files[0].parent)
+    write_on_series(segmentation, label_map, series, labels, target)
 
 
-def segmentation(data: np.ndarray, series: Series, labels: Mapping[str, tuple[int, ...]]) -> Any:
+def segmentation(data: np.ndarray, series: Series, labels: Labels) -> Any:
     """Build the segmentation of a label map [*S]."""
     from highdicom.seg import Segmentation
     from pydicom.uid import generate_uid
@@ -54,7 +45,7 @@ def segmentation(data: np.ndarray, series: Series, labels: Mapping[str, tuple[in
     )
 
 
-def segments(data: np.ndarray, labels: Mapping[str, tuple[int, ...]]) -> np.ndarray:
+def segments(data: np.ndarray, labels: Labels) -> np.ndarray:
     """Return a map [*S] of segment numbers or, where labels share values, a mask per label [*S,label]."""
     values = list(chain.from_iterable(labels.values()))
     if len(values) > len(set(values)):

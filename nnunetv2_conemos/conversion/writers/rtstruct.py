@@ -6,7 +6,7 @@ Holes are contours of their own; the contours of such structures are of the type
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from colorsys import hsv_to_rgb
 from datetime import datetime
 from pathlib import Path
@@ -16,14 +16,8 @@ import numpy as np
 
 from nnunetv2_conemos.conversion.contours import signed_area, trace
 from nnunetv2_conemos.conversion.dicom_files import Header, read_header
-from nnunetv2_conemos.conversion.series import Series, read_series
-from nnunetv2_conemos.conversion.writers.dicom_label_map import (
-    PRODUCT,
-    VERSION,
-    label_map_on,
-    require_names,
-    save,
-)
+from nnunetv2_conemos.conversion.series import Series
+from nnunetv2_conemos.conversion.writers.dicom_label_map import PRODUCT, VERSION, Labels, write_on_series
 from nnunetv2_conemos.datasets.geometry import Grid
 
 COPIED = (
@@ -34,19 +28,16 @@ COPIED_NAMES = ("PatientName", "ReferringPhysicianName")
 DIGITS = 4  # of a position in mm
 
 
-def write(label_map: Path, series: Path | Iterable[Path], labels: Mapping[str, tuple[int, ...]], target: Path) -> None:
+def write(label_map: Path, series: Path | Iterable[Path], labels: Labels, target: Path) -> None:
     """Write the labels (name -> values of the map) as structures, absent ones without contours.
 
     `series` is the folder of the DICOM series or its files. Raises VolumeError where map and series do not lie on one
     grid, InputError for names that DICOM does not hold.
     """
-    require_names(labels)
-    found = read_series(series)
-    data = label_map_on(label_map, found)
-    save(lambda: structure_set(data, found, labels), target, found.files[0].parent)
+    write_on_series(structure_set, label_map, series, labels, target)
 
 
-def structure_set(data: np.ndarray, series: Series, labels: Mapping[str, tuple[int, ...]]) -> Any:
+def structure_set(data: np.ndarray, series: Series, labels: Labels) -> Any:
     """Build the structure set of a label map [*S]."""
     dataset = new_dataset(series)
     reference = dataset.FrameOfReferenceUID

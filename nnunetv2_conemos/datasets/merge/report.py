@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunetv2_conemos.annotations.overview import draw, similar_names
+from nnunetv2_conemos.annotations.overview import draw, similar_names, source_counts
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.datasets.geometry import REORIENTING
 from nnunetv2_conemos.datasets.merge.sources import SourceDataset
@@ -124,17 +124,7 @@ def patient_notes(datasets: Sequence[SourceDataset]) -> list[str]:
 def write_report(report: MergeReport, folder: Path) -> None:
     """Write `merge_report.json` and `merge_report.png`."""
     table = report.table
-    counts = {
-        source: {
-            "cases": len(table.cases_of(source)),
-            "labels": {
-                label: {"annotated": int(n), "found": int(m)}
-                for label, n, m in zip(table.labels.names, annotated, occurs, strict=True)
-                if n
-            },
-        }
-        for source, annotated, occurs in zip(table.sources, table.counts(), report.occurs, strict=True)
-    }
+    counts = source_counts(table, report.occurs)
     made_of = {dataset.name: dataset.spec.origin for dataset in report.datasets}
     content = {"made_of": made_of, "sources": counts, "changes": report.changes}
     write_json(folder / REPORT, {**content, "look_at": report.conflicts, "notes": report.notes})

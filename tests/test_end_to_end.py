@@ -95,7 +95,7 @@ def test_the_same_chain_learns(phantom, tmp_path):
 
 def predict(images: Path, output: Path, configuration: str, trainer: str, *more: object) -> Path:
     words = ("nnUNetv2_predict", "-i", images, "-o", output, "-d", 901, "-c", configuration, "-tr", trainer)
-    command(*words, "-f", 0, "-device", "cpu", "-npp", 1, "-nps", 1, *more)
+    command(*words, "-f", 0, "-device", "cpu", "-npp", 0, "-nps", 0, *more)
     return output
 
 

@@ -46,7 +46,8 @@ def write_files(folder: Path, text: str) -> None:
 
 @pytest.mark.parametrize(("write", "exists"), [(write_set, True), (write_files, True), (write_files, False)])
 @pytest.mark.parametrize("fault", [KILL, TERM, FULL])
-def test_a_fault_at_any_operation_leaves_all_or_nothing(write, fault: int, exists: bool, tmp_path: Path):
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 4])
+def test_a_fault_at_any_operation_leaves_all_or_nothing(write, fault: int, exists: bool, every: int, tmp_path: Path):
     def command() -> int:
         with ended_by_signals("writing"):
             try:
@@ -65,7 +66,7 @@ def test_a_fault_at_any_operation_leaves_all_or_nothing(write, fault: int, exist
 
     write(tmp_path, "new")
     complete, log = snapshot(tmp_path), tmp_path.with_name("log")
-    for number in range(1, 200, 1 if fault == KILL else 2):
+    for number in range(1, 200, every):
         old = before()
         status = run_forked(command, number, fault, tmp_path, log)
         if status == 0:

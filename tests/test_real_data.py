@@ -13,13 +13,16 @@ from nnunetv2_conemos.datasets.folders import raw_cases
 pytestmark = real_data
 
 
-def linked(name: str, base: Path, dataset: str) -> Path:
-    """A raw dataset whose volumes are links and whose dataset.json is a copy."""
+def linked(name: str, base: Path, dataset: str, cases: str = "*") -> Path:
+    """A raw dataset whose volumes are links to those of the cases; its dataset.json is a copy."""
     folder = base / "nnUNet_raw" / dataset
-    folder.mkdir()
-    for part in ("imagesTr", "labelsTr"):
-        (folder / part).symlink_to((DATA / name / part).resolve())
-    (folder / "dataset.json").write_text((DATA / name / "dataset.json").read_text())
+    for part, files in (("imagesTr", f"{cases}_0000.nii.gz"), ("labelsTr", f"{cases}.nii.gz")):
+        (folder / part).mkdir(parents=True)
+        for file in (DATA / name / part).glob(files):
+            (folder / part / file.name).symlink_to(file.resolve())
+    content = json.loads((DATA / name / "dataset.json").read_text())
+    content["numTraining"] = len(list((folder / "labelsTr").iterdir()))
+    (folder / "dataset.json").write_text(json.dumps(content))
     return folder
 
 
@@ -41,10 +44,10 @@ def test_really_partial_openkbp_is_declared_and_checked(nnunet_folders):
 
 def test_a_wrong_table_of_openkbp_is_found_by_check(nnunet_folders, capsys):
     """The mandible left out of the table: its value stands in maps that are not annotated for it."""
-    linked("OpenKBP", nnunet_folders, "Dataset704_OpenKBP")
+    cases = table_of(linked("OpenKBP", nnunet_folders, "Dataset704_OpenKBP", "pt_1?")).cases
     true = json.loads((DATA / "OpenKBP" / "annotated.json").read_text())
     wrong = nnunet_folders / "wrong.json"
-    fewer = {case: [n for n in names if n != "Mandible"] for case, names in true.items()}
+    fewer = {case: [n for n in true[case] if n != "Mandible"] for case in cases}
     wrong.write_text(json.dumps(fewer))
     assert main(["declare", "704", "--annotated", str(wrong)]) == 0
     capsys.readouterr()

@@ -18,7 +18,7 @@ from attack.digests import tree
 from attack.starting_points import write_light
 
 INPUTS = 200
-FEW_FAULTS = 9
+FEW_FAULTS = 6
 
 
 @pytest.fixture(autouse=True)

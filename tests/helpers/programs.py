@@ -17,7 +17,7 @@ def environment() -> dict[str, str]:
         "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
         VARIABLE: trainer_path(os.environ.get(VARIABLE), doorway_folder()),
         "nnUNet_n_proc_DA": "1",
-        "nnUNet_def_n_proc": "2",
+        "nnUNet_def_n_proc": "1",
         "nnUNet_compile": "f",
         "OMP_WAIT_POLICY": "passive",
     }

@@ -59,6 +59,7 @@ def nested_cases(rng, number=12):
     return cases
 
 
+@pytest.mark.slow
 def test_nested_regions_are_learnt_from_cases_annotated_for_the_super_region_only(nnunet_folders):
     labels = {"background": 0, "whole": [1, 2, 3], "body": [2, 3], "core": 3}
     sources = {

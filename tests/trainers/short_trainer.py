@@ -4,10 +4,10 @@ from nnunetv2_conemos.methods import ConditionalFiLMTrainer
 
 
 class ShortConditionalFiLMTrainer(ConditionalFiLMTrainer):
-    """Six epochs of five steps, each with a checkpoint."""
+    """Four epochs of five steps, each with a checkpoint."""
 
     settings = {  # noqa: RUF012
-        "num_epochs": 6,
+        "num_epochs": 4,
         "num_iterations_per_epoch": 5,
         "num_val_iterations_per_epoch": 2,
         "save_every": 1,

@@ -9,6 +9,7 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import predict_entry_point
 from paths import ROOT
 from phantoms import PHANTOM
+from pools import pools_of_threads
 from raw_worlds import read_nifti
 from tag_worlds import TINY
 
@@ -32,7 +33,7 @@ def test_the_commands_of_nnunet_train_resume_and_predict(preprocessed_phantom, t
     plans["configurations"]["whole"]["conemos"] = TINY
     (done / "nnUNetPlans.json").write_text(json.dumps(plans))
     monkeypatch.setenv("nnUNet_extTrainer", str(ROOT / "trainers"))
-    monkeypatch.setattr("nnunetv2.training.nnUNetTrainer.nnUNetTrainer.default_num_processes", 1)
+    pools_of_threads(monkeypatch)  # of the final validation
 
     def fresh(epochs, resume=False):
         made = CMERTrainer(plans | {"continue_training": resume}, "whole", 0, content, torch.device("cpu"))

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-AT_ONCE = 2**22  # values of the temporary maps
+CACHED, ON_GPU = 2**18, 2**25  # values of the temporary maps: on a CPU, they stay in its cache
 
 
 class PairSums(NamedTuple):
@@ -47,7 +47,8 @@ def pair_sums(
 
     `counted`: the weight of each voxel, or whether it counts; it may broadcast.
     """
-    return PairSums(*_PairSums.apply(logits, target, counted))
+    with torch.autocast(logits.device.type, enabled=False):  # products would be summed in half precision
+        return PairSums(*_PairSums.apply(logits, target, counted))
 
 
 class _PairSums(torch.autograd.Function):
@@ -69,28 +70,51 @@ class _PairSums(torch.autograd.Function):
         found, start = torch.empty_like(logits), 0
         for z, t, c in in_parts(logits, target, counted):
             here = slice(start, start := start + z.shape[1])
-            cross_entropy, overlap, predicted = (g[:, here] for g in wanted)
-            p = torch.sigmoid(full(z))
-            of_probability = torch.where(t, overlap + predicted, predicted) * (p * (1 - p))
-            found[:, here] = (cross_entropy * (p - t.to(p.dtype)) + of_probability) * c
+            found[:, here] = gradient_of(z, t, c, *(g[:, here] for g in wanted))
         return found, None, None
 
 
 def in_parts(logits: Tensor, target: Tensor, counted: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Split the labels into parts whose maps are small."""
-    labels = max(1, AT_ONCE * logits.shape[1] // max(1, logits.numel()))
-    weights = counted.expand(-1, logits.shape[1], *counted.shape[2:])
+    values = CACHED if logits.device.type == "cpu" else ON_GPU
+    labels = max(1, values * logits.shape[1] // max(1, logits.numel()))
+    weights = counted.expand(len(logits), logits.shape[1], *counted.shape[2:])
     return zip(logits.split(labels, 1), target.split(labels, 1), weights.split(labels, 1), strict=True)
 
 
 def sums_of(logits: Tensor, target: Tensor, counted: Tensor) -> tuple[Tensor, ...]:
     """Return the five sums of some labels."""
-    z = full(logits)
-    t, c = target.to(z.dtype), counted.to(z.dtype).expand_as(z)
-    p = torch.sigmoid(z)
-    cross_entropy = F.binary_cross_entropy_with_logits(z, t, reduction="none")
-    present = t * c
-    return tuple(x.flatten(2).sum(2) for x in (c, cross_entropy * c, p * present, p * c, present))
+    z = full(logits).flatten(2)
+    t, weight = target.flatten(2).to(z.dtype), counted.flatten(2).to(z.dtype)
+    of_pair, voxels = alike(weight), z.shape[2]
+    if of_pair is None:
+        t = t * weight
+    p, entropy = torch.sigmoid(z), F.softplus(z)
+    predicted, certain = (x.sum(2) if of_pair is not None else dot(x, weight) for x in (p, entropy))
+    sums = (certain - dot(z, t), dot(p, t), predicted, t.sum(2))
+    if of_pair is None:
+        return weight.sum(2), *sums
+    return of_pair * voxels, *(of_pair * x for x in sums)
+
+
+def gradient_of(
+    logits: Tensor, target: Tensor, counted: Tensor, of_entropy: Tensor, of_overlap: Tensor, of_predicted: Tensor
+) -> Tensor:
+    """Return the gradient of some labels: (1 - p) p (of_overlap t + of_predicted) + of_entropy (p - t), weighted."""
+    p = torch.sigmoid(full(logits))
+    t, weight = target.to(p.dtype), counted.to(p.dtype)
+    found = (1 - p).mul_((t * of_overlap).add_(of_predicted)).add_(of_entropy).mul_(p)
+    return found.addcmul_(t, of_entropy, value=-1).mul_(weight)
+
+
+def alike(weight: Float[Tensor, "B Q V"]) -> Float[Tensor, "B Q"] | None:
+    """Return the one weight of all voxels of each pair, or None where each voxel has its own."""
+    return weight[:, :, 0] if weight.shape[2] == 1 else None
+
+
+def dot(one: Float[Tensor, "B Q V"], other: Float[Tensor, "B Q V"]) -> Float[Tensor, "B Q"]:
+    """Sum the products over the voxels."""
+    return torch.einsum("bqv,bqv->bq", one, other)
 
 
 def full(logits: Tensor) -> Tensor:

@@ -21,17 +21,26 @@ def batch_dice(
     ddp: bool,
     skip_empty: bool = True,
     weight_of: Float[Tensor, " labels"] | None = None,
+) -> Float[Tensor, ""]:
+    """Compute `pair_dice` of two maps, both 0 where nothing counts."""
+    masses = torch.stack([m.flatten(2).sum(2) for m in (probability * target, probability, target)], -1)
+    return pair_dice(masses, truth, smooth, ddp, skip_empty, weight_of)
+
+
+def pair_dice(
+    masses: Float[Tensor, "B Q 3"],
+    truth: Truth,
+    smooth: float,
+    ddp: bool,
+    skip_empty: bool = True,
+    weight_of: Float[Tensor, " labels"] | None = None,
     summed: bool = False,
-    weight: Float[Tensor, "B Q *S"] | None = None,
 ) -> Float[Tensor, ""]:
     """Compute `pooled_dice` of the known pairs of a batch, with `ddp` of all processes.
 
-    Both maps are 0 where nothing counts, unless `weight` says how much each voxel counts.
+    `masses` are intersection, predicted and target mass of each pair.
     """
-    masses = (probability * target, probability, target)
-    if weight is not None:
-        masses = tuple(mass * weight for mass in masses)
-    sums = torch.stack([mass.flatten(2).sum(2).flatten() for mass in masses], dim=-1)  # [N,3]
+    sums = masses.flatten(0, 1)
     labels = (truth.labels * truth.known).flatten()  # 0: padding
     if ddp:
         sums, labels = of_all_processes(sums), of_all_processes(labels)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -38,7 +39,10 @@ def shown_labels(truth: Truth) -> Bool[Tensor, "B K *S"]:
 
 def known_classes(truth: Truth) -> Int[Tensor, " B *S"]:
     """Return the class of each voxel among background and the known labels."""
-    return torch.where(shown_labels(truth).any(1), truth.target[:, 0], 0).long()
+    labels = truth.known.shape[1]
+    target = truth.target.flatten(1).long().clamp_max(labels + 1)  # the ignore label lies above the others
+    shown = F.pad(truth.known, (1, 1)).gather(1, target)
+    return (target * shown).view_as(truth.target[:, 0])
 
 
 def counted_here(truth: Truth, logits: Float[Tensor, "B K *S"]) -> Bool[Tensor, "B 1 *S"]:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from nnunetv2_conemos.losses.dice import batch_dice
+from nnunetv2_conemos.losses.dice import pair_dice
 from nnunetv2_conemos.losses.distributed import mean_of_processes
+from nnunetv2_conemos.losses.pair_sums import PairSums, pair_sums
 from nnunetv2_conemos.records import Truth
 
 Reduction = Literal["mean", "sum"]
@@ -38,22 +37,21 @@ class MaskedDiceBCE(nn.Module):
         self.ddp, self.smooth, self.summed = ddp, smooth, reduction == "sum"
 
     def forward(self, logits: Float[Tensor, "B Q *S"], truth: Truth) -> Float[Tensor, ""]:
-        logits = logits.float()  # sums over a patch overflow half precision
-        target = truth.onehot().float()
-        counted = counted_voxels(truth).float().expand_as(logits)
-        return self._bce(logits, target, counted) + self._dice(logits, target, counted, truth)
+        return self.of_sums(pair_sums(logits, truth.onehot(), counted_voxels(truth)), truth)
 
-    def _bce(self, logits: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-        per_voxel = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    def of_sums(self, sums: PairSums, truth: Truth) -> Float[Tensor, ""]:
+        """Return the loss of a batch from the sums of its pairs."""
+        return self._bce(sums) + self._dice(sums, truth)
+
+    def _bce(self, sums: PairSums) -> Tensor:
         if not self.summed:
-            return (per_voxel * counted).sum() / mean_of_processes(counted.sum(), self.ddp).clamp_min(1e-8)
-        of_pair = (per_voxel * counted).flatten(2).sum(2) / counted.flatten(2).sum(2).clamp_min(1)
+            return sums.cross_entropy.sum() / mean_of_processes(sums.counted.sum(), self.ddp).clamp_min(1e-8)
+        of_pair = sums.cross_entropy / sums.counted.clamp_min(1)
         samples = mean_of_processes(of_pair.new_tensor(len(of_pair)), self.ddp)
         return of_pair.sum() * SUMMED_SAMPLES / samples
 
-    def _dice(self, logits: Tensor, target: Tensor, counted: Tensor, truth: Truth) -> Tensor:
-        probability = torch.sigmoid(logits)
-        return -batch_dice(probability, target, truth, self.smooth, self.ddp, summed=self.summed, weight=counted)
+    def _dice(self, sums: PairSums, truth: Truth) -> Tensor:
+        return -pair_dice(sums.masses, truth, self.smooth, self.ddp, summed=self.summed)
 
 
 def counted_voxels(truth: Truth) -> Bool[Tensor, "B Q *S"]:

@@ -5,20 +5,15 @@ Axis letters: **B** sample, **K** labels, all queried in order, **C** = K + 1 cl
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from pydantic import Field
 from torch import Tensor, nn
 
-from nnunetv2_conemos.losses.dice import batch_dice
+from nnunetv2_conemos.losses.class_sums import ClassSums, class_sums
+from nnunetv2_conemos.losses.dice import pair_dice
 from nnunetv2_conemos.losses.distributed import mean_of_processes
-from nnunetv2_conemos.losses.marginalised import (
-    class_log_probabilities,
-    counted_here,
-    known_classes,
-    marginalised_log_probabilities,
-)
+from nnunetv2_conemos.losses.marginalised import counted_here, known_classes
 from nnunetv2_conemos.networks.multihead import MultiHeadUNet
 from nnunetv2_conemos.networks.spec import MethodOptions, NetworkSpec, method_options
 from nnunetv2_conemos.records import Truth
@@ -42,34 +37,22 @@ class MarginalExclusionLoss(nn.Module):
         self.ddp, self.exclusion, self.smooth = ddp, exclusion, smooth
 
     def forward(self, logits: Float[Tensor, "B K *S"], truth: Truth) -> Float[Tensor, ""]:
-        space = (1,) * (logits.ndim - 2)
-        known = truth.known.view(*truth.known.shape, *space)
-        log_p = class_log_probabilities(logits)
-        target = (truth.onehot() & known).float()
-        counted = counted_here(truth, logits).float()
-        loss = self._cross_entropy(logits, counted, truth) + self._dice(log_p, target, counted, truth)
+        classes, counted = known_classes(truth), counted_here(truth, logits)
+        sums = class_sums(logits, classes, truth.known, counted)
+        foreground = (counted[:, 0] & (classes > 0)).flatten(1).sum(1, keepdim=True)
+        voxels = mean_of_processes(counted.sum().to(sums.cross_entropy), self.ddp).clamp_min(1e-8)
+        loss = sums.cross_entropy.sum() / voxels
+        loss = loss - pair_dice(sums.masses, truth, self.smooth, self.ddp, skip_empty=False)
         if self.exclusion:
-            loss = loss + self.exclusion * self._excluded(log_p[:, 1:].exp(), ~known, target, counted)
+            loss = loss + self.exclusion * self._excluded(sums, ~truth.known, foreground, voxels)
         return loss
 
-    def _cross_entropy(self, logits: Tensor, counted: Tensor, truth: Truth) -> Tensor:
-        right = marginalised_log_probabilities(logits, truth.known).gather(1, known_classes(truth)[:, None])
-        return -(right * counted).sum() / mean_of_processes(counted.sum(), self.ddp).clamp_min(1e-8)
-
-    def _dice(self, log_p: Tensor, target: Tensor, counted: Tensor, truth: Truth) -> Tensor:
-        p = log_p[:, 1:].exp() * counted
-        return -batch_dice(p, target * counted, truth, self.smooth, self.ddp, skip_empty=False)
-
-    def _excluded(self, p: Tensor, unknown: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+    def _excluded(self, sums: ClassSums, unknown: Tensor, foreground: Tensor, voxels: Tensor) -> Tensor:
         """Penalise the overlap of labels that are not annotated with the annotated foreground: Dice, and log(1 + p)."""
-        others = p * unknown * counted
-        foreground = target.sum(1, keepdim=True) * counted
-        overlap, mass = (others * foreground).flatten(2).sum(2), (others + foreground * unknown).flatten(2).sum(2)
-        pairs = unknown.flatten(1) & (foreground.flatten(1).sum(1, keepdim=True) > 0)
-        number, voxels = (mean_of_processes(of.float().sum(), self.ddp).clamp_min(1e-8) for of in (pairs, counted))
-        dice = (2 * overlap / mass.clamp_min(self.smooth) * pairs).sum() / number
-        entropy = (torch.log1p(others) * foreground).sum() / voxels
-        return dice + entropy
+        pairs = unknown & (foreground > 0)
+        number = mean_of_processes(pairs.sum().to(voxels), self.ddp).clamp_min(1e-8)
+        dice = 2 * sums.inside / (sums.predicted + foreground).clamp_min(self.smooth)
+        return (dice * pairs).sum() / number + (sums.log_inside * unknown).sum() / voxels
 
 
 class MarginalOptions(MethodOptions):

@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from nnunetv2_conemos.losses.masked import MaskedDiceBCE, counted_voxels
+from nnunetv2_conemos.losses.pair_sums import pair_sums
 from nnunetv2_conemos.networks.multihead import MultiHeadUNet
 from nnunetv2_conemos.networks.spec import MethodOptions, method_options
 from nnunetv2_conemos.records import Query, Truth, fields_to, move
@@ -68,11 +69,10 @@ class CompletedDiceBCE(MaskedDiceBCE):
         if isinstance(truth, Truth):
             return super().forward(logits, truth)
         annotated, present, weight = truth
-        logits, known = logits.float(), counted_voxels(annotated).expand_as(logits)
-        target = torch.where(known, annotated.onehot(), present).float()
-        counted = known + weight
+        known = counted_voxels(annotated).expand_as(logits)
+        target = torch.where(known, annotated.onehot(), present)
         every = annotated._replace(known=annotated.labels > 0)
-        return self._bce(logits, target, counted) + self._dice(logits, target, counted, every)
+        return self.of_sums(pair_sums(logits, target, known + weight), every)
 
 
 class Relations(NamedTuple):

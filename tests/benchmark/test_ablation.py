@@ -14,6 +14,7 @@ from worlds import make_trainer, world
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.benchmark.config_file import read_recipe
 from nnunetv2_conemos.losses.masked import MaskedDiceBCE
+from nnunetv2_conemos.losses.pair_sums import pair_sums
 from nnunetv2_conemos.methods import ConditionalFiLMTrainer
 from nnunetv2_conemos.records import Truth
 from nnunetv2_conemos.training.sampling import Pairs
@@ -67,7 +68,9 @@ def test_the_dice_of_each_sample_rewards_predicting_nothing_where_the_pooled_one
     truth = Truth(target, labels, labels > 0, None)
     nothing, everything = torch.full((4, 1, 8, 8), -9.0), 18.0 * truth.onehot().float() - 9
     dice = {
-        name: [loss._dice(z, truth.onehot().float(), torch.ones_like(z), truth).item() for z in (nothing, everything)]
+        name: [
+            loss._dice(pair_sums(z, truth.onehot(), truth.onehot() | True), truth).item() for z in (nothing, everything)
+        ]
         for name, loss in (("pooled", MaskedDiceBCE()), ("single", ablation.PerSampleDiceBCE()))
     }
     assert dice["pooled"] == pytest.approx([0, -1], abs=0.02)

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
+from nnunetv2_conemos.losses.dice import pair_dice
 from nnunetv2_conemos.losses.masked import MaskedDiceBCE
+from nnunetv2_conemos.losses.pair_sums import pair_sums
 from nnunetv2_conemos.methods.generic_ssl.loss import ClassWeightedDiceCE
 from nnunetv2_conemos.methods.hermes.loss import AdaptiveTverskyBCE, HermesOutput
 from nnunetv2_conemos.methods.marginal import MarginalExclusionLoss
@@ -144,7 +146,7 @@ def pull_of_the_dice(pooled):
     if pooled:
         labels, known = torch.ones(8, 1, dtype=torch.long), torch.ones(8, 1, dtype=torch.bool)
         truth, logits = Truth(target.short(), labels, known, None), torch.full_like(target, -3.0) + shift
-        loss = MaskedDiceBCE()._dice(logits, target, torch.ones_like(target), truth)
+        loss = -pair_dice(pair_sums(logits, truth.onehot(), torch.ones_like(target)).masses, truth, 1e-5, ddp=False)
     else:  # the usual soft Dice of each sample, smooth = 1
         overlap, mass = (probability * target).sum((1, 2, 3)), (probability + target).sum((1, 2, 3))
         loss = -((2 * overlap + 1) / (mass + 1)).mean()

@@ -117,9 +117,8 @@ def test_small_organs_in_2d_are_learnt(nnunet_folders):
 class DiceOfEachSample(MaskedDiceBCE):
     """As `batch_dice: false` of nnU-Net would have it: an empty target rewards predicting nothing."""
 
-    def _dice(self, logits, target, counted, truth):
-        p, target = (x.flatten(2) for x in (torch.sigmoid(logits) * counted, target * counted))
-        return -((2 * (p * target).sum(2) + 1) / ((p + target).sum(2) + 1)).mean()
+    def _dice(self, sums, truth):
+        return -((2 * sums.overlap + 1) / (sums.predicted + sums.present + 1)).mean()
 
 
 class AnyPatch(ConditionalFiLMTrainer):

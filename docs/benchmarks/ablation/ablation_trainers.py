@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.losses.masked import MaskedDiceBCE, counted_voxels
+from nnunetv2_conemos.losses.pair_sums import PairSums
 from nnunetv2_conemos.methods import ConditionalFiLMTrainer, variants
 from nnunetv2_conemos.records import Truth
 from nnunetv2_conemos.training.method import without_options
@@ -27,11 +28,10 @@ CONDITIONAL = ConditionalFiLMTrainer.method
 class PerSampleDiceBCE(MaskedDiceBCE):
     """The Dice of each sample by itself, empty targets included."""
 
-    def _dice(self, logits: Tensor, target: Tensor, counted: Tensor, truth: Truth) -> Tensor:
-        probability, target = torch.sigmoid(logits) * counted, target * counted
-        overlap, mass = ((probability * target).flatten(2).sum(2), (probability + target).flatten(2).sum(2))
-        pairs = counted.flatten(2).amax(2)
-        return -((2 * overlap + self.smooth) / (mass + self.smooth) * pairs).sum() / pairs.sum().clamp_min(1)
+    def _dice(self, sums: PairSums, truth: Truth) -> Tensor:
+        pairs = (sums.counted > 0).float()
+        dice = (2 * sums.overlap + self.smooth) / (sums.predicted + sums.present + self.smooth)
+        return -(dice * pairs).sum() / pairs.sum().clamp_min(1)
 
 
 class KnownNegatives(nn.Module):

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nnunetv2_conemos.losses.masked import counted_voxels
+from nnunetv2_conemos.losses.pair_sums import PairSums, pair_sums
 from nnunetv2_conemos.records import Truth
 
 MIN_SHARE, MAX_SHARE = 0.2, 0.8  # share of the false positives
@@ -39,24 +40,17 @@ class AdaptiveTverskyBCE(nn.Module):
         self.modality_weight = modality_weight
 
     def forward(self, output: HermesOutput, truth: Truth) -> Float[Tensor, ""]:
-        logits = output.logits.float()  # sums over a patch overflow half precision
-        target = truth.onehot().float()
-        counted = counted_voxels(truth).float().expand_as(logits)
-        per_voxel = F.binary_cross_entropy_with_logits(logits, target, reduction="none") * counted
-        bce = per_voxel.flatten(2).sum(2) / counted.flatten(2).sum(2).clamp_min(1)
-        pairs = counted.flatten(2).amax(2)
-        segmentation = ((bce + adaptive_tversky(logits, target, counted)) * pairs).sum() / pairs.sum().clamp_min(1)
+        sums = pair_sums(output.logits, truth.onehot(), counted_voxels(truth))
+        bce = sums.cross_entropy / sums.counted.clamp_min(1)
+        pairs = (sums.counted > 0).float()
+        segmentation = ((bce + adaptive_tversky(sums)) * pairs).sum() / pairs.sum().clamp_min(1)
         return segmentation + self.modality_weight * modality_loss(output, truth)
 
 
-def adaptive_tversky(
-    logits: Float[Tensor, "B Q *S"], target: Float[Tensor, "B Q *S"], counted: Float[Tensor, "B Q *S"]
-) -> Float[Tensor, "B Q"]:
+def adaptive_tversky(sums: PairSums) -> Float[Tensor, "B Q"]:
     """Return 1 - TP / (TP + a FP + (1 - a) FN) with a = FP / (FP + FN), clamped; gradients flow through a."""
-    probability = torch.sigmoid(logits)
-    tp = (probability * target * counted).flatten(2).sum(2)
-    fp = (probability * (1 - target) * counted).flatten(2).sum(2)
-    fn = ((1 - probability) * target * counted).flatten(2).sum(2)
+    tp = sums.overlap
+    fp, fn = sums.predicted - tp, sums.present - tp
     share = (fp / (fp + fn + SMOOTH)).clamp(MIN_SHARE, MAX_SHARE)
     return 1 - tp / (tp + share * fp + (1 - share) * fn + SMOOTH)
 

@@ -6,6 +6,7 @@ import torch
 from hermes_models import network, query
 from torch import nn
 
+from nnunetv2_conemos.losses.pair_sums import pair_sums
 from nnunetv2_conemos.methods.hermes.loss import AdaptiveTverskyBCE, HermesOutput, adaptive_tversky, modality_loss
 from nnunetv2_conemos.records import Truth
 
@@ -39,10 +40,14 @@ def test_labels_that_are_not_annotated_change_nothing_and_padding_has_no_gradien
 
 
 def counts(tp, fp, fn):
-    """Logits and target with these counts, from saturated probabilities."""
+    """Return sums over voxels with these counts, from saturated probabilities."""
     predicted = torch.tensor([1.0] * (tp + fp) + [0.0] * (fn + 10))
-    target = torch.tensor([1.0] * tp + [0.0] * fp + [1.0] * fn + [0.0] * 10)
-    return (60 * predicted - 30)[None, None], target[None, None], torch.ones(1, 1, len(target))
+    target = torch.tensor([True] * tp + [False] * fp + [True] * fn + [False] * 10)
+    return sums_of_all((60 * predicted - 30)[None, None], target[None, None])
+
+
+def sums_of_all(logits, target):
+    return pair_sums(logits, target, torch.ones_like(target))
 
 
 @pytest.mark.parametrize(
@@ -52,14 +57,15 @@ def counts(tp, fp, fn):
 )
 def test_the_tversky_loss_in_closed_form(tp, fp, fn, share):
     expected = 1 - tp / (tp + share * fp + (1 - share) * fn)
-    assert adaptive_tversky(*counts(tp, fp, fn)).item() == pytest.approx(expected, abs=1e-5)
+    assert adaptive_tversky(counts(tp, fp, fn)).item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_share_of_false_positives_gets_a_gradient():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 3, 200, generator=generator, dtype=torch.float64, requires_grad=True)
-    target = (torch.rand(2, 3, 200, generator=generator) < 0.4).double()
-    (ours,) = torch.autograd.grad(adaptive_tversky(logits, target, torch.ones_like(target)).sum(), logits)
+    target = torch.rand(2, 3, 200, generator=generator) < 0.4
+    (ours,) = torch.autograd.grad(adaptive_tversky(sums_of_all(logits, target)).sum(), logits)
+    target = target.double()
     p = torch.sigmoid(logits)
     tp, fp, fn = (p * target).sum(2), (p * (1 - target)).sum(2), ((1 - p) * target).sum(2)
     assert (fp / (fp + fn)).min() > 0.2, "unclamped, so that the quotient below is the same loss"
@@ -70,7 +76,7 @@ def test_the_share_of_false_positives_gets_a_gradient():
 
 def test_an_absent_label_costs_one_without_gradient_and_an_empty_query_costs_zero():
     logits = torch.randn(1, 1, 50, requires_grad=True)
-    cost = adaptive_tversky(logits, torch.zeros(1, 1, 50), torch.ones(1, 1, 50))
+    cost = adaptive_tversky(sums_of_all(logits, torch.zeros(1, 1, 50, dtype=torch.bool)))
     cost.sum().backward()
     assert cost.item() == 1
     assert logits.grad.abs().max() == 0

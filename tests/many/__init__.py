@@ -1,0 +1,1 @@
+"""The tools on thousands of small cases: time, processor time and memory against their number."""

@@ -14,7 +14,7 @@ from nnunetv2_conemos.benchmark.config_file import recipe_text
 from nnunetv2_conemos.benchmark.ledger import PACKAGES, Ledger
 from nnunetv2_conemos.benchmark.plots.figures import draw_figures
 from nnunetv2_conemos.benchmark.results import Results
-from nnunetv2_conemos.benchmark.tables import report_tables
+from nnunetv2_conemos.benchmark.tables import curve_tables, report_tables
 from nnunetv2_conemos.benchmark.workspace import Workspace
 from nnunetv2_conemos.files import write_aside
 from nnunetv2_conemos.text_files import read_shared_json
@@ -28,10 +28,11 @@ def write_report(workspace: Workspace, test: TestSet) -> dict[str, pd.DataFrame]
     recipe, ledger = workspace.recipe, Ledger(workspace.folder)
     results = Results.from_ledger(recipe, ledger)
     others = {n: Results.from_ledger(recipe, ledger, n) for n in results.budgets if n != results.epochs}
-    tables = report_tables(results)
+    budgets = [others.get(n, results) for n in results.budgets]
+    tables = report_tables(results) | curve_tables(budgets)
     for other in others.values():
         tables |= {f"{title}, after {other.steps:,} steps": table for title, table in report_tables(other).items()}
-    figures = draw_figures(workspace, results, [others.get(n, results) for n in results.budgets], test)
+    figures = draw_figures(workspace, results, budgets, test)
     content = {**facts(workspace, results), "tables": tables, "figures": figures}
     environment = templates()
     for name in REPORTS:

@@ -49,7 +49,7 @@ def test_several_budgets_are_drawn_against_steps_and_rare_labels_against_their_c
     content["sources"]["site_b"]["annotated"] = ["liver", "spleen", "gallbladder"]
     write_json(stand_in.raw / "dataset.json", content)
     stand_in.benchmark(*ARMS[:2], epochs=(1, 5))
-    for name in ("steps", "annotated"):
+    for name in ("curves", "annotated"):
         assert (stand_in.bench / f"figures/{name}.png").stat().st_size > 5_000
     assert "1250 steps (5 nnU-Net epochs) of SGD" in (stand_in.bench / "report.md").read_text()
 

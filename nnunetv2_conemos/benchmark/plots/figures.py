@@ -9,14 +9,14 @@ import pandas as pd
 
 from nnunetv2_conemos.benchmark.arms import network_of
 from nnunetv2_conemos.benchmark.config import TestSet
+from nnunetv2_conemos.benchmark.curves import curves_of
 from nnunetv2_conemos.benchmark.ledger import of_run
 from nnunetv2_conemos.benchmark.plots.charts import (
     draw_against_k,
     draw_annotated,
     draw_costs,
+    draw_curves,
     draw_dice,
-    draw_steps,
-    with_several_budgets,
 )
 from nnunetv2_conemos.benchmark.plots.confident import confident_shares, draw_confident
 from nnunetv2_conemos.benchmark.plots.overlays import draw_overlays
@@ -39,10 +39,10 @@ def draw_figures(workspace: Workspace, results: Results, budgets: Sequence[Resul
     annotated = dict(zip(workspace.labels.names, workspace.table.counts().sum(0).tolist(), strict=True))
     drawn = draw_scores(results, annotated, folder)
     drawn |= draw_all_costs(results, workspace.folder / AGAINST_K, folder)
-    if several := with_several_budgets(budgets):
-        draw_steps(budgets, several, folder / "steps.png")
-        drawn["Mean Dice against the steps of a training (one per point), of arms with several numbers of steps."] = (
-            "steps.png"
+    if curves := curves_of(budgets):
+        draw_curves(curves, folder / "curves.png")
+        drawn["Mean Dice at the end of trainings of several lengths; the band holds all trainings of an arm."] = (
+            "curves.png"
         )
     drawn |= draw_learned(first_checkpoints(workspace, results), folder)
     drawn |= draw_pictures(workspace, results, test, folder)

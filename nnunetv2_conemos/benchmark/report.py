@@ -12,9 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from nnunetv2_conemos.benchmark.config import Fold, Recipe, TestSet
 from nnunetv2_conemos.benchmark.config_file import recipe_text
 from nnunetv2_conemos.benchmark.ledger import PACKAGES, Ledger
-from nnunetv2_conemos.benchmark.plots.figures import draw_figures
+from nnunetv2_conemos.benchmark.plots.figures import Captions, draw_figures, draw_results
 from nnunetv2_conemos.benchmark.results import Results
-from nnunetv2_conemos.benchmark.tables import report_tables
+from nnunetv2_conemos.benchmark.tables import curve_tables, report_tables
 from nnunetv2_conemos.benchmark.workspace import Workspace
 from nnunetv2_conemos.files import write_aside
 from nnunetv2_conemos.text_files import read_shared_json
@@ -23,20 +23,46 @@ REPORTS = ("report.md", "report.html")
 MARKUP = re.compile(r"[\\`*<|]|(?<!\w)_|_(?!\w)|\](?=[(\[:])")  # what Markdown would not show as it is
 
 
-def write_report(workspace: Workspace, test: TestSet) -> dict[str, pd.DataFrame]:
+Tables = dict[str, pd.DataFrame]  # title -> table
+
+
+def write_report(workspace: Workspace, test: TestSet) -> Tables:
     """Write report.md, report.html and the figures; return title -> table. Raises ValueError where no run is done."""
-    recipe, ledger = workspace.recipe, Ledger(workspace.folder)
+    results, budgets = results_in(workspace.folder, workspace.recipe)
+    figures = draw_figures(workspace, results, budgets, test)
+    return write(workspace.folder, results, budgets, figures, dataset_facts(workspace))
+
+
+def write_published_report(folder: Path, recipe: Recipe) -> Tables:
+    """Write the report of a folder that holds nothing but recipe, runs.csv and cases.csv; return title -> table.
+
+    What needs the dataset or the predictions is left out. Raises ValueError where no run is done.
+    """
+    results, budgets = results_in(folder, recipe)
+    figures = draw_results(results, budgets, folder, {})
+    return write(folder, results, budgets, figures, {"title": Path(recipe.dataset).name, "cases": None})
+
+
+def results_in(folder: Path, recipe: Recipe) -> tuple[Results, list[Results]]:
+    """Return the results at the number of epochs that most arms have, and those at every one, rising."""
+    ledger = Ledger(folder)
     results = Results.from_ledger(recipe, ledger)
-    others = {n: Results.from_ledger(recipe, ledger, n) for n in results.budgets if n != results.epochs}
-    tables = report_tables(results)
-    for other in others.values():
-        tables |= {f"{title}, after {other.steps:,} steps": table for title, table in report_tables(other).items()}
-    figures = draw_figures(workspace, results, [others.get(n, results) for n in results.budgets], test)
-    content = {**facts(workspace, results), "tables": tables, "figures": figures}
+    return results, [
+        results if n == results.epochs else Results.from_ledger(recipe, ledger, n) for n in results.budgets
+    ]
+
+
+def write(folder: Path, results: Results, budgets: list[Results], figures: Captions, dataset: dict[str, Any]) -> Tables:
+    """Fill in the templates; `dataset`: title and, where it is there, what is said of the dataset."""
+    tables = report_tables(results) | curve_tables(budgets)
+    for other in budgets:
+        if other is not results:
+            tables |= {f"{title}, after {other.steps:,} steps": table for title, table in report_tables(other).items()}
+    content = {**facts(results), **dataset, "tables": tables, "figures": figures}
     environment = templates()
     for name in REPORTS:
         text = environment.get_template(f"{name}.j2").render(content)
-        write_aside(workspace.folder / name, lambda file, text=text: file.write_text(text))
+        write_aside(folder / name, lambda file, text=text: file.write_text(text))
     return tables
 
 
@@ -63,17 +89,14 @@ def fence(text: str) -> str:
     return "`" * max([3, *(1 + len(run) for run in re.findall("`+", text))])
 
 
-def facts(workspace: Workspace, results: Results) -> dict[str, Any]:
-    """Return the content of the report besides its tables and figures."""
-    recipe, runs = workspace.recipe, results.runs
+def facts(results: Results) -> dict[str, Any]:
+    """Return the content of the report besides its tables and figures, and what is said of the dataset."""
+    recipe, runs = results.recipe, results.runs
     return {
         "recipe": recipe,
-        "title": workspace.source.name,
         "recipe_yaml": recipe_text(recipe),
         "fence": fence(recipe_text(recipe)),
-        "labels": list(workspace.labels.names),
-        "cases": len(workspace.table.cases),
-        "training_cases": training_cases(workspace.splits_file, recipe.folds, len(workspace.table.cases)),
+        "labels": results.labels,
         "test_cases": results.cases["case"].nunique(),
         "epochs": results.epochs,
         "steps": results.steps,
@@ -83,6 +106,17 @@ def facts(workspace: Workspace, results: Results) -> dict[str, Any]:
         "devices": ", ".join(sorted(set(runs["device"].astype(str)))),
         "versions": ", ".join(f"{name} {'/'.join(sorted(set(runs[name].astype(str))))}" for name in PACKAGES),
         "plans": ", ".join(sorted(set(runs["configuration"] + " " + runs["plans_hash"]))),
+    }
+
+
+def dataset_facts(workspace: Workspace) -> dict[str, Any]:
+    """Return what the report says of the dataset."""
+    cases = len(workspace.table.cases)
+    return {
+        "title": workspace.source.name,
+        "labels": list(workspace.labels.names),
+        "cases": cases,
+        "training_cases": training_cases(workspace.splits_file, workspace.recipe.folds, cases),
     }
 
 

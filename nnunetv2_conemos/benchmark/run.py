@@ -23,7 +23,7 @@ from nnunetv2_conemos.benchmark.config_file import grown, read_recipe, recipe_te
 from nnunetv2_conemos.benchmark.ledger import Ledger, read_table
 from nnunetv2_conemos.benchmark.plots.figures import AGAINST_K
 from nnunetv2_conemos.benchmark.preparation import prepare
-from nnunetv2_conemos.benchmark.report import REPORTS, write_report
+from nnunetv2_conemos.benchmark.report import REPORTS, write_published_report, write_report
 from nnunetv2_conemos.benchmark.runner import Runner
 from nnunetv2_conemos.benchmark.workspace import PARTIAL, Workspace
 from nnunetv2_conemos.datasets.folders import named_or_path
@@ -63,13 +63,16 @@ def run_benchmark(
         folder: where everything is written.
         device: cpu, cuda or mps.
         processes: how many preprocess and score; more than one requires a script with `if __name__ == "__main__":`.
-        report_only: train nothing, only write the report of `recipe` (see `recipe_in`).
+        report_only: train nothing, only write the report of `recipe` (see `recipe_in`). Where `folder` holds no more
+            than its recipe, runs.csv and cases.csv, the report has what these tell.
 
     Raises ValueError or OSError for a recipe, dataset or folder that does not fit, before anything is trained.
     """
     register_trainers()
     folder = Path(folder).resolve()
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe), {})
+    if report_only and not (folder / "nnUNet_raw" / PARTIAL).is_dir():
+        return BenchmarkResult(write_published_report(folder, recipe), (), files_in(folder))
     source = named_or_path(recipe.dataset).resolve()
     cases = choose_cases(recipe, source, processes)
     with only_benchmark_in(folder) as lock:
@@ -79,8 +82,12 @@ def run_benchmark(
         test = write_datasets(workspace, runner, cases)
         failed = [] if report_only else perform_all(workspace, runner, recipe.runs(), test)
         tables = write_report(workspace, test)
-    files = tuple(folder / name for name in ("runs.csv", "cases.csv", *REPORTS))
-    return BenchmarkResult(tables, tuple(failed), files)
+    return BenchmarkResult(tables, tuple(failed), files_in(folder))
+
+
+def files_in(folder: Path) -> tuple[Path, ...]:
+    """Return the tables and reports of a benchmark."""
+    return tuple(folder / name for name in ("runs.csv", "cases.csv", *REPORTS))
 
 
 def recipe_in(folder: Path) -> Recipe:

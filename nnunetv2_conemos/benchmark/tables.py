@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
+from nnunetv2_conemos.benchmark.curves import SHARE, curves_of, gains_table, time_table
 from nnunetv2_conemos.benchmark.results import Results, per_training
 from nnunetv2_conemos.evaluation.significance import holm, p_value, shown
 
@@ -27,11 +30,20 @@ def report_tables(results: Results) -> dict[str, pd.DataFrame]:
         "Mean Dice of each training": seeds_table(results),
         "Costs": costs_table(results),
     }
+    if (gains := gains_table(results)) is not None:
+        tables["Difference of mean Dice, in points"] = gains
     chosen = [arm.name for arm in results.arms if arm.reference]
     for reference in dict.fromkeys(name for name in (results.vanilla, results.best_baseline, *chosen) if name):
         title = f"Difference of mean Dice to {reference}, paired by test case"
         tables[title] = differences_table(results, reference)
     return tables
+
+
+def curve_tables(per_budget: Sequence[Results]) -> dict[str, pd.DataFrame]:
+    """Return title -> table of what only trainings of several lengths tell."""
+    table = time_table(per_budget, curves_of(per_budget))
+    title = f"Length of training to {SHARE:.0%} of stock nnU-Net on complete labels, read off the curves"
+    return {} if table is None else {title: table}
 
 
 def means_table(results: Results) -> pd.DataFrame:

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("-device", default=device, choices=("cuda", "cpu", "mps"), help="[%(default)s]")
     parser.add_argument("-np", dest="processes", type=int, default=default_processes(), help="[%(default)s]")
-    parser.add_argument("--report", action="store_true", help="train nothing: write the report of existing results")
+    parser.add_argument("--report", action="store_true", help="train nothing: write the report of what FOLDER holds")
     parser.epilog = "Run again with the same FOLDER, it continues with what is missing."
 
 

@@ -1,11 +1,12 @@
-"""Stock nnU-Net without mirroring, and with AdamW, in the lengths that nnU-Net gives its default trainer.
+"""Stock nnU-Net in all lengths of our trainers, also without mirroring and with AdamW.
 
-Comparisons need them: `nnUNetTrainerNoMirroring_10epochs`, `nnUNetTrainerAdam1en3_10epochs`,
+Comparisons need them: `nnUNetTrainer_40epochs`, `nnUNetTrainerNoMirroring_10epochs`, `nnUNetTrainerAdam1en3_10epochs`,
 `nnUNetTrainerAdam1en3NoMirroring_10epochs`.
 """
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoM
 from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerAdam1en3
 
 from nnunetv2_conemos.training.checkpoints import WholeCheckpoints
-from nnunetv2_conemos.training.variants import EPOCHS, STOCK, variant
+from nnunetv2_conemos.training.variants import EPOCHS, NNUNET_EPOCHS, STOCK, variant
 
 CUDA = torch.device("cuda")
 
@@ -34,12 +35,13 @@ class _OtherLength(WholeCheckpoints):
 def stock_trainers() -> dict[str, type[nnUNetTrainer]]:
     """Return name -> trainer of the variants that nnU-Net itself lacks."""
     made = {}
-    for mirroring, adam in ((False, False), (True, True), (False, True)):
+    for mirroring, adam, epochs in product((True, False), (True, False), EPOCHS):
+        if mirroring and not adam and epochs in NNUNET_EPOCHS:
+            continue  # nnU-Net has it
         bases: Any = (nnUNetTrainerAdam1en3,) * adam + (nnUNetTrainerNoMirroring,) * (not mirroring)
-        for epochs in EPOCHS:
-            name = variant(STOCK, epochs, mirroring, adam)
-            doc = f"Stock nnU-Net for {epochs} epochs."
-            made[name] = type(name, (_OtherLength, *bases), {"__module__": __name__, "__doc__": doc, "epochs": epochs})
+        name = variant(STOCK, epochs, mirroring, adam)
+        doc = f"Stock nnU-Net for {epochs} epochs."
+        made[name] = type(name, (_OtherLength, *bases), {"__module__": __name__, "__doc__": doc, "epochs": epochs})
     return made
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-EPOCHS = {n: f"_{n}epoch{'s' * (n > 1)}" for n in (1, 5, 10, 20, 50, 100, 250)}  # the names nnU-Net gives its own
+NNUNET_EPOCHS = (1, 5, 10, 20, 50, 100, 250)  # lengths of nnU-Net's own variants
+EPOCHS = {n: f"_{n}epoch{'s' * (n > 1)}" for n in sorted((*NNUNET_EPOCHS, 2, 30, 40))}  # and of ours
 STOCK = "nnUNetTrainer"
 
 

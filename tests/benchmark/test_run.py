@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -49,7 +50,7 @@ def test_several_budgets_are_drawn_against_steps_and_rare_labels_against_their_c
     content["sources"]["site_b"]["annotated"] = ["liver", "spleen", "gallbladder"]
     write_json(stand_in.raw / "dataset.json", content)
     stand_in.benchmark(*ARMS[:2], epochs=(1, 5))
-    for name in ("steps", "annotated"):
+    for name in ("curves", "annotated"):
         assert (stand_in.bench / f"figures/{name}.png").stat().st_size > 5_000
     assert "1250 steps (5 nnU-Net epochs) of SGD" in (stand_in.bench / "report.md").read_text()
 
@@ -169,3 +170,21 @@ def test_refusals(stand_in: StandIn, capsys: pytest.CaptureFixture[str]):
 def test_a_recipe_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.main(["benchmark", str(tmp_path / "no.yaml"), "-o", str(tmp_path / "bench")]) == 2
     assert "there is no recipe" in capsys.readouterr().err
+
+
+def test_the_tables_of_a_benchmark_suffice_for_its_report(stand_in: StandIn, tmp_path: Path, monkeypatch):
+    """As they are published: without dataset, predictions and models."""
+    stand_in.benchmark(*ARMS[:2], epochs=(1, 5))
+    published = tmp_path / "published"
+    published.mkdir()
+    for name in ("benchmark.yaml", "runs.csv", "cases.csv"):
+        shutil.copy(stand_in.bench / name, published)
+    monkeypatch.setattr(report, "draw_figures", None)
+    assert cli.main(["benchmark", "none", "-o", str(published), "--report"]) == 0
+    whole, again = ((folder / "report.md").read_text() for folder in (stand_in.bench, published))
+    assert (
+        whole[whole.index("## Means") : whole.index("## Figures")]
+        == again[again.index("## Means") : again.index("## Figures")]
+    )
+    assert (published / "figures" / "curves.png").stat().st_size > 5_000
+    assert "](figures/curves.png)" in again

@@ -13,7 +13,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from worlds import make_trainer, shapes, write_world
 
 from nnunetv2_conemos import doorway as env
-from nnunetv2_conemos.training.variants import EPOCHS, variant
+from nnunetv2_conemos.training.variants import variant
 
 LABELS = {"background": 0, "square": 1, "disc": 2}
 
@@ -26,7 +26,7 @@ def found(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("trainer", ["nnUNetTrainer", "ConditionalFiLMTrainer", "MarginalLossTrainer"])
 def test_nnunet_finds_every_variant_and_can_pickle_it(trainer: str, found):
-    for epochs, mirroring, adam in product(EPOCHS, (True, False), (True, False)):
+    for epochs, mirroring, adam in product((1, 40), (True, False), (True, False)):
         name = variant(trainer, epochs, mirroring, adam)
         variant_class = found(name)
         assert variant_class.__name__ == name

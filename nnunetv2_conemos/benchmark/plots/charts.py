@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import seaborn as sns
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
+from nnunetv2_conemos.benchmark.curves import Curves, Length
 from nnunetv2_conemos.benchmark.results import Results
 
 PANELS = {
@@ -104,28 +107,25 @@ def draw_costs(results: Results, file: Path) -> None:
     save(figure, file)
 
 
-def with_several_budgets(per_budget: Sequence[Results]) -> list[str]:
-    """Return the arms that were trained for more than one number of steps."""
-    trained = [name for results in per_budget for name in names(results)]
-    return [name for name in dict.fromkeys(trained) if trained.count(name) > 1]
-
-
 @rc_context({"text.parse_math": False})  # a name may hold $
-def draw_steps(per_budget: Sequence[Results], arms: Sequence[str], file: Path) -> None:
-    """Draw the mean Dice of some arms against the steps of a complete training, each with its own schedule."""
-    figure = Figure(figsize=(9, 5.4))
-    axes, palette = figure.subplots(), colours(arms)
-    for arm in arms:
-        points = [(r.steps, r.means["dice"][arm]) for r in per_budget if arm in r.dice]
-        steps, found = zip(*points, strict=True)
-        mean = np.array([value.mean for value in found])
-        spread = np.nan_to_num(np.array([[v.mean - v.low, v.high - v.mean] for v in found]).T.clip(0))
-        axes.errorbar(steps, mean, yerr=spread, fmt="o-", ms=4, lw=1.2, color=palette[arm], label=arm)
-    axes.set(xlabel="steps of one network", ylabel="mean Dice", ylim=(-0.02, 1.02), xscale="log")
-    budgets = [results.steps for results in per_budget]
-    axes.set_xticks(budgets, [f"{steps:,}" for steps in budgets])
-    axes.minorticks_off()
-    legend_below(figure, axes)
+def draw_curves(curves: Curves, file: Path) -> None:
+    """Draw mean Dice against steps and against minutes; the band holds all trainings of an arm."""
+    timed = not any(math.isnan(point.minutes) for points in curves.values() for point in points)
+    lengths: dict[Length, str] = {"steps": "steps of all networks of an arm"}
+    if timed:
+        lengths["minutes"] = "minutes of training"
+    figure = Figure(figsize=(6 * len(lengths) + 1, 5.4))
+    panels, palette = np.atleast_1d(figure.subplots(1, len(lengths), sharey=True)), colours(list(curves))
+    for axes, (length, title) in zip(panels, lengths.items(), strict=True):
+        for arm, points in curves.items():
+            at = [getattr(point, length) for point in points]
+            low, high = (list(map(of, (point.dice for point in points))) for of in (min, max))
+            axes.fill_between(at, low, high, color=palette[arm], alpha=0.15, lw=0)
+            axes.plot(at, [point.mean for point in points], "o-", ms=4, lw=1.2, color=palette[arm], label=arm)
+        axes.set(xlabel=title, xscale="log")
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    panels[0].set_ylabel("mean Dice")
+    legend_below(figure, panels[0])
     save(figure, file)
 
 

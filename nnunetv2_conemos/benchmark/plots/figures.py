@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from nnunetv2_conemos.benchmark.arms import network_of
 from nnunetv2_conemos.benchmark.config import TestSet
+from nnunetv2_conemos.benchmark.curves import curves_of
 from nnunetv2_conemos.benchmark.ledger import of_run
 from nnunetv2_conemos.benchmark.plots.charts import (
     draw_against_k,
     draw_annotated,
     draw_costs,
+    draw_curves,
     draw_dice,
-    draw_steps,
-    with_several_budgets,
 )
 from nnunetv2_conemos.benchmark.plots.confident import confident_shares, draw_confident
 from nnunetv2_conemos.benchmark.plots.overlays import draw_overlays
@@ -25,7 +25,7 @@ from nnunetv2_conemos.benchmark.results import Results
 from nnunetv2_conemos.benchmark.workspace import PARTIAL, Workspace
 from nnunetv2_conemos.inference.model_folder import read_checkpoint, read_model
 
-AGAINST_K = "costs_against_k.csv"
+AGAINST_K, FIGURES = "costs_against_k.csv", "figures"
 Captions = dict[str, str]  # caption -> name of the file
 
 
@@ -34,22 +34,30 @@ def draw_figures(workspace: Workspace, results: Results, budgets: Sequence[Resul
 
     `budgets`: the results at every number of epochs, rising.
     """
-    folder = workspace.folder / "figures"
-    folder.mkdir(exist_ok=True)
     annotated = dict(zip(workspace.labels.names, workspace.table.counts().sum(0).tolist(), strict=True))
-    drawn = draw_scores(results, annotated, folder)
-    drawn |= draw_all_costs(results, workspace.folder / AGAINST_K, folder)
-    if several := with_several_budgets(budgets):
-        draw_steps(budgets, several, folder / "steps.png")
-        drawn["Mean Dice against the steps of a training (one per point), of arms with several numbers of steps."] = (
-            "steps.png"
-        )
-    drawn |= draw_learned(first_checkpoints(workspace, results), folder)
-    drawn |= draw_pictures(workspace, results, test, folder)
-    return {caption: f"{folder.name}/{name}" for caption, name in drawn.items()}
+    drawn = draw_results(results, budgets, workspace.folder, annotated)
+    folder = workspace.folder / FIGURES
+    more = draw_learned(first_checkpoints(workspace, results), folder)
+    more |= draw_pictures(workspace, results, test, folder)
+    return drawn | {caption: f"{FIGURES}/{name}" for caption, name in more.items()}
 
 
-def draw_scores(results: Results, annotated: dict[str, int], folder: Path) -> Captions:
+def draw_results(results: Results, budgets: Sequence[Results], folder: Path, annotated: Mapping[str, int]) -> Captions:
+    """Draw what the two tables of a benchmark show to figures/ of its folder; return caption -> file.
+
+    `annotated`: the number of cases annotated for each label, where that is known.
+    """
+    figures = folder / FIGURES
+    figures.mkdir(exist_ok=True)
+    drawn = draw_scores(results, annotated, figures) | draw_all_costs(results, folder / AGAINST_K, figures)
+    if curves := curves_of(budgets):
+        draw_curves(curves, figures / "curves.png")
+        caption = "Mean Dice at the end of trainings of several lengths; the band holds all trainings of an arm."
+        drawn[caption] = "curves.png"
+    return {caption: f"{FIGURES}/{name}" for caption, name in drawn.items()}
+
+
+def draw_scores(results: Results, annotated: Mapping[str, int], folder: Path) -> Captions:
     """Draw Dice per label, and against the number of cases annotated for a label where labels differ in it."""
     draw_dice(results, folder / "dice.png")
     drawn = {"Dice per label, with 95 % intervals over test cases.": "dice.png"}

@@ -299,7 +299,10 @@ def test_the_recipe_of_a_benchmark_is_valid(tmp_path: Path):
     FiLMOptions.model_validate(recipe.configurations["after"].conemos)
 
 
-@pytest.mark.parametrize("file", sorted((DOCS / "benchmarks").glob("*.yaml")), ids=lambda file: file.stem)
+RECIPES = [file for folder in (".", "curves") for file in sorted((DOCS / "benchmarks" / folder).glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: f"{file.parent.name} {file.stem}")
 def test_recipes_of_published_figures_are_valid(file: Path):
     recipe = read_benchmark(file, {})
     learns_from_tags = recipe.hide is not None and recipe.hide.tags is not None

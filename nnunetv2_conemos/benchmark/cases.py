@@ -7,7 +7,6 @@ from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 from nnunetv2_conemos.annotations.labels import LabelSpace
@@ -15,6 +14,7 @@ from nnunetv2_conemos.annotations.sources import SourceTable
 from nnunetv2_conemos.annotations.table_file import PATIENT, complete_table, group_sources, read_table
 from nnunetv2_conemos.benchmark.config import Recipe, TestSet
 from nnunetv2_conemos.benchmark.derived_datasets import write_referenced
+from nnunetv2_conemos.benchmark.hold_out import draw_held_out, draw_training_cases
 from nnunetv2_conemos.benchmark.preparation import restricted
 from nnunetv2_conemos.benchmark.runner import Runner
 from nnunetv2_conemos.benchmark.workspace import MODALITIES, PARTIAL, Workspace
@@ -37,7 +37,8 @@ class BenchmarkCases(NamedTuple):
     """The cases of a raw dataset and their use.
 
     `dataset_json` with `sources`, `files` case -> images and label map, `table` who annotated what, `held_out` the
-    cases that are tested on instead of trained on, `test` the test set where it lies elsewhere.
+    cases that are tested on instead of trained on, `train` those that train, `test` the test set where it lies
+    elsewhere.
     """
 
     source: Path
@@ -45,6 +46,7 @@ class BenchmarkCases(NamedTuple):
     files: dict[str, Any]
     table: SourceTable
     held_out: list[str]
+    train: list[str]
     test: TestSet | None
 
 
@@ -63,12 +65,14 @@ def choose_cases(recipe: Recipe, source: Path, processes: int) -> BenchmarkCases
         dataset_json["sources"] = group_sources(annotated, labels, source.name, given.traits)
     table = source_table(source, dataset_json, files)
     check_partial(recipe, source, table)
-    if recipe.hold_out:
-        return BenchmarkCases(source, dataset_json, files, table, draw_held_out(recipe, source, table), None)
+    held_out = draw_held_out(recipe, source, table) if recipe.hold_out else []
+    train = draw_training_cases(recipe, held_out, source, table)
+    if held_out:
+        return BenchmarkCases(source, dataset_json, files, table, held_out, train, None)
     test = test_set(recipe, source, dataset_json)
     require_unseen_cases(test, files, dataset_json["file_ending"])
     check_truth(test, table.labels, dataset_json, processes)
-    return BenchmarkCases(source, dataset_json, files, table, [], test)
+    return BenchmarkCases(source, dataset_json, files, table, [], train, test)
 
 
 def check_partial(recipe: Recipe, source: Path, table: SourceTable) -> None:
@@ -80,31 +84,6 @@ def check_partial(recipe: Recipe, source: Path, table: SourceTable) -> None:
             f"{source}: all labels are annotated in every case, so there is nothing to compare. Declare who annotated "
             "what (`conemos declare`, or `annotated` in a recipe), or what to `hide`."
         )
-
-
-def draw_held_out(recipe: Recipe, source: Path, table: SourceTable) -> list[str]:
-    """Sample completely annotated cases for the test; raises SourceError where there are too few."""
-    complete = [case for case in table.cases if table.known(case).all()]
-    if len(complete) < recipe.hold_out or len(table.cases) <= recipe.hold_out:
-        raise SourceError(
-            f"hold_out {recipe.hold_out}: expected that many cases annotated for every label and others to train on, "
-            f"found {len(complete)} of {len(table.cases)} in {source}."
-        )
-    drawn = np.random.default_rng(recipe.hold_out_seed).permutation(complete).tolist()
-    patients = list(dict.fromkeys(map(table.patient_of, drawn)))  # whole patients: none of their cases may train
-    held_out = sorted(drawn, key=lambda case: patients.index(table.patient_of(case)))[: recipe.hold_out]
-    if not apart_from(held_out, table.cases, table):
-        raise SourceError(
-            f"hold_out {recipe.hold_out}: every patient of {source} would be held out, and none is left to train on. "
-            "Hold out fewer cases."
-        )
-    return sorted(held_out)
-
-
-def apart_from(held_out: Collection[str], cases: Iterable[str], table: SourceTable) -> list[str]:
-    """Return the cases that may train: those of other patients than the ones held out."""
-    patients = {table.patient_of(case) for case in held_out}
-    return [case for case in cases if table.patient_of(case) not in patients]
 
 
 def test_set(recipe: Recipe, source: Path, dataset_json: Mapping[str, Any]) -> TestSet:
@@ -177,7 +156,7 @@ def write_datasets(workspace: Workspace, runner: Runner, cases: BenchmarkCases) 
     """Write the partially labelled dataset and the test set into the workspace, unless that was done."""
     raw, hide = workspace.raw, workspace.recipe.hide
     raw.mkdir(parents=True, exist_ok=True)
-    train = {case: cases.files[case] for case in apart_from(cases.held_out, cases.files, cases.table)}
+    train = {case: cases.files[case] for case in cases.train}
     name = TO_HIDE if hide else PARTIAL
     if not (raw / name).is_dir():
         write_referenced(raw / name, remaining(cases, train), train, own_split(cases, train))

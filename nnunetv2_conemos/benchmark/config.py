@@ -168,7 +168,7 @@ class Recipe(BaseModel):
     - `dataset`: a partially labelled raw dataset (id, name or path), one that becomes so by `annotated` (a table case
       -> labels), or a complete one with `hide`.
     - `test`: default imagesTs and labelsTs of the dataset; `hold_out` takes that many of its completely annotated cases
-      instead, sampled with `hold_out_seed`.
+      instead, sampled with `hold_out_seed`. `training_cases`: train on that many of the others (0: on all).
     - `configuration`: of the plans, for every arm: one of nnU-Net's or of `configurations`.
     - `epochs`: nnU-Net's, of 250 steps; with several, Dice is shown against steps.
     - `folds`: numbers, or `all`, which trains on every case.
@@ -186,6 +186,7 @@ class Recipe(BaseModel):
     test: TestSet | None = None
     hold_out: int = Field(default=0, ge=0)
     hold_out_seed: int = 0
+    training_cases: int = Field(default=0, ge=0)
     arms: tuple[Arm, ...] = Field(default=tuple(Arm(arm=arm) for arm in ALL_ARMS), min_length=1)
     seeds: tuple[int, ...] = Field(default=(0, 1), min_length=1)
     folds: tuple[Fold, ...] = Field(default=(0,), min_length=1)

@@ -37,6 +37,20 @@ def test_complete_labels_are_refused_unless_some_are_hidden(phantom: Path):
     assert choose_cases(Recipe.model_validate({"dataset": "901", "hide": hide}), phantom, 1).table.is_complete
 
 
+def test_a_recipe_may_train_on_a_few_of_the_cases_that_are_not_held_out(phantom: Path):
+    content = read_dataset_json(phantom)
+    write_json(phantom / "dataset.json", {key: content[key] for key in content if key != "sources"})
+    few = {"dataset": "901", "hide": {"per_case": 1}, "hold_out": 2, "training_cases": 3}
+    chosen = choose_cases(Recipe.model_validate(few), phantom, 1)
+    assert len(chosen.held_out) == 2
+    assert len(chosen.train) == 3
+    assert not set(chosen.held_out) & set(chosen.train)
+    assert choose_cases(Recipe.model_validate(few), phantom, 1).train == chosen.train
+    everything = choose_cases(Recipe.model_validate(few | {"training_cases": 0}), phantom, 1)
+    assert len(everything.train) == 7
+    assert "training_cases 8: expected at least so many cases" in refused(phantom, **few | {"training_cases": 8})
+
+
 def test_training_cases_are_no_test_cases(phantom: Path):
     test = {"images": phantom / "imagesTr", "labels": phantom / "labelsTr"}
     assert "found training case(s) site_a_00, site_a_01" in refused(phantom, test=test)

@@ -78,7 +78,7 @@ def test_yaml_and_back(tmp_path: Path):
     [
         ("dataset: D\nconfigurations: {a: {base: a}}", "a is its own `base`"),
         ("dataset: 1\narms: [vanila]", "'vanila' is not an arm: expected vanilla, "),
-        ("dataset: D\nepochs: [3]", r"epochs: .*expected some of 1, 5, 10.*found \[3\]"),
+        ("dataset: D\nepochs: [3]", r"epochs: .*expected some of 1, 2, 5, 10.*found \[3\]"),
         ("dataset: D\narms: [vanilla, vanilla]", "arms of one name: vanilla"),
         ("dataset: D\nhold_out: 3\ntest: {images: a, labels: b}", "`test` and `hold_out`: expected one of them"),
         ("dataset: D\nhide: {per_case: 1}\nannotated: a.json", "`annotated` and `hide`: expected one of them"),

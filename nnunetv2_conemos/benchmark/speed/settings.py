@@ -24,7 +24,8 @@ class SpeedSettings:
     plan as for this preprocessed dataset, and measure the loaders on it (None: plans for a generated volume, small ones
     unless the device is a GPU). `rounds`: repeats that the medians are taken over. `cap`: seconds after which a
     measurement is given up. `compiled`: train as nnU-Net does on a GPU, with torch.compile. `case_shape`: voxels
-    (z, y, x) of the whole case after resampling. `profile`: write what the time of each arm is spent on.
+    (z, y, x) of the whole case after resampling, `step_size` that of its sliding window in patches. `profile`: write
+    what the time of each arm is spent on. `features` of the first stage and `patch`: of the small plans for a CPU.
     """
 
     arms: Sequence[str] = ARMS
@@ -39,6 +40,9 @@ class SpeedSettings:
     compiled: bool = True
     case_shape: Sequence[int] | None = None
     profile: bool = False
+    step_size: float = 0.5
+    features: int = 8
+    patch: Sequence[int] = (32, 32, 32)
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.what if name not in get_args(What)]:

@@ -51,6 +51,11 @@ class SpeedSettings:
             raise InputError(f"labels_counts: expected numbers of 1 and more, found {list(self.labels_counts)}.")
         if self.rounds < 1 or self.cap <= 0:
             raise InputError(f"rounds and cap: expected 1 or more, found {self.rounds} rounds and a cap of {self.cap}.")
+        if not 0 < self.step_size <= 1 or self.features < 1:
+            raise InputError(
+                "step_size and features: expected a number above 0 and up to 1, and 1 or more, found "
+                f"{self.step_size:g} and {self.features}."
+            )
         if self.case_shape is not None and (len(self.case_shape) != 3 or min(self.case_shape) < 16):
             raise InputError(f"case_shape: expected 3 numbers of 16 and more, found {list(self.case_shape)}.")
 

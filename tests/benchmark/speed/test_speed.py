@@ -170,6 +170,7 @@ def test_ratios_are_those_to_stock_with_as_many_labels():
         ({"labels_counts": (0,)}, "labels_counts: expected numbers of 1 and more"),
         ({"what": ("nothing",)}, "what: expected step"),
         ({"rounds": 0}, "rounds and cap"),
+        ({"step_size": 0}, "step_size and features"),
         ({"case_shape": (8, 8, 8)}, "case_shape: expected 3 numbers"),
     ],
 )

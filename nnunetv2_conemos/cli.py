@@ -34,7 +34,7 @@ STEPS = {
         "adapt": "convert a checkpoint into initial weights for nnUNetv2_train -pretrained_weights",
     },
     "predict (or with nnUNetv2_predict)": {
-        "predict": "run nnUNetv2_predict for some of the labels",
+        "predict": "predict all labels or some, in memory that does not grow with their number",
         "complete": "fill in the missing labels of a dataset, so that stock nnU-Net can train on it",
         "convert": "write label maps or predictions as masks, .seg.nrrd, RTSTRUCT or DICOM SEG",
         "cams": "turn image tags into label maps, with a model that learnt from tags",
@@ -66,13 +66,9 @@ def main(argv: list[str] | None = None) -> int:
         argv = argv[1:]
     with ended_by_signals(" ".join(["conemos", *argv[:1]])):
         parser = argument_parser(argv)
-        args, others = parser.parse_known_args(argv)
-        module = command_module(args.command)
-        if others and not getattr(module, "HANDS_ON", False):
-            parser.error(f"unrecognized arguments: {' '.join(others)}")
-        args.handed_on = others
+        args = parser.parse_args(argv)
         try:
-            return module.run(args) or 0
+            return command_module(args.command).run(args) or 0
         except KeyboardInterrupt:  # in a thread, where signals cannot be handled
             print(f"conemos {args.command}: interrupted", file=sys.stderr)
             return 130

@@ -56,6 +56,10 @@ class UnsupportedError(ConemosError, NotImplementedError):
     """Error for a combination of method, data and configuration that is not offered."""
 
 
+class ShortOfMemoryError(ConemosError, MemoryError):
+    """Error for a case that does not fit into the memory of this machine."""
+
+
 class DivergedError(ConemosError, ArithmeticError):
     """Error for a training whose loss is not finite."""
 

@@ -28,6 +28,15 @@ class Query(NamedTuple):
         return Query._make(fields_to(self, *args, **kwargs))
 
 
+class OutputLabels(NamedTuple):
+    """A request, at prediction, for the logits [B,A,*S] of the output labels alone, in their order.
+
+    `image` [B,M,*S] float. An image by itself gives nnU-Net's heads of all labels.
+    """
+
+    image: Tensor
+
+
 class Truth(NamedTuple):
     """Ground truth of the queried labels at one resolution.
 

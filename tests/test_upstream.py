@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from batchgenerators.dataloading.data_loader import DataLoader
+from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
@@ -139,6 +140,19 @@ def test_plans_reach_the_results_folder_and_prediction():
     code = source(nnUNetPredictor.initialize_from_trained_model_folder)
     assert "load_json(join(model_training_output_dir, 'plans.json'))" in code
     assert "trainer_class.build_network_architecture" in code
+
+
+def test_prediction_in_chunks_finds_the_parts_that_it_calls():
+    """Re-read inference/streaming.py: one predictor computes some labels, another file resamples and writes them."""
+    assert "self.label_manager.num_segmentation_heads, *data.shape[1:]" in source(
+        nnUNetPredictor._internal_predict_sliding_window_return_logits
+    )
+    assert "self.network.load_state_dict(params)" in source(nnUNetPredictor.predict_logits_from_preprocessed_data)
+    for name in ("_internal_get_data_iterator_from_lists_of_filenames", "predict_from_data_iterator"):
+        assert f"self.{name}(" in source(nnUNetPredictor.predict_from_files)
+    exported = source(convert_predicted_logits_to_segmentation_with_correct_shape)
+    assert "resampling_fn_probabilities(" in exported
+    assert "np.uint8 if len(label_manager.foreground_labels) < 255 else np.uint16" in exported
 
 
 def test_prediction_adds_mirrored_passes_in_place():

@@ -15,6 +15,8 @@ import multiprocessing
 import random
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,6 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_conemos.errors import ConemosError
 from nnunetv2_conemos.files import write_json
-from nnunetv2_conemos.inference.predictor import command_line
 from nnunetv2_conemos.training.checkpoints import load
 
 
@@ -82,6 +83,16 @@ def predict(*words: str) -> dict[str, Any]:
     with command_line(["nnUNetv2_predict", *words]):
         predict_entry_point()
     return {"predict_s": time.perf_counter() - start, **peak_memory("predict", words[words.index("-device") + 1])}
+
+
+@contextmanager
+def command_line(words: list[str]) -> Iterator[None]:
+    """Set `sys.argv`, which nnU-Net's programs read, within the block."""
+    before, sys.argv = sys.argv, words
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 def peak_memory(what: str, device: str) -> dict[str, float]:

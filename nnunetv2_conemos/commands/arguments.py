@@ -7,6 +7,7 @@ from typing import get_args
 
 from nnunetv2_conemos.datasets.writer import Images
 from nnunetv2_conemos.inference.predictor import Inference
+from nnunetv2_conemos.inference.streaming import LABELS_AT_ONCE
 from nnunetv2_conemos.parallel import default_processes
 
 
@@ -34,6 +35,13 @@ def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-nps", type=int, default=default.export, help=nps_help)
 
 
-def inference_of(args: argparse.Namespace) -> Inference:
+def inference_of(args: argparse.Namespace, labels_at_once: int | None = None) -> Inference:
     """Return the options of `add_inference_arguments` as a record."""
-    return Inference(args.folds, args.chk, args.device, not args.disable_tta, args.npp, args.nps)
+    how = args.folds, args.chk, args.device, not args.disable_tta, args.npp, args.nps
+    return Inference(*how, labels_at_once=labels_at_once)
+
+
+def add_labels_at_once(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that bounds the memory of a prediction."""
+    at_once_help = f"labels whose maps are in memory together [{LABELS_AT_ONCE}, or all where one pass computes them]"
+    parser.add_argument("--labels-at-once", type=int, metavar="N", help=at_once_help)

@@ -20,6 +20,8 @@ SHOWN = {
     "tile_s": ("tile", "{:.3g} s"),
     "case_s": ("case", "{:.3g} s"),
     "case_mib": ("its memory", "{:,.0f} MiB"),
+    "nnunet_case_s": ("case, nnU-Net's way", "{:.3g} s"),
+    "nnunet_case_mib": ("its memory", "{:,.0f} MiB"),
     "parameters": ("parameters", "{:,.0f}"),
 }
 
@@ -39,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cap_help = "seconds after which a measurement is given up [%(default)g]"
     parser.add_argument("--cap", type=float, default=default.cap, metavar="S", help=cap_help)
     parser.add_argument("--case-shape", nargs=3, type=int, metavar=("Z", "Y", "X"), help="voxels of the whole case")
+    step_help = "of the sliding window over it, in patches [%(default)s]"
+    parser.add_argument("--step-size", type=float, default=default.step_size, metavar="S", help=step_help)
+    features_help = "of the first stage, without -d and without a GPU [%(default)s]"
+    parser.add_argument("--features", type=int, default=default.features, metavar="N", help=features_help)
+    patch_help = f"there, too [{' '.join(map(str, default.patch))}]"
+    parser.add_argument("--patch", nargs=3, type=int, default=default.patch, metavar=("Z", "Y", "X"), help=patch_help)
     parser.add_argument("--no-compile", action="store_true", help="on a GPU: train without torch.compile")
     parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run")
     parser.add_argument("--profile", action="store_true", help="write where the time goes, for each arm and K")
@@ -59,6 +67,9 @@ def run(args: argparse.Namespace) -> None:
         compiled=not args.no_compile,
         case_shape=args.case_shape,
         profile=args.profile,
+        step_size=args.step_size,
+        features=args.features,
+        patch=args.patch,
     )
     result = measure_speed(
         args.folder,

@@ -78,8 +78,17 @@ def read_label_map(file: Path, reader: BaseReaderWriter) -> Volume:
 
 def write_label_map(label: np.ndarray, file: Path, reader: BaseReaderWriter, properties: dict[str, Any]) -> None:
     """Write a label map [*S] with nnU-Net's reader and read it again; raises VolumeError where it is not the same."""
-    _write(file, lambda: reader.write_seg(label, str(file), properties))
+    write_label_map_once(label, file, reader, properties)
     require_written(file, reader, label)
+
+
+def write_label_map_once(label: np.ndarray, file: Path, reader: BaseReaderWriter, properties: dict[str, Any]) -> None:
+    """Write a label map [*S] with nnU-Net's reader; raises VolumeError where the file is not whole.
+
+    Nothing is printed meanwhile or kept from being printed, so this can run in a thread.
+    """
+    _write(file, lambda: reader.write_seg(label, str(file), properties))
+    require_whole(file)
 
 
 def write_image(image: SimpleITK.Image, file: Path) -> None:
@@ -93,7 +102,6 @@ def write_image(image: SimpleITK.Image, file: Path) -> None:
 
 def require_written(file: Path, reader: BaseReaderWriter, label: np.ndarray) -> None:
     """Raise VolumeError where a label map that was written does not hold these values."""
-    require_whole(file)
     found = _read(file, reader, lambda: reader.read_seg(str(file))).data[0]
     if found.shape == label.shape and (found == label).all():
         return

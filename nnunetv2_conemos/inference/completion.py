@@ -13,7 +13,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from rich.progress import Progress
 
 from nnunetv2_conemos.datasets.dataset_json import OWN_KEYS, SHARED_KEYS
@@ -25,7 +24,8 @@ from nnunetv2_conemos.errors import InputError, SourceError, shorten
 from nnunetv2_conemos.files import exclusive, put_in_place, require_absent, require_no_inputs_within, write_json
 from nnunetv2_conemos.inference.completed_map import completed_map
 from nnunetv2_conemos.inference.labelling import AT_ONCE, Labelling, plan_labelling
-from nnunetv2_conemos.inference.predictor import Inference, make_predictor, predict_files
+from nnunetv2_conemos.inference.predictor import Inference, make_predictor, predict_files, require_options
+from nnunetv2_conemos.inference.streaming import StreamingPredictor
 from nnunetv2_conemos.networks.spec import UNKNOWN
 from nnunetv2_conemos.text_files import read_object
 
@@ -61,6 +61,7 @@ def complete(
     """
     if uncertain is not None and not 0 < uncertain < 0.5:
         raise InputError(f"uncertain {uncertain:g}: expected a number between 0 and 0.5.")
+    require_options(inference or Inference(), streams=uncertain is None)
     completion = plan_completion(plan_labelling(model, dataset, inference), uncertain)
     folds_of(completion)  # an error in it is found now
     target = new_dataset_folder(output)
@@ -171,15 +172,15 @@ def fill_in(completion: Completion, folder: Path) -> None:
 
 
 def complete_batch(
-    completion: Completion, predictor: nnUNetPredictor | None, jobs: Sequence[CaseJob], folder: Path
+    completion: Completion, predictor: StreamingPredictor | None, jobs: Sequence[CaseJob], folder: Path
 ) -> None:
     """Predict some cases with the same missing labels, and write their completed maps; None: nothing is missing."""
     scratch, uncertain = folder / "scratch", completion.uncertain
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     if predictor is not None:
-        images = [[str(file) for file in job.images] for job in jobs]
-        outputs = [str(scratch / job.case) for job in jobs]
+        outputs = [scratch / job.case for job in jobs]
+        images = [job.images for job in jobs]
         predict_files(predictor, completion.inference, images, outputs, probabilities=uncertain is not None)
     for job in jobs:
         missing = completion.missing(job.case)

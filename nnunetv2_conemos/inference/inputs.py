@@ -15,18 +15,13 @@ from nnunetv2_conemos.errors import InputError, MissingFileError, shorten
 from nnunetv2_conemos.parallel import progress_bar
 
 
-def require_images(
-    images: Path | Sequence[Sequence[Path]], plans: Mapping[str, Any], dataset_json: Mapping[str, Any]
-) -> None:
+def require_images(images: Sequence[Sequence[Path]], plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> None:
     """Raise an error, naming case and file, for an image that cannot be predicted as it is.
 
-    `images`: a folder of CASE_0000 files, or the channels of each case; `plans` and `dataset_json` are those of the
-    model. Images are read as nnU-Net will read them. Raises MissingFileError for a folder without images, InputError
-    for names that nnU-Net does not expect, VolumeError for what is wrong with a file.
+    `images`: the channels of each case; `plans` and `dataset_json` are those of the model. Images are read as nnU-Net
+    will read them. Raises VolumeError for what is wrong with a file.
     """
     ending, channels = dataset_json["file_ending"], dataset_json["channel_names"]
-    if isinstance(images, Path):
-        images = cases_of(images, ending, list(channels.values()))
     reader = PlansManager(dict(plans)).image_reader_writer_class()
     with progress_bar(images, "Reading images") as shown:
         for files in shown:
@@ -35,7 +30,10 @@ def require_images(
 
 
 def cases_of(folder: Path, ending: str, channels: Sequence[str]) -> list[list[Path]]:
-    """Return the images of each case in a folder; raises what `require_images` does for their names."""
+    """Return the images of each case in a folder; raises an error for names that nnU-Net does not expect.
+
+    That is MissingFileError for a folder without images, InputError for a case without all of its channels.
+    """
     cases = image_lists(folder, ending)
     if not cases:
         raise MissingFileError(f"{folder}: expected images CASE_0000{ending}, found none. Add them, or correct -i.")

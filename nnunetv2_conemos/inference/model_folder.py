@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.paths import nnUNet_results
+from nnunetv2.utilities.file_path_utilities import get_output_folder
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -15,6 +17,7 @@ from torch import nn
 
 from nnunetv2_conemos.annotations.labels import LabelSpace
 from nnunetv2_conemos.datasets.dataset_json import RawDataset, read_checked
+from nnunetv2_conemos.datasets.folders import dataset_name
 from nnunetv2_conemos.errors import ConemosError, InputError, MissingFileError, SourceError, brief, describe, shorten
 from nnunetv2_conemos.networks.spec import PLANS_KEY
 from nnunetv2_conemos.text_files import read_object
@@ -107,21 +110,37 @@ def planned_network(trainer: str, plans: PlansManager, configuration: str, datas
         ) from None
 
 
-def read_model(folder: Path) -> ModelFolder:
-    """Read a model folder of this package's trainers; raises FileNotFoundError or SourceError for any other."""
+def model_folder(dataset: str, trainer: str, plans: str, configuration: str) -> Path:
+    """Return where training leaves a model; raises FileNotFoundError where nnU-Net does not know the dataset."""
+    if not nnUNet_results.is_set():
+        raise MissingFileError("nnUNet_results is not set. Set it to the folder that holds the models, or pass -m.")
+    return Path(get_output_folder(dataset_name(dataset), trainer, plans, configuration))
+
+
+def read_folder(folder: Path) -> ModelFolder:
+    """Read the folder of any trained model; raises FileNotFoundError where it holds none."""
     lacking = [name for name in ("plans.json", "dataset.json") if not (folder / name).is_file()]
     if lacking:
         raise MissingFileError(
             f"{folder}: expected a trained model (TRAINER__PLANS__CONFIGURATION), found no {shorten(lacking)} in it."
         )
-    plans = read_object(folder / "plans.json")
-    if PLANS_KEY not in plans:
+    return ModelFolder(folder, read_object(folder / "plans.json"), read_checked(folder / "dataset.json", RawDataset))
+
+
+def is_ours(folder: Path) -> bool:
+    """Return whether a model was trained by a trainer of this package; raises FileNotFoundError for no model."""
+    return PLANS_KEY in read_folder(folder).plans
+
+
+def read_model(folder: Path) -> ModelFolder:
+    """Read a model folder of this package's trainers; raises FileNotFoundError or SourceError for any other."""
+    model = read_folder(folder)
+    if PLANS_KEY not in model.plans:
         raise SourceError(f"{folder} was not trained by a trainer of this package: it predicts all its labels at once.")
     try:
-        facts = ModelPlans.model_validate(plans).conemos
+        facts = ModelPlans.model_validate(model.plans).conemos
     except ValidationError as error:
         raise SourceError(f"{folder / 'plans.json'}: {describe(error)}. Restore it, or train again.") from None
-    model = ModelFolder(folder, plans, read_checked(folder / "dataset.json", RawDataset))
     named = list(model.labels.names)
     if facts.labels not in (None, named):
         raise SourceError(

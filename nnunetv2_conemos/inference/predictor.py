@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import sys
+import multiprocessing
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from nnunetv2.inference.predict_from_raw_data import (
-    nnUNetPredictor,
-    predict_entry_point,
-    predict_entry_point_modelfolder,
-)
-from nnunetv2.paths import nnUNet_results
-from nnunetv2.utilities.file_path_utilities import get_output_folder
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-from nnunetv2_conemos.datasets.dataset_json import RawDataset, read_checked
 from nnunetv2_conemos.doorway import register_trainers
-from nnunetv2_conemos.environment import variables
 from nnunetv2_conemos.errors import InputError
-from nnunetv2_conemos.inference.inputs import require_images
-from nnunetv2_conemos.inference.model_folder import ModelFolder, read_checkpoint, read_model
-from nnunetv2_conemos.networks.spec import LABELS_VARIABLE, MODALITY_VARIABLE, UNKNOWN
-from nnunetv2_conemos.text_files import read_object
+from nnunetv2_conemos.inference.inputs import cases_of, require_images
+from nnunetv2_conemos.inference.model_folder import ModelFolder, is_ours, read_checkpoint, read_folder, read_model
+from nnunetv2_conemos.inference.streaming import StreamingPredictor
+from nnunetv2_conemos.networks.spec import UNKNOWN
 
 
 def default_device() -> str:
@@ -37,10 +27,13 @@ def default_device() -> str:
 
 @dataclass(frozen=True)
 class Inference:
-    """nnU-Net's own options of prediction.
+    """How to predict: nnU-Net's own options, and `labels_at_once`. Raises InputError for values that cannot be used.
 
     `folds`: an ensemble of these (None: all that were trained). `mirroring`: average over mirrored images.
-    `preprocessing` and `export` are numbers of processes; with both 0, everything runs in the current process.
+    `preprocessing`: number of processes. `export`: of threads that resample or, for probabilities and stock models, of
+    processes. With both 0, everything runs in the current process. `step_size`: of the sliding window, in patches.
+    `on_device`: sum up tiles on the GPU. `labels_at_once`: memory is needed for the maps of so many labels, whatever
+    their number (None: 8 where each label costs a pass of its own; else all, since each chunk costs another pass).
     """
 
     folds: Sequence[str] | None = None
@@ -49,6 +42,20 @@ class Inference:
     mirroring: bool = True
     preprocessing: int = 3
     export: int = 3
+    step_size: float = 0.5
+    on_device: bool = True
+    labels_at_once: int | None = None
+    verbose: bool = False
+    progress_bars: bool = False
+
+    def __post_init__(self) -> None:
+        if self.labels_at_once is not None and self.labels_at_once < 1:
+            raise InputError(f"labels_at_once: expected 1 or more, found {self.labels_at_once}.")
+        if not 0 < self.step_size <= 1:
+            raise InputError(f"step_size: expected a number above 0 and up to 1, found {self.step_size:g}.")
+        for name, number in (("preprocessing (-npp)", self.preprocessing), ("export (-nps)", self.export)):
+            if number < 0:
+                raise InputError(f"{name}: expected 0 or more processes, found {number}.")
 
 
 def predict(
@@ -60,76 +67,142 @@ def predict(
     modality: str | None = None,
     inference: Inference | None = None,
     probabilities: bool = False,
+    keep_existing: bool = False,
+    previous_stage: Path | str | None = None,
+    part: int = 0,
+    parts: int = 1,
 ) -> list[Path]:
-    """Predict the images of a folder, named CASE_0000 and so on, and return the files that were written to `output`.
+    """Predict the images of a folder, named CASE_0000 and so on; return the label maps in `output`, one for each case.
 
     `model` is the folder of a trained model. `labels`: compute these only (None: all that were annotated in training).
-    `modality`: that of the images, for methods that are conditioned on it (None: the only one, or unknown).
-    `probabilities`: write these beside each map. Raises FileNotFoundError for a folder without a model, SourceError or
-    ValueError for labels and a modality that the model does not know.
+    `modality`: that of the images, for methods that are conditioned on it (None: the only one, or unknown). Memory does
+    not grow with the number of labels, except with `probabilities`, which are written beside each map, and for models
+    of stock nnU-Net: then everything is as in nnU-Net. `keep_existing`: skip cases that were predicted before.
+    `previous_stage`: folder of the predictions that a cascade of stock nnU-Net needs. `part` of `parts`: predict every
+    n-th case only, as one of several processes. Raises FileNotFoundError for a folder without a model, SourceError or
+    ValueError for labels and a modality that the model does not know, ShortOfMemoryError for a case that is too large.
     """
     register_trainers()
-    trained, how = read_model(Path(model)), inference or Inference()
-    predictor = make_predictor(trained, how, labels, modality)
-    Path(output).mkdir(parents=True, exist_ok=True)
-    predict_files(predictor, how, str(images), str(output), probabilities)
-    return sorted(Path(output).glob(f"*{trained.dataset_json['file_ending']}"))
+    if not 0 <= part < parts:
+        raise InputError(f"part {part} of {parts}: expected parts numbered from 0, the last being one less than parts.")
+    folder, target, how = Path(model), Path(output), inference or Inference()
+    predictor = load_predictor(folder, how, labels, modality)
+    dataset_json: Any = predictor.dataset_json
+    ending = dataset_json["file_ending"]
+    cases = cases_of(Path(images), ending, list(dataset_json["channel_names"].values()))[part::parts]
+    outputs = [target / files[0].name.removesuffix(ending)[:-5] for files in cases]
+    with threads_of(how.device):
+        predict_files(predictor, how, cases, outputs, probabilities, keep_existing, previous_stage)
+    return [file.with_name(f"{file.name}{ending}") for file in outputs]
 
 
-def predict_as_nnunet(
-    arguments: Sequence[str], *, labels: Sequence[str] | None = None, modality: str | None = None
-) -> None:
-    """Run nnUNetv2_predict, or with -m among its `arguments` nnUNetv2_predict_from_modelfolder, for some of the labels.
+@contextmanager
+def threads_of(device: str) -> Iterator[None]:
+    """Set torch's threads within the block as nnUNetv2_predict does: every core, or beside a GPU one."""
+    before = torch.get_num_threads()
+    if device == "cpu":
+        torch.set_num_threads(multiprocessing.cpu_count())
+    elif device == "cuda":
+        torch.set_num_threads(1)
+        with suppress(RuntimeError):  # it can be set once in a process
+            torch.set_num_interop_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
-    nnU-Net's programs build the network themselves, so the choice reaches it through the environment. Raises what
-    `predict` raises.
+
+def load_predictor(
+    folder: Path, how: Inference, labels: Sequence[str] | None = None, modality: str | None = None
+) -> nnUNetPredictor:
+    """Load the predictor of a model of this package or of stock nnU-Net, which has all labels, and no modality.
+
+    Raises what `predict` raises for a model.
     """
-    register_trainers()
-    if labels or modality:
-        check_choice(read_model(model_of(arguments)), labels, modality)
-    require_safe_checkpoints(arguments)
-    require_images_of(arguments)
-    program = predict_entry_point_modelfolder if "-m" in arguments else predict_entry_point
-    with environment_choice(labels, modality), command_line(["conemos predict", *arguments]):
-        program()
+    if labels or modality or how.labels_at_once or is_ours(folder):
+        return make_predictor(read_model(folder), how, labels, modality)
+    return loaded(nnUNetPredictor, read_folder(folder), how)
 
 
 def make_predictor(
     model: ModelFolder, how: Inference, labels: Sequence[str] | None = None, modality: str | None = None
-) -> nnUNetPredictor:
-    """Load nnU-Net's predictor, with the network set to compute only some labels, in images of a modality."""
+) -> StreamingPredictor:
+    """Load a predictor, with the network set to compute only some labels, in images of a modality."""
     check_choice(model, labels, modality)
-    predictor = nnUNetPredictor(use_mirroring=how.mirroring, device=torch.device(how.device), allow_tqdm=False)
+    predictor = loaded(StreamingPredictor, model, how)
+    predictor.labels_at_once = how.labels_at_once
+    network: Any = getattr(predictor.network, "_orig_mod", predictor.network)
+    if labels is not None:
+        network.output_labels = tuple(sorted({model.labels.names.index(label) + 1 for label in labels}))
+    if modality is not None:
+        network.modality = model.modalities.index(modality) + 1 if modality in model.modalities else 0
+    return predictor
+
+
+Predictor = TypeVar("Predictor", bound=nnUNetPredictor)
+
+
+def loaded(kind: type[Predictor], model: ModelFolder, how: Inference) -> Predictor:
+    """Load nnU-Net's predictor, or a kind of it, once the checkpoints are known to be whole and harmless."""
+    if how.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device: expected a GPU for cuda, found none. Pass -device cpu, or install a torch for CUDA.")
+    predictor = kind(
+        how.step_size,
+        use_mirroring=how.mirroring,
+        perform_everything_on_device=how.on_device,
+        device=torch.device(how.device),
+        verbose=how.verbose,
+        verbose_preprocessing=how.verbose,
+        allow_tqdm=how.progress_bars,
+    )
     folds: Any = tuple(model.folds(how.checkpoint, how.folds))
     for fold in folds:
         read_checkpoint(model.folder / f"fold_{fold}" / how.checkpoint, mapped=True)  # nnU-Net would run code in it
     predictor.initialize_from_trained_model_folder(str(model.folder), folds, how.checkpoint)
-    network: Any = getattr(predictor.network, "_orig_mod", predictor.network)
-    if labels is not None:
-        network.output_labels = tuple(dict.fromkeys(model.labels.names.index(label) + 1 for label in labels))
-    if modality is not None:
-        network.modality = model.modalities.index(modality) + 1 if modality in model.modalities else 0
     return predictor
 
 
 def predict_files(
     predictor: nnUNetPredictor,
     how: Inference,
-    images: list[list[str]] | str,
-    outputs: list[str] | str,
-    probabilities: bool,
+    images: Sequence[Sequence[Path]],
+    outputs: Sequence[Path],
+    probabilities: bool = False,
+    keep_existing: bool = False,
+    previous_stage: Path | str | None = None,
 ) -> None:
-    """Write the prediction of each list of channels to a file name without ending, or of one folder to another.
+    """Write the prediction of each list of channels to a file whose ending is not named yet.
 
     Raises VolumeError, before anything is predicted, for an image that cannot be used as it is.
     """
-    files = Path(images) if isinstance(images, str) else [[Path(file) for file in of_case] for of_case in images]
     manager: Any = predictor.plans_manager
-    require_images(files, manager.plans, predictor.dataset_json or {})
-    if how.preprocessing == how.export == 0:
-        predictor.predict_from_files_sequential(images, outputs, probabilities)
+    streams = isinstance(predictor, StreamingPredictor) and not probabilities
+    require_options(how, streams)
+    require_images(images, manager.plans, predictor.dataset_json or {})
+    if not images:
+        return
+    outputs[0].parent.mkdir(parents=True, exist_ok=True)
+    files = [[str(file) for file in of_case] for of_case in images]
+    names: Any = [str(file) for file in outputs]
+    before: Any = None if previous_stage is None else str(previous_stage)
+    if not streams and how.preprocessing == 0:
+        predictor.predict_from_files_sequential(files, names, probabilities, not keep_existing, before)
     else:
-        predictor.predict_from_files(images, outputs, probabilities, True, how.preprocessing, how.export)
+        processes = how.preprocessing, how.export
+        predictor.predict_from_files(files, names, probabilities, not keep_existing, *processes, before)
+
+
+def require_options(how: Inference, streams: bool) -> None:
+    """Raise InputError for options that nnU-Net's own way, which needs the maps of all labels, does not have."""
+    if streams:
+        return
+    if how.labels_at_once:
+        raise InputError("labels_at_once: probabilities are the maps of all labels. Leave one of the two out.")
+    if (how.preprocessing == 0) != (how.export == 0):
+        raise InputError(
+            "preprocessing (-npp) and export (-nps): for probabilities and stock models, expected both 0 or neither, "
+            f"found {how.preprocessing} and {how.export}."
+        )
 
 
 def check_choice(model: ModelFolder, labels: Sequence[str] | None, modality: str | None) -> None:
@@ -141,50 +214,3 @@ def check_choice(model: ModelFolder, labels: Sequence[str] | None, modality: str
     known = model.modalities
     if modality is not None and (modality not in (*known, UNKNOWN) or not known):
         raise InputError(f"modality: this model knows {', '.join(known) or 'no modality'}, found '{modality}'.")
-
-
-def model_of(arguments: Sequence[str]) -> Path:
-    """Return the model folder that arguments of nnUNetv2_predict name; raises ValueError where they name none."""
-    given = dict(pairwise(arguments))
-    if "-m" in given:
-        return Path(given["-m"])
-    if not ("-d" in given and "-c" in given):
-        raise InputError("name the model: -d DATASET -c CONFIGURATION -tr TRAINER, or -m MODEL_FOLDER.")
-    trainer, plans = given.get("-tr", "nnUNetTrainer"), given.get("-p", "nnUNetPlans")
-    return Path(get_output_folder(given["-d"], trainer, plans, given["-c"]))
-
-
-def require_images_of(arguments: Sequence[str]) -> None:
-    """Raise what `require_images` does, where arguments of nnUNetv2_predict name images and a model that exists."""
-    given = dict(pairwise(arguments))
-    if "-i" in given and ("-m" in given or {"-d", "-c"} <= given.keys()):
-        model = model_of(arguments)
-        if (model / "dataset.json").is_file() and (model / "plans.json").is_file():
-            plans, dataset_json = read_object(model / "plans.json"), read_checked(model / "dataset.json", RawDataset)
-            require_images(Path(given["-i"]), plans, dataset_json)
-
-
-def require_safe_checkpoints(arguments: Sequence[str]) -> None:
-    """Raise an error where a checkpoint of the model that arguments of nnUNetv2_predict name is damaged or unsafe."""
-    given = dict(pairwise(arguments))
-    if "-m" in given or (nnUNet_results.is_set() and {"-d", "-c"} <= given.keys()):
-        for file in sorted(model_of(arguments).glob(f"fold_*/{given.get('-chk', Inference.checkpoint)}")):
-            read_checkpoint(file, mapped=True)
-
-
-@contextmanager
-def environment_choice(labels: Sequence[str] | None, modality: str | None) -> Iterator[None]:
-    """Build networks, within the block, for only these labels, in images of this modality; None changes nothing."""
-    chosen = {LABELS_VARIABLE: json.dumps(list(labels)) if labels else None, MODALITY_VARIABLE: modality}
-    with variables(chosen):
-        yield
-
-
-@contextmanager
-def command_line(words: list[str]) -> Iterator[None]:
-    """Set `sys.argv`, which nnU-Net's programs read, within the block."""
-    before, sys.argv = sys.argv, words
-    try:
-        yield
-    finally:
-        sys.argv = before

@@ -27,6 +27,8 @@ LABELS_AT_ONCE = 4  # at prediction; bounds the memory of the network whatever K
 class ConditionalUNet(FiLMUNet):
     """A one-output U-Net modulated by the one queried label; several labels take several passes."""
 
+    pass_per_label = True
+
     def __init__(self, spec: NetworkSpec):
         super().__init__(spec, num_outputs=1)
 

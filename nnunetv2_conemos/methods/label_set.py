@@ -38,6 +38,7 @@ class LabelSetUNet(FiLMUNet):
 
     def __init__(self, spec: NetworkSpec):
         super().__init__(spec, num_outputs=spec.num_labels)
+        self.pass_per_label = self.options.one_by_one
 
     def queried_logits(self, query: Query) -> list[Tensor]:
         return self._set_of_labels(query.image, query.labels)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nnunetv2_conemos.networks.heads import nnunet_heads
 from nnunetv2_conemos.networks.spec import NetworkSpec
-from nnunetv2_conemos.records import Query
+from nnunetv2_conemos.records import OutputLabels, Query
 
 
 class PartialLabelNetwork(nn.Module, ABC):
@@ -22,7 +22,12 @@ class PartialLabelNetwork(nn.Module, ABC):
 
     A subclass defines how queried labels and how the output labels are computed, and has a `decoder` (which may be any
     object) on which nnU-Net switches `deep_supervision`.
+
+    `pass_per_label`: each output label costs a pass of its own, and its logits do not depend on the others. Prediction
+    then sets a few output labels at a time; with other networks, it computes all and chooses channels.
     """
+
+    pass_per_label: bool = False
 
     encoder: Any
     decoder: Any
@@ -38,7 +43,8 @@ class PartialLabelNetwork(nn.Module, ABC):
 
         A `Query` gives `queried_logits`, of all scales (fine to coarse) under deep supervision and else of the finest.
         An image [B,M,*S] gives nnU-Net's heads [B,heads,*S] in separate memory, because nnU-Net adds mirrored
-        passes in place. Anything else is a request specific to the method.
+        passes in place; so do `OutputLabels`, without the other heads. Anything else is a request specific to the
+        method.
         """
         try:
             if isinstance(query, Query):
@@ -47,6 +53,8 @@ class PartialLabelNetwork(nn.Module, ABC):
             if isinstance(query, Tensor):
                 logits = self.output_logits(query)
                 return nnunet_heads(logits, self.output_labels, self.num_labels, self.background_head)
+            if isinstance(query, OutputLabels):
+                return self.output_logits(query.image)
             return self.training_request(query)
         finally:
             self.clear_condition()
@@ -60,7 +68,7 @@ class PartialLabelNetwork(nn.Module, ABC):
 
     @abstractmethod
     def output_logits(self, image: Float[Tensor, "B M *S"]) -> Float[Tensor, "B A *S"]:
-        """Return the logits of `output_labels` at full resolution."""
+        """Return the logits of `output_labels` at full resolution, in memory that nothing else uses."""
 
     def training_request(self, request: Any) -> Any:
         """Compute what a training step of this method needs beside queries; `request` is a record of the method."""

@@ -117,7 +117,7 @@ class NetworkSpec:
 
 
 def output_labels(facts: Mapping[str, Any]) -> tuple[int, ...]:
-    """Return the labels (1..K) that prediction computes: those of CONEMOS_LABELS, or all that were annotated.
+    """Return the labels (1..K) that prediction computes, ascending: those of CONEMOS_LABELS, or all annotated ones.
 
     Raises ValueError for a name that the model does not have, or that was annotated in no training case.
     """
@@ -129,7 +129,7 @@ def output_labels(facts: Mapping[str, Any]) -> tuple[int, ...]:
         raise InputError(
             f"{LABELS_VARIABLE}: this model does not predict {', '.join(unknown)}. It predicts {', '.join(supervised)}."
         )
-    return tuple(dict.fromkeys(names.index(name) + 1 for name in (wanted or supervised)))
+    return tuple(sorted({names.index(name) + 1 for name in (wanted or supervised)}))
 
 
 def labels_of_variable(text: str) -> list[str]:

@@ -1,9 +1,10 @@
 """Predict one whole case from file to file, in a process of its own that measures time and memory.
 
-    python -m nnunetv2_conemos.benchmark.speed.case REPORT MODEL IMAGES OUTPUT DEVICE
+    python -m nnunetv2_conemos.benchmark.speed.case REPORT MODEL IMAGES OUTPUT DEVICE STEP_SIZE WAY
 
-Reading, preprocessing, tiles, resampling and writing run one after another in this process, without mirroring, so that
-its peak is that of the prediction. `case_s` leaves out imports and the loading of the model.
+WAY is `conemos`, as `conemos predict` does, or `nnunet`, as nnUNetv2_predict does. Reading, preprocessing, tiles,
+resampling and writing run one after another in this process, without mirroring, so that its peak is that of the
+prediction. The time leaves out imports and the loading of the model.
 """
 
 from __future__ import annotations
@@ -11,59 +12,48 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunetv2_conemos.benchmark.measure import peak_memory
 from nnunetv2_conemos.doorway import register_trainers
 from nnunetv2_conemos.files import write_json
-from nnunetv2_conemos.inference.model_folder import read_model
-from nnunetv2_conemos.inference.predictor import Inference, make_predictor, predict_files
-from nnunetv2_conemos.networks.spec import PLANS_KEY
-from nnunetv2_conemos.text_files import read_object
+from nnunetv2_conemos.inference.inputs import cases_of
+from nnunetv2_conemos.inference.model_folder import read_folder
+from nnunetv2_conemos.inference.predictor import Inference, load_predictor, loaded, predict_files
+
+Way = Literal["conemos", "nnunet"]
 
 
-def predict_case(model: Path, images: Path, output: Path, device: str) -> dict[str, Any]:
-    """Predict the images of a folder; return case_s, case_mib of the process and, on a GPU, case_gpu_mib."""
+def predict_case(
+    model: Path, images: Path, output: Path, device: str, step_size: float = 0.5, way: Way = "conemos"
+) -> dict[str, Any]:
+    """Predict the images of a folder; return seconds, cpu_s, mib of the process and, on a GPU, gpu_mib."""
     register_trainers()
-    how = Inference(("all",), device=device, mirroring=False, preprocessing=0, export=0)
-    predictor = load(model, how)
-    output.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    predict_files(predictor, how, str(images), str(output), False)
-    seconds = time.perf_counter() - start
-    measured = {"case_s": seconds, "case_mib": peak_memory("case", "cpu").get("case_peak_mib")}
+    how = Inference(("all",), device=device, mirroring=False, preprocessing=0, export=0, step_size=step_size)
+    predictor = load_predictor(model, how) if way == "conemos" else loaded(nnUNetPredictor, read_folder(model), how)
+    dataset_json: Any = predictor.dataset_json
+    cases = cases_of(images, dataset_json["file_ending"], list(dataset_json["channel_names"].values()))
+    start, cpu = time.perf_counter(), time.process_time()
+    predict_files(predictor, how, cases, [output / "case"])
+    measured: dict[str, Any] = {"s": time.perf_counter() - start, "cpu_s": time.process_time() - cpu}
+    measured["mib"] = peak_memory("case", "cpu").get("case_peak_mib")
     if device == "cuda":
-        measured["case_gpu_mib"] = peak_memory("case", "cuda")["case_peak_mib"]
+        measured["gpu_mib"] = peak_memory("case", "cuda")["case_peak_mib"]
     return measured
 
 
-def load(model: Path, how: Inference) -> nnUNetPredictor:
-    """Load the predictor of a model of this package, or of a stock one."""
-    if PLANS_KEY in read_object(model / "plans.json"):
-        return make_predictor(read_model(model), how)
-    predictor = nnUNetPredictor(use_mirroring=how.mirroring, device=torch.device(how.device), allow_tqdm=False)
-    folds: Any = tuple(how.folds or ())
-    predictor.initialize_from_trained_model_folder(str(model), folds, how.checkpoint)
-    return predictor
-
-
-def words(report: Path, model: Path, images: Path, output: Path, device: str) -> list[str]:
+def words(report: Path, model: Path, images: Path, output: Path, device: str, step_size: float, way: Way) -> list[str]:
     """Return the command that runs this module."""
-    return [
-        sys.executable,
-        "-m",
-        "nnunetv2_conemos.benchmark.speed.case",
-        *map(str, (report, model, images, output)),
-        device,
-    ]
+    program = [sys.executable, "-m", "nnunetv2_conemos.benchmark.speed.case"]
+    return [*program, *map(str, (report, model, images, output)), device, str(step_size), way]
 
 
-def main(report: str, model: str, images: str, output: str, device: str) -> None:
-    write_json(Path(report), predict_case(Path(model), Path(images), Path(output), device))
+def main(report: str, model: str, images: str, output: str, device: str, step_size: str, way: Way) -> None:
+    measured = predict_case(Path(model), Path(images), Path(output), device, float(step_size), way)
+    write_json(Path(report), measured)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:])  # pyright: ignore

@@ -18,7 +18,8 @@ from nnunetv2_conemos.benchmark.speed.settings import SpeedSettings
 from nnunetv2_conemos.files import write_aside, write_json
 from nnunetv2_conemos.training.variants import STOCK
 
-MEASURED = ("step_s", "step_mib", "tile_s", "tile_mib", "case_s", "case_mib", "case_gpu_mib", "parameters")
+CASE = tuple(f"{way}case_{what}" for way in ("", "nnunet_") for what in ("s", "cpu_s", "mib", "gpu_mib"))
+MEASURED = ("step_s", "step_mib", "tile_s", "tile_mib", *CASE, "parameters")
 COLUMNS = ("arm", "labels", *MEASURED, "graphs", "graph_breaks", "recompilations", "note")
 RESULTS = "speed.csv"
 PANELS = {
@@ -27,6 +28,7 @@ PANELS = {
     "step_mib": "training step: memory",
     "case_s": "a whole case: time",
     "case_mib": "a whole case: memory of the process",
+    "nnunet_case_mib": "a whole case, nnU-Net's way: memory",
     "tile_mib": "prediction of a tile: memory",
 }
 

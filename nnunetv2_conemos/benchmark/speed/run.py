@@ -32,6 +32,7 @@ from nnunetv2_conemos.doorway import register_trainers
 from nnunetv2_conemos.errors import UnsupportedError
 from nnunetv2_conemos.files import exclusive, require_absent
 from nnunetv2_conemos.text_files import read_object
+from nnunetv2_conemos.training.variants import STOCK
 
 Report = Callable[[str], object]
 Row = dict[str, Any]
@@ -173,18 +174,27 @@ def first_calls(arm: Arm, row: Row, settings: SpeedSettings, base: int) -> dict[
 def measure_cases(
     models: dict[str, Path], images: Path, target: Path, rows: dict[str, Row], settings: SpeedSettings, report: Report
 ) -> None:
-    """Predict the whole case with each model, from file to file, in a process of its own."""
+    """Predict the whole case with each model, from file to file, in a process of its own, both ways.
+
+    For stock nnU-Net these are one, whose values stand for both.
+    """
     for name, model in models.items():
-        report(f"K = {rows[name]['labels']}: {name}, a whole case")
-        measured, written = target.with_name(f"{target.name}_{name}.json"), target / name
-        try:
-            predict_case(case.words(measured, model, images, written, settings.device), settings.cap)
-            rows[name] |= read_object(measured)
-        except subprocess.TimeoutExpired:
-            add_note(rows[name], "case", f"over the cap of {settings.cap:g} s")
-        except subprocess.CalledProcessError as error:
-            lines = (error.stderr or "").strip().splitlines() or [f"ended with status {error.returncode}"]
-            add_note(rows[name], "case", "out of memory" if error.returncode == -9 else lines[-1])
+        ways: tuple[case.Way, ...] = ("nnunet",) if name == STOCK else ("nnunet", "conemos")
+        for way in ways:
+            what = "case" if way == "conemos" else "nnunet_case"
+            report(f"K = {rows[name]['labels']}: {name}, a whole case, {way}")
+            measured, written = target.with_name(f"{target.name}_{name}_{way}.json"), target / name / way
+            command = case.words(measured, model, images, written, settings.device, settings.step_size, way)
+            try:
+                predict_case(command, settings.cap)
+                rows[name] |= {f"{what}_{key}": value for key, value in read_object(measured).items()}
+            except subprocess.TimeoutExpired:
+                add_note(rows[name], what, f"over the cap of {settings.cap:g} s")
+            except subprocess.CalledProcessError as error:
+                lines = (error.stderr or "").strip().splitlines() or [f"ended with status {error.returncode}"]
+                add_note(rows[name], what, "out of memory" if error.returncode == -9 else lines[-1])
+        if name == STOCK:
+            rows[name] |= {key.removeprefix("nnunet_"): value for key, value in rows[name].items()}
 
 
 def predict_case(command: Sequence[str], cap: float) -> None:

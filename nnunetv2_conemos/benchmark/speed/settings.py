@@ -24,7 +24,8 @@ class SpeedSettings:
     plan as for this preprocessed dataset, and measure the loaders on it (None: plans for a generated volume, small ones
     unless the device is a GPU). `rounds`: repeats that the medians are taken over. `cap`: seconds after which a
     measurement is given up. `compiled`: train as nnU-Net does on a GPU, with torch.compile. `case_shape`: voxels
-    (z, y, x) of the whole case after resampling. `profile`: write what the time of each arm is spent on.
+    (z, y, x) of the whole case after resampling, `step_size` that of its sliding window in patches. `profile`: write
+    what the time of each arm is spent on. `features` of the first stage and `patch`: of the small plans for a CPU.
     """
 
     arms: Sequence[str] = ARMS
@@ -39,6 +40,9 @@ class SpeedSettings:
     compiled: bool = True
     case_shape: Sequence[int] | None = None
     profile: bool = False
+    step_size: float = 0.5
+    features: int = 8
+    patch: Sequence[int] = (32, 32, 32)
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.what if name not in get_args(What)]:
@@ -47,6 +51,11 @@ class SpeedSettings:
             raise InputError(f"labels_counts: expected numbers of 1 and more, found {list(self.labels_counts)}.")
         if self.rounds < 1 or self.cap <= 0:
             raise InputError(f"rounds and cap: expected 1 or more, found {self.rounds} rounds and a cap of {self.cap}.")
+        if not 0 < self.step_size <= 1 or self.features < 1:
+            raise InputError(
+                "step_size and features: expected a number above 0 and up to 1, and 1 or more, found "
+                f"{self.step_size:g} and {self.features}."
+            )
         if self.case_shape is not None and (len(self.case_shape) != 3 or min(self.case_shape) < 16):
             raise InputError(f"case_shape: expected 3 numbers of 16 and more, found {list(self.case_shape)}.")
 

@@ -26,7 +26,6 @@ from nnunetv2_conemos.text_files import read_object
 CASES = 2  # training cases of a generated dataset; only their names are used
 PLANNED_SIDE, SPACING = 160, 1.5  # voxels and mm: nnU-Net plans patches of 128x128x128 voxels, as for a body CT
 PLANNED_LABELS = 5
-SMALL_FEATURES, SMALL_PATCH = 8, (32, 32, 32)  # for a CPU
 COARSER = 1.25  # voxels of the whole case on disk, in units of the planned ones: it is resampled there and back
 INTENSITIES = {
     "mean": 80.0, "median": 80.0, "std": 60.0, "min": -1000.0, "max": 500.0,
@@ -82,7 +81,7 @@ def plans_of(settings: SpeedSettings, folder: Path) -> dict[str, Any]:
         plans = default_plans(folder)
         if settings.device != "cuda":
             plans["configurations"]["small"] = small_configuration(
-                plans, "3d_fullres", SMALL_FEATURES, SMALL_PATCH, batch=2
+                plans, "3d_fullres", settings.features, settings.patch, batch=2
             )
             plans["configurations"]["3d_fullres"] |= plans["configurations"]["small"]
             del plans["configurations"]["3d_fullres"]["inherits_from"]

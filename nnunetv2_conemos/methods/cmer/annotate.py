@@ -23,7 +23,7 @@ from nnunetv2_conemos.errors import InputError, SourceError, shorten
 from nnunetv2_conemos.files import new_folder, require_no_inputs_within, write_json
 from nnunetv2_conemos.inference.labelling import AT_ONCE, Labelling, plan_labelling
 from nnunetv2_conemos.inference.model_folder import read_checkpoint
-from nnunetv2_conemos.inference.predictor import Inference, make_predictor, predict_files
+from nnunetv2_conemos.inference.predictor import Inference, make_predictor, predict_files, require_options
 from nnunetv2_conemos.methods.cmer.pseudo_labels import Annotation, found_slices, pseudo_map
 from nnunetv2_conemos.parallel import progress_bar
 
@@ -66,6 +66,7 @@ def annotate_from_tags(
         raise InputError(f"margin {margin:g}: expected a number from 0 to below 0.5.")
     if not 0 <= background <= 1:
         raise InputError(f"background {background:g}: expected a number from 0 to 1.")
+    require_options(inference or Inference(), streams=False)
     target = new_dataset_folder(output)
     require_new_dataset(target, overwrite)
     annotation = plan_annotation(plan_labelling(model, dataset, inference), margin, background)
@@ -111,8 +112,8 @@ def predict_tagged(annotation: Annotation, folder: Path) -> np.ndarray:
         for start in starts:
             batch = jobs[start : start + AT_ONCE]
             scratch.mkdir()
-            images = [[str(file) for file in job.images] for job in batch]
-            outputs = [str(scratch / job.case) for job in batch]
+            outputs = [scratch / job.case for job in batch]
+            images = [job.images for job in batch]
             predict_files(predictor, annotation.inference, images, outputs, probabilities=True)
             for job in batch:
                 assert job.label is not None

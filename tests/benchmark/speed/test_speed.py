@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 import pytest
 import torch
+from raw_worlds import read_nifti
 
 from nnunetv2_conemos import cli
 from nnunetv2_conemos.benchmark.speed import case, compiled, loaders
@@ -80,7 +82,7 @@ def test_loaders_are_measured_on_the_dataset(small_plans: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("name", ["nnUNetTrainer", "ConditionalFiLMTrainer"])
-def test_a_whole_case_is_predicted_from_file_to_file(small_plans: Path, tmp_path: Path, name: str):
+def test_a_whole_case_is_predicted_from_file_to_file_both_ways(small_plans: Path, tmp_path: Path, name: str):
     register_trainers()
     file = small_plans / "nnUNet_preprocessed/Dataset901_Phantom/nnUNetPlans.json"
     plans = json.loads(file.read_text())
@@ -88,10 +90,31 @@ def test_a_whole_case_is_predicted_from_file_to_file(small_plans: Path, tmp_path
         shared = plans | {"dataset_name": write_dataset(tmp_path / "world", plans, "small", dataset_of(2))}
         model = Arm(name, shared, "small", dataset_of(2), "cpu").save()
         write_case(tmp_path / "case", plans, "small", (16, 32, 32), 1)
-        measured = case.predict_case(model, tmp_path / "case", tmp_path / "predicted", "cpu")
-    assert measured["case_s"] > 0
-    assert measured["case_mib"] > 100, "that of the whole process"
-    assert (tmp_path / "predicted" / "case.nii.gz").is_file()
+        for way in get_args(case.Way):
+            measured = case.predict_case(model, tmp_path / "case", tmp_path / way, "cpu", way=way)
+            assert measured["s"] > 0
+            assert measured["cpu_s"] > 0
+            assert measured["mib"] > 100, "that of the whole process"
+    ours, theirs = (read_nifti(tmp_path / way / "case.nii.gz") for way in get_args(case.Way))
+    assert (ours == theirs).all()
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_prediction_does_not_grow_with_the_number_of_labels(tmp_path: Path):
+    settings = SpeedSettings(
+        ("ConditionalFiLMTrainer",),
+        (5, 40),
+        ("case",),
+        "cpu",
+        case_shape=(96, 128, 128),
+        step_size=1.0,
+        features=2,
+        patch=(64, 64, 64),
+    )
+    table = measure_speed(tmp_path, settings, lambda _: None).table.set_index(["arm", "labels"])
+    mib = table.loc["ConditionalFiLMTrainer", ["case_mib", "nnunet_case_mib"]].astype(float)
+    assert mib["case_mib"][40] < 1.1 * mib["case_mib"][5]
+    assert mib["nnunet_case_mib"][40] > 1.3 * mib["nnunet_case_mib"][5]
 
 
 @pytest.mark.slow
@@ -147,6 +170,7 @@ def test_ratios_are_those_to_stock_with_as_many_labels():
         ({"labels_counts": (0,)}, "labels_counts: expected numbers of 1 and more"),
         ({"what": ("nothing",)}, "what: expected step"),
         ({"rounds": 0}, "rounds and cap"),
+        ({"step_size": 0}, "step_size and features"),
         ({"case_shape": (8, 8, 8)}, "case_shape: expected 3 numbers"),
     ],
 )

@@ -34,7 +34,7 @@ def test_an_exported_label_needs_no_plugin_and_is_the_same(model, images, tmp_pa
     assert cli.main(words) == 0
     predict_without_the_plugin(output, images, tmp_path / "without", *APART)
     folder = ["-m", str(model), "-f", "0", "--labels", "spleen"]
-    assert cli.main(["predict", "-i", str(images), "-o", str(tmp_path / "with"), *folder, *APART]) == 0
+    assert cli.main(["predict", "-i", str(images), "-o", str(tmp_path / "with"), *folder, *HOW]) == 0
     theirs, ours = maps(tmp_path / "without"), maps(tmp_path / "with")
     assert theirs.keys() == ours.keys()
     for name, array in ours.items():

@@ -9,6 +9,8 @@ from nnunetv2_conemos.datasets.writer import Images
 from nnunetv2_conemos.inference.predictor import Inference
 from nnunetv2_conemos.parallel import default_processes
 
+SKIP_ABSENT_HELP = "faster with many labels: give up a label early in tiles where coarse logits say that it is absent"
+
 
 def add_copy_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of commands that write a copy of a dataset."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from nnunetv2_conemos.commands.arguments import add_inference_arguments, inference_of
+from nnunetv2_conemos.commands.arguments import SKIP_ABSENT_HELP, add_inference_arguments, inference_of
 from nnunetv2_conemos.inference.completion import Completed, complete
 
 
@@ -20,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     uncertain_help = "write the ignore label where a probability lies within P of one half"
     parser.add_argument("--uncertain", type=float, metavar="P", help=uncertain_help)
     add_inference_arguments(parser)
+    parser.add_argument("--skip-absent", action="store_true", help=SKIP_ABSENT_HELP)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset and start over")
 
 
@@ -29,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
         args.dataset,
         args.output,
         uncertain=args.uncertain,
-        inference=inference_of(args),
+        inference=replace(inference_of(args), skip_absent=args.skip_absent),
         overwrite=args.overwrite,
     )
     Console(soft_wrap=True).print(table_of(completed))

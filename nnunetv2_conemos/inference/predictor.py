@@ -26,7 +26,7 @@ from nnunetv2_conemos.environment import variables
 from nnunetv2_conemos.errors import InputError
 from nnunetv2_conemos.inference.inputs import require_images
 from nnunetv2_conemos.inference.model_folder import ModelFolder, read_checkpoint, read_model
-from nnunetv2_conemos.networks.spec import LABELS_VARIABLE, MODALITY_VARIABLE, UNKNOWN
+from nnunetv2_conemos.networks.spec import LABELS_VARIABLE, MODALITY_VARIABLE, SKIP_VARIABLE, UNKNOWN
 from nnunetv2_conemos.text_files import read_object
 
 
@@ -41,6 +41,7 @@ class Inference:
 
     `folds`: an ensemble of these (None: all that were trained). `mirroring`: average over mirrored images.
     `preprocessing` and `export` are numbers of processes; with both 0, everything runs in the current process.
+    `skip_absent`: give up a label early in tiles where its coarse logits say that it is absent.
     """
 
     folds: Sequence[str] | None = None
@@ -49,6 +50,7 @@ class Inference:
     mirroring: bool = True
     preprocessing: int = 3
     export: int = 3
+    skip_absent: bool = False
 
 
 def predict(
@@ -77,20 +79,24 @@ def predict(
 
 
 def predict_as_nnunet(
-    arguments: Sequence[str], *, labels: Sequence[str] | None = None, modality: str | None = None
+    arguments: Sequence[str],
+    *,
+    labels: Sequence[str] | None = None,
+    modality: str | None = None,
+    skip_absent: bool = False,
 ) -> None:
     """Run nnUNetv2_predict, or with -m among its `arguments` nnUNetv2_predict_from_modelfolder, for some of the labels.
 
-    nnU-Net's programs build the network themselves, so the choice reaches it through the environment. Raises what
-    `predict` raises.
+    `skip_absent` as in `Inference`. nnU-Net's programs build the network themselves, so the choice reaches it through
+    the environment. Raises what `predict` raises.
     """
     register_trainers()
-    if labels or modality:
+    if labels or modality or skip_absent:
         check_choice(read_model(model_of(arguments)), labels, modality)
     require_safe_checkpoints(arguments)
     require_images_of(arguments)
     program = predict_entry_point_modelfolder if "-m" in arguments else predict_entry_point
-    with environment_choice(labels, modality), command_line(["conemos predict", *arguments]):
+    with environment_choice(labels, modality, skip_absent), command_line(["conemos predict", *arguments]):
         program()
 
 
@@ -103,7 +109,8 @@ def make_predictor(
     folds: Any = tuple(model.folds(how.checkpoint, how.folds))
     for fold in folds:
         read_checkpoint(model.folder / f"fold_{fold}" / how.checkpoint, mapped=True)  # nnU-Net would run code in it
-    predictor.initialize_from_trained_model_folder(str(model.folder), folds, how.checkpoint)
+    with environment_choice(None, None, how.skip_absent):
+        predictor.initialize_from_trained_model_folder(str(model.folder), folds, how.checkpoint)
     network: Any = getattr(predictor.network, "_orig_mod", predictor.network)
     if labels is not None:
         network.output_labels = tuple(dict.fromkeys(model.labels.names.index(label) + 1 for label in labels))
@@ -173,9 +180,10 @@ def require_safe_checkpoints(arguments: Sequence[str]) -> None:
 
 
 @contextmanager
-def environment_choice(labels: Sequence[str] | None, modality: str | None) -> Iterator[None]:
+def environment_choice(labels: Sequence[str] | None, modality: str | None, skip_absent: bool = False) -> Iterator[None]:
     """Build networks, within the block, for only these labels, in images of this modality; None changes nothing."""
     chosen = {LABELS_VARIABLE: json.dumps(list(labels)) if labels else None, MODALITY_VARIABLE: modality}
+    chosen[SKIP_VARIABLE] = "1" if skip_absent else None
     with variables(chosen):
         yield
 

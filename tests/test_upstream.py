@@ -48,6 +48,15 @@ def test_trainer_hooks_still_have_the_parameters_that_are_overridden():
         assert callable(getattr(nnUNetTrainer, name)), name
 
 
+def test_the_final_validation_opens_and_predicts_cases_as_it_did():
+    """Re-read training/early_leaving.py, which notes what is predicted between two cases, tile by tile."""
+    code = source(nnUNetTrainer.perform_actual_validation)
+    assert "dataset_val = self.dataset_class(self.preprocessed_dataset_folder, val_keys," in code
+    assert code.index("dataset_val.load_case(k)") < code.index("predictor.predict_sliding_window_return_logits(data)")
+    assert "tile_step_size=0.5, use_gaussian=True, use_mirroring=True" in code
+    assert source(nnUNetPredictor._internal_maybe_mirror_and_predict).count("self.network(") == 2
+
+
 def test_hooks_of_whole_slice_training_are_where_they_were():
     """Re-read cmer/slice_trainer.py: the patch is drawn as it is, augmented as in validation, never compiled."""
     theirs, ours = (

@@ -35,13 +35,15 @@ def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-nps", type=int, default=default.export, help=nps_help)
 
 
-def inference_of(args: argparse.Namespace, labels_at_once: int | None = None) -> Inference:
+def inference_of(args: argparse.Namespace, labels_at_once: int | None = None, skip_absent: bool = False) -> Inference:
     """Return the options of `add_inference_arguments` as a record."""
     how = args.folds, args.chk, args.device, not args.disable_tta, args.npp, args.nps
-    return Inference(*how, labels_at_once=labels_at_once)
+    return Inference(*how, labels_at_once=labels_at_once, skip_absent=skip_absent)
 
 
-def add_labels_at_once(parser: argparse.ArgumentParser) -> None:
-    """Add the argument that bounds the memory of a prediction."""
+def add_many_labels_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments for predictions of many labels."""
     at_once_help = f"labels whose maps are in memory together [{LABELS_AT_ONCE}, or all where one pass computes them]"
     parser.add_argument("--labels-at-once", type=int, metavar="N", help=at_once_help)
+    skip_help = "faster with many labels: give up a label early in tiles where coarse logits say that it is absent"
+    parser.add_argument("--skip-absent", action="store_true", help=skip_help)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from nnunetv2_conemos.commands.arguments import add_inference_arguments, add_labels_at_once, inference_of
+from nnunetv2_conemos.commands.arguments import add_inference_arguments, add_many_labels_arguments, inference_of
 from nnunetv2_conemos.inference.completion import Completed, complete
 
 
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     uncertain_help = "write the ignore label where a probability lies within P of one half"
     parser.add_argument("--uncertain", type=float, metavar="P", help=uncertain_help)
     add_inference_arguments(parser)
-    add_labels_at_once(parser)
+    add_many_labels_arguments(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset and start over")
 
 
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
         args.dataset,
         args.output,
         uncertain=args.uncertain,
-        inference=inference_of(args, args.labels_at_once),
+        inference=inference_of(args, args.labels_at_once, args.skip_absent),
         overwrite=args.overwrite,
     )
     Console(soft_wrap=True).print(table_of(completed))

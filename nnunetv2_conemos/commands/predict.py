@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from nnunetv2_conemos.commands.arguments import add_labels_at_once
+from nnunetv2_conemos.commands.arguments import add_many_labels_arguments
 from nnunetv2_conemos.errors import InputError
 from nnunetv2_conemos.inference.model_folder import model_folder
 from nnunetv2_conemos.inference.predictor import Inference, predict
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--labels", nargs="+", metavar="LABEL", help="compute only these [all that were annotated]")
     parser.add_argument("--modality", help="of the images, for methods conditioned on it [the only one, or unknown]")
-    add_labels_at_once(parser)
+    add_many_labels_arguments(parser)
     add_sliding_window_arguments(parser)
     probabilities_help = "also write the probabilities of all labels, which need memory for all their maps"
     parser.add_argument("--save_probabilities", action="store_true", help=probabilities_help)
@@ -78,6 +78,7 @@ def run(args: argparse.Namespace) -> None:
         step_size=args.step_size,
         on_device=not args.not_on_device,
         labels_at_once=args.labels_at_once,
+        skip_absent=args.skip_absent,
         verbose=args.verbose,
         progress_bars=not args.disable_progress_bar,
     )

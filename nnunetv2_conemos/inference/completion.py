@@ -112,6 +112,7 @@ class Completion(Labelling):
             "trained weights": file_facts(checkpoints),
             "cases": file_facts(input_files(self.jobs.values())),
             "mirroring": how.mirroring,
+            "skip absent": how.skip_absent,
             "uncertain": self.uncertain,
         }
 

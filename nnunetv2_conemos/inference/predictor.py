@@ -13,11 +13,12 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunetv2_conemos.doorway import register_trainers
+from nnunetv2_conemos.environment import variables
 from nnunetv2_conemos.errors import InputError
 from nnunetv2_conemos.inference.inputs import cases_of, require_images
 from nnunetv2_conemos.inference.model_folder import ModelFolder, is_ours, read_checkpoint, read_folder, read_model
 from nnunetv2_conemos.inference.streaming import StreamingPredictor
-from nnunetv2_conemos.networks.spec import UNKNOWN
+from nnunetv2_conemos.networks.spec import SKIP_VARIABLE, UNKNOWN
 
 
 def default_device() -> str:
@@ -34,6 +35,7 @@ class Inference:
     processes. With both 0, everything runs in the current process. `step_size`: of the sliding window, in patches.
     `on_device`: sum up tiles on the GPU. `labels_at_once`: memory is needed for the maps of so many labels, whatever
     their number (None: 8 where each label costs a pass of its own; else all, since each chunk costs another pass).
+    `skip_absent`: give up a label early in tiles where its coarse logits say that it is absent.
     """
 
     folds: Sequence[str] | None = None
@@ -45,6 +47,7 @@ class Inference:
     step_size: float = 0.5
     on_device: bool = True
     labels_at_once: int | None = None
+    skip_absent: bool = False
     verbose: bool = False
     progress_bars: bool = False
 
@@ -119,7 +122,7 @@ def load_predictor(
 
     Raises what `predict` raises for a model.
     """
-    if labels or modality or how.labels_at_once or is_ours(folder):
+    if labels or modality or how.labels_at_once or how.skip_absent or is_ours(folder):
         return make_predictor(read_model(folder), how, labels, modality)
     return loaded(nnUNetPredictor, read_folder(folder), how)
 
@@ -158,7 +161,8 @@ def loaded(kind: type[Predictor], model: ModelFolder, how: Inference) -> Predict
     folds: Any = tuple(model.folds(how.checkpoint, how.folds))
     for fold in folds:
         read_checkpoint(model.folder / f"fold_{fold}" / how.checkpoint, mapped=True)  # nnU-Net would run code in it
-    predictor.initialize_from_trained_model_folder(str(model.folder), folds, how.checkpoint)
+    with variables({SKIP_VARIABLE: "1" if how.skip_absent else None}):
+        predictor.initialize_from_trained_model_folder(str(model.folder), folds, how.checkpoint)
     return predictor
 
 

@@ -6,6 +6,7 @@ Axis letters: **B** sample, **M** input channel, **K** labels, **Q** queried lab
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -13,13 +14,14 @@ from torch import Tensor
 
 from nnunetv2_conemos.errors import UnsupportedError
 from nnunetv2_conemos.losses.masked import MaskedDiceBCE
-from nnunetv2_conemos.networks.film_unet import FiLMOptions, FiLMUNet, multi_hot
+from nnunetv2_conemos.networks.early_leaving import EarlyLeavingUNet
+from nnunetv2_conemos.networks.film_unet import FiLMOptions, multi_hot
 from nnunetv2_conemos.networks.heads import chosen_channels, chosen_heads
 from nnunetv2_conemos.networks.spec import NetworkSpec
 from nnunetv2_conemos.records import Query
+from nnunetv2_conemos.training.early_leaving import EarlyLeavingTrainer
 from nnunetv2_conemos.training.method import Method, without_options
 from nnunetv2_conemos.training.sampling import Pairs
-from nnunetv2_conemos.training.trainer import PartialLabelTrainer
 
 
 class LabelSetOptions(FiLMOptions):
@@ -28,13 +30,14 @@ class LabelSetOptions(FiLMOptions):
     one_by_one: bool = False
 
 
-class LabelSetUNet(FiLMUNet):
+class LabelSetUNet(EarlyLeavingUNet):
     """A K-output U-Net modulated by the multi-hot vector of the queried labels.
 
     The logits of a label depend on the set it is queried in; prediction queries all output labels together.
     """
 
     options_model = LabelSetOptions
+    labels_at_once: ClassVar[int] = 1  # of K channels each
 
     def __init__(self, spec: NetworkSpec):
         super().__init__(spec, num_outputs=spec.num_labels)
@@ -43,9 +46,9 @@ class LabelSetUNet(FiLMUNet):
     def queried_logits(self, query: Query) -> list[Tensor]:
         return self._set_of_labels(query.image, query.labels)
 
-    def output_logits(self, image: Float[Tensor, "B M *S"]) -> Float[Tensor, "B A *S"]:
+    def every_label(self, image: Float[Tensor, "B M *S"]) -> Float[Tensor, "B A *S"]:
         labels = self.output_queries(image)
-        sets = labels.split(1, dim=1) if self.options.one_by_one else [labels]
+        sets = labels.split(1, dim=1) if self.pass_per_label else [labels]
         return torch.cat([self._set_of_labels(image, one)[0] for one in sets], dim=1)
 
     def stock_weights(self, labels: Sequence[int]) -> dict[str, Tensor]:
@@ -59,7 +62,7 @@ class LabelSetUNet(FiLMUNet):
         return [chosen_channels(z, labels) for z in logits]
 
 
-class LabelSetFiLMTrainer(PartialLabelTrainer):
+class LabelSetFiLMTrainer(EarlyLeavingTrainer):
     """FiLM conditioned on a set of labels: one, those annotated in the case, or all; each for a third of the samples.
 
     Every label is sampled equally often, as in ConditionalFiLMTrainer; the loss counts queried labels that are known.

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from nnunetv2_conemos.errors import UnsupportedError
 from nnunetv2_conemos.networks.heads import nnunet_heads
-from nnunetv2_conemos.networks.spec import NetworkSpec
+from nnunetv2_conemos.networks.spec import SKIP_VARIABLE, NetworkSpec
 from nnunetv2_conemos.records import OutputLabels, Query
 
 
@@ -73,6 +74,13 @@ class PartialLabelNetwork(nn.Module, ABC):
     def training_request(self, request: Any) -> Any:
         """Compute what a training step of this method needs beside queries; `request` is a record of the method."""
         raise TypeError(f"{type(self).__name__} takes a Query or an image, found {type(request).__name__}.")
+
+    def leave_early(self) -> None:
+        """Let labels leave early at prediction; raises NotImplementedError where all are predicted in one pass."""
+        raise UnsupportedError(
+            "this model predicts all its labels in one pass, so there are none to skip. Predict without --skip-absent "
+            f"({SKIP_VARIABLE})."
+        )
 
     def clear_condition(self) -> None:
         """Clear what the layers were conditioned on, in networks with such layers."""

@@ -18,6 +18,7 @@ from nnunetv2_conemos.text_files import parse_json
 PLANS_KEY = "conemos"  # in the plans: what inference must know; in a configuration of the plans: options of the method
 LABELS_VARIABLE = "CONEMOS_LABELS"  # environment, for nnUNetv2_predict: labels to compute, a JSON list
 MODALITY_VARIABLE = "CONEMOS_MODALITY"  # environment, for nnUNetv2_predict: the modality of the images
+SKIP_VARIABLE = "CONEMOS_SKIP_ABSENT"  # environment, for nnUNetv2_predict: 1 lets absent labels leave early
 UNKNOWN = "unknown"  # the modality of images whose modality the model was not trained on
 RECORDED = "options_recorded"  # a fact in the plans: the configuration holds every option of the method
 
@@ -53,6 +54,7 @@ class NetworkSpec:
     modalities: tuple[str, ...]  # those of the training cases, for methods conditioned on the modality
     given_modality: str  # of images without one, as at prediction; for methods conditioned on it
     earlier_defaults: bool = False  # of the options: those of models that do not record theirs
+    skip_absent: bool = False  # whether labels leave early at prediction
 
     @classmethod
     def from_plans(
@@ -63,10 +65,10 @@ class NetworkSpec:
         num_heads: int,
         deep_supervision: bool,
     ) -> NetworkSpec:
-        """Read the arguments of `build_network_architecture`, and the variables CONEMOS_LABELS and CONEMOS_MODALITY.
+        """Read the arguments of `build_network_architecture`, and the variables that begin with CONEMOS_.
 
         Plans without facts of this package are of label mode, with all labels annotated together. Raises ValueError for
-        labels that the model does not have.
+        labels that the model does not have, and for a value that a variable cannot have.
         """
         facts = plans.plans.get(PLANS_KEY, {})
         background = not facts.get("has_regions", False)
@@ -85,6 +87,7 @@ class NetworkSpec:
             modalities=known_modalities(plans),
             given_modality=os.environ.get(MODALITY_VARIABLE, "").strip() or facts.get("only_modality") or UNKNOWN,
             earlier_defaults=before_records(plans.plans),
+            skip_absent=skip_of_variable(os.environ.get(SKIP_VARIABLE, "")),
         )
 
     @property
@@ -141,6 +144,13 @@ def labels_of_variable(text: str) -> list[str]:
         example = json.dumps(["liver", "kidney, left"])
         raise InputError(f"{LABELS_VARIABLE}: expected a JSON list of names, as '{example}', found {text!r:.80}.")
     return names
+
+
+def skip_of_variable(text: str) -> bool:
+    """Return whether CONEMOS_SKIP_ABSENT is 1; raises ValueError for anything but 1, 0 and nothing."""
+    if text.strip() not in ("", "0", "1"):
+        raise InputError(f"{SKIP_VARIABLE}: expected 1 or 0, found {text!r:.80}.")
+    return text.strip() == "1"
 
 
 def known_modalities(plans: PlansManager) -> tuple[str, ...]:

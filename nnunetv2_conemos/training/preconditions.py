@@ -17,7 +17,7 @@ from nnunetv2_conemos.datasets.dataset_json import check_trained_labels, read_da
 from nnunetv2_conemos.datasets.folders import preprocessed_table, raw_folder, require_same_tables
 from nnunetv2_conemos.datasets.splits import SPLITS, read_splits, require_same_splits
 from nnunetv2_conemos.errors import InputError, SourceError, UnsupportedError
-from nnunetv2_conemos.networks.spec import LABELS_VARIABLE, MODALITY_VARIABLE, PLANS_KEY
+from nnunetv2_conemos.networks.spec import LABELS_VARIABLE, MODALITY_VARIABLE, PLANS_KEY, SKIP_VARIABLE
 from nnunetv2_conemos.text_files import read_object
 from nnunetv2_conemos.training.checkpoints import require_resumable
 from nnunetv2_conemos.training.method import Method
@@ -41,7 +41,7 @@ def checked_table(method: Method, plans: dict, configuration: str, dataset_json:
 
 def require_no_prediction_variables(method: Method) -> None:
     """Raise ValueError where an environment variable for prediction is set."""
-    for variable in (LABELS_VARIABLE, *((MODALITY_VARIABLE,) if method.modalities else ())):
+    for variable in (LABELS_VARIABLE, SKIP_VARIABLE, *((MODALITY_VARIABLE,) if method.modalities else ())):
         if os.environ.get(variable):
             raise InputError(
                 f"{variable} is set ({os.environ[variable]}). It is for prediction: the final validation would follow "

@@ -12,6 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import autocast, nn
 
 from nnunetv2_conemos.datasets.splits import SPLITS
+from nnunetv2_conemos.networks.base import PartialLabelNetwork
 from nnunetv2_conemos.networks.spec import PLANS_KEY, NetworkSpec
 from nnunetv2_conemos.records import Query, Truth, move
 from nnunetv2_conemos.training import preconditions, validation
@@ -19,6 +20,7 @@ from nnunetv2_conemos.training.annotated import AnnotatedDataset
 from nnunetv2_conemos.training.ema import AveragedTrainer
 from nnunetv2_conemos.training.finite import FiniteLossTrainer
 from nnunetv2_conemos.training.folds import ready_split, supervised_parts, what_is_left_out, what_was_moved
+from nnunetv2_conemos.training.method import Method
 from nnunetv2_conemos.training.plans_facts import facts_for_inference
 from nnunetv2_conemos.training.sampling import QueryDataset, location_keys, query_and_truth
 
@@ -71,7 +73,7 @@ class PartialLabelTrainer(FiniteLossTrainer, AveragedTrainer):
     ) -> nn.Module:
         """Build the network; nnU-Net calls this at training and at prediction, where no trainer object exists."""
         counts = num_input_channels, num_output_channels, enable_deep_supervision
-        return cls.method.network(NetworkSpec.from_plans(plans_manager, configuration_manager, *counts))
+        return built_network(cls.method, NetworkSpec.from_plans(plans_manager, configuration_manager, *counts))
 
     def configure_optimizers(self) -> Any:
         """Return optimiser and schedule of the method, else nnU-Net's."""
@@ -175,6 +177,14 @@ class PartialLabelTrainer(FiniteLossTrainer, AveragedTrainer):
         """Load a checkpoint as nnU-Net does; raises SourceError where it was trained for other labels."""
         preconditions.require_checkpoint_of(filename_or_checkpoint, self.dataset_json["labels"])
         super().load_checkpoint(filename_or_checkpoint)
+
+
+def built_network(method: Method, spec: NetworkSpec) -> PartialLabelNetwork:
+    """Build the network of a method; raises NotImplementedError where labels shall leave early and cannot."""
+    network = method.network(spec)
+    if spec.skip_absent:
+        network.leave_early()
+    return network
 
 
 def all_settings(trainer: type[PartialLabelTrainer]) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from nnunetv2_conemos.inference.background import Background
 from nnunetv2_conemos.inference.streaming import LABELS_AT_ONCE, StreamingPredictor
 from nnunetv2_conemos.locks import lock_file_of, locked
 from nnunetv2_conemos.methods import LabelSetFiLMTrainer, MultiTalentTrainer
-from nnunetv2_conemos.methods.conemos import LABELS_AT_ONCE as OF_THE_NETWORK
 from nnunetv2_conemos.methods.conemos import ConditionalUNet
 
 TEN = labels_of(10)
@@ -79,7 +78,7 @@ def test_labels_of_a_set_queried_one_by_one_are_passes_of_their_own():
 
 
 def test_never_more_maps_than_a_chunk_and_one_pass_per_label(monkeypatch: pytest.MonkeyPatch):
-    assert LABELS_AT_ONCE % OF_THE_NETWORK == 0, "the network computes the same batches as in nnU-Net"
+    assert LABELS_AT_ONCE % ConditionalUNet.labels_at_once == 0, "the network computes the same batches as in nnU-Net"
     _, ours = both_predictors(labels_of(20), dim=2)
     passes, widths = [], []
     conditioned, window = ConditionalUNet.conditioned, StreamingPredictor.predict_sliding_window_return_logits

@@ -133,7 +133,7 @@ def test_plain_tensor_gives_all_heads_of_nnunet(labels, options):
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_stages_before_the_first_modulated_layer_run_once_per_image(options, monkeypatch):
-    monkeypatch.setattr(conemos, "LABELS_AT_ONCE", 1)
+    monkeypatch.setattr(conemos.ConditionalUNet, "labels_at_once", 1)
     network = conditional_unet(**options)
     network.decoder.deep_supervision = False
     stages = [*network.encoder.stages, *network.decoder.stages]
@@ -155,7 +155,7 @@ def test_memory_of_the_network_does_not_grow_with_the_number_of_labels():
     for layer in film_layers(network):
         layer.project.register_forward_hook(lambda _m, inputs, _o: widest.append(inputs[0].shape[0]))
     assert network(image(2, batch=1)).shape[1] == 31
-    assert max(widest) == conemos.LABELS_AT_ONCE
+    assert max(widest) == conemos.ConditionalUNet.labels_at_once
 
 
 @pytest.mark.parametrize("labels", [LABELS, REGIONS], ids=["labels", "regions"])

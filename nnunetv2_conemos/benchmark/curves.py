@@ -35,11 +35,11 @@ def curves_of(per_budget: Sequence[Results]) -> Curves:
     """Return arm -> its points, by rising length, of arms that were trained for more than one."""
     curves: dict[str, list[Point]] = {}
     for results in per_budget:
-        costs, trainings = results.costs(), results.per_seed()
+        costs, trainings = results.costs().to_dict("index"), results.per_seed()
         for arm in (arm.name for arm in results.arms):
-            steps = float(costs["steps"][arm])
-            minutes = steps * float(costs["step_s"][arm]) / 60
-            dice = tuple(trainings.loc[arm].dropna().astype(float))
+            steps = float(costs[arm]["steps"])
+            minutes = steps * float(costs[arm]["step_s"]) / 60
+            dice = tuple(trainings.loc[arm].dropna().astype(float).tolist())
             curves.setdefault(arm, []).append(Point(steps, minutes, dice))
     return {arm: points for arm, points in curves.items() if len(points) > 1}
 

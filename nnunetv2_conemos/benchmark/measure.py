@@ -26,6 +26,7 @@ from nnunetv2.inference.predict_from_raw_data import predict_entry_point
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunetv2_conemos.benchmark.memory import process_peak
 from nnunetv2_conemos.errors import ConemosError
 from nnunetv2_conemos.files import write_json
 from nnunetv2_conemos.training.checkpoints import load
@@ -99,12 +100,8 @@ def peak_memory(what: str, device: str) -> dict[str, float]:
     """Return the peak in MiB: on a GPU of what torch allocated, else of the whole process with its libraries."""
     if device == "cuda":
         return {f"{what}_peak_mib": torch.cuda.max_memory_allocated() / 2**20}
-    try:
-        import resource
-    except ImportError:  # Windows
-        return {}
-    unit = 1 if sys.platform == "darwin" else 2**10
-    return {f"{what}_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20}
+    peak = process_peak()
+    return {} if peak is None else {f"{what}_peak_mib": peak}
 
 
 def main(report: str, seed: str, what: str, *words: str) -> None:

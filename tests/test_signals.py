@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process gr
 SWALLOWS = """
 import time
 from nnunetv2_conemos.signals import cleanup, ended_by_signals
-with ended_by_signals("conemos test"), cleanup(lambda: print("cleaned up")):
+with ended_by_signals("conemos test"), cleanup(lambda: print("cleaned up", flush=True)):
     print("ready", flush=True)
     while True:
         try:

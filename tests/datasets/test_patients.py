@@ -11,8 +11,9 @@ from raw_worlds import stripes, write_raw
 
 from nnunetv2_conemos import cli
 from nnunetv2_conemos.annotations.sources import SourceTable
-from nnunetv2_conemos.benchmark.cases import BenchmarkCases, apart_from, draw_held_out, own_split, remaining
+from nnunetv2_conemos.benchmark.cases import BenchmarkCases, own_split, remaining
 from nnunetv2_conemos.benchmark.config import Recipe
+from nnunetv2_conemos.benchmark.hold_out import apart_from, draw_held_out
 from nnunetv2_conemos.datasets.check import check
 from nnunetv2_conemos.datasets.dataset_json import read_dataset_json
 from nnunetv2_conemos.datasets.folders import raw_cases
@@ -138,7 +139,7 @@ def test_a_benchmark_holds_out_whole_patients(declared: Path):
     assert len(train) == 12, "two patients are held out, one of them in part"
     write_json(source / "splits_final.json", [{"train": train, "val": sorted({*CASES} - {*train})}])
     files = raw_cases(source)
-    cases = BenchmarkCases(source, dataset_json, files, table, held_out, None)
+    cases = BenchmarkCases(source, dataset_json, files, table, held_out, train, None)
     kept = {case: files[case] for case in train}
     assert SourceTable.from_dataset_json(remaining(cases, kept), train).patients == {case: case[:2] for case in train}
     (fold,) = own_split(cases, train) or []

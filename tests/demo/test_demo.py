@@ -82,7 +82,7 @@ def test_a_command_logs_and_counts(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_a_failing_command_shows_the_end_of_its_log(tmp_path: Path):
-    code = "import sys; [print('[/line]', n) for n in range(40)]; sys.exit('out of memory')"
+    code = "import sys; [print('[/line]', n, flush=True) for n in range(40)]; sys.exit('out of memory')"
     with pytest.raises(CommandError, match=r"(?s)status 1; .*logs/01_.*line. 39.*out of memory") as caught:
         demo.Chain(tmp_path, 1, quiet()).command("fails", sys.executable, "-c", code)
     assert "[/line] 3\n" not in str(caught.value)

@@ -39,6 +39,7 @@ def with_bounds(model: Path, *labels: int) -> None:
     torch.save(checkpoint, file)
 
 
+@pytest.mark.slow
 def test_command_function_and_variable_skip_the_same(model, images, tmp_path, monkeypatch):
     with_bounds(model, SPLEEN)
     words = ["predict", "-i", str(images), *MODEL, *HOW]

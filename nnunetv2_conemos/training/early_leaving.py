@@ -44,16 +44,16 @@ class ValidatedCase:
     maxima: list[Tensor]  # [L,K] each
 
 
-class WatchedDataset:
-    """A dataset of nnU-Net that says which case the final validation predicts from now on."""
+def watching(dataset_class: Any, begin: Callable[[str, Any], None]) -> Any:
+    """Derive a class of datasets from one of nnU-Net's that says which case is loaded."""
 
-    def __init__(self, dataset: Any, begin: Callable[[str, Any], None]):
-        self.dataset, self.begin, self.identifiers = dataset, begin, dataset.identifiers
+    class Watched(dataset_class):
+        def load_case(self, identifier: str) -> Any:
+            loaded = super().load_case(identifier)
+            begin(identifier, loaded)
+            return loaded
 
-    def load_case(self, case: str) -> Any:
-        loaded = self.dataset.load_case(case)
-        self.begin(case, loaded)
-        return loaded
+    return Watched
 
 
 class EarlyLeavingTrainer(PartialLabelTrainer):
@@ -95,10 +95,7 @@ class EarlyLeavingTrainer(PartialLabelTrainer):
             self.leaving.maxima = []
             cases[case] = ValidatedCase(tuple(loaded[0].shape[1:]), loaded[-1], self.leaving.maxima)
 
-        def watch(folder: str, identifiers: list[str], folder_with_segs_from_previous_stage: str | None) -> Any:
-            return WatchedDataset(made(folder, identifiers, folder_with_segs_from_previous_stage), begin)
-
-        self.dataset_class = watch
+        self.dataset_class = watching(made, begin)
         try:
             yield cases
         finally:

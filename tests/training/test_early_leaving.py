@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from leaving import LABELS, REGIONS, choose_bounds, fine_rows, moved_trainer, predicted
+from models import make_model
+from pools import pools_of_threads
 from raw_worlds import read_nifti
 
 from nnunetv2_conemos.annotations.labels import LabelSpace
@@ -155,3 +157,19 @@ def test_tiles_that_reach_beyond_a_small_image():
     label_map[3, 3, 3] = 5
     boxes = [(slice(-2, 6),) * 3, (slice(0, 3),) * 3]
     assert labels_in_tiles(label_map, (4, 4, 4), boxes, labels).tolist() == [[False] * 4 + [True], [False] * 5]
+
+
+@pytest.mark.parametrize("fold", [0, "all"])
+def test_nnunets_own_final_validation_chooses_the_bounds(preprocessed_phantom, monkeypatch, capsys, fold):
+    pools_of_threads(monkeypatch)  # it exports in processes of their own
+    model = make_model(preprocessed_phantom)
+    arguments = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=False)["init_args"]
+    trainer = ConditionalFiLMTrainer(
+        **arguments
+        | {"plans": arguments["plans"] | {"continue_training": True}, "fold": fold, "device": torch.device("cpu")}
+    )
+    trainer.initialize()
+    trainer.perform_actual_validation()
+    assert (Path(trainer.output_folder) / "validation" / "summary.json").is_file()
+    cases = 9 if fold == "all" else len(trainer.do_split()[1])
+    assert f"bounds chosen on {cases} validation cases" in capsys.readouterr().out

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from nnunetv2_conemos.benchmark.results import Results
-from nnunetv2_conemos.evaluation.significance import Interval, paired_difference, shown
+from nnunetv2_conemos.evaluation.significance import Interval, PairedDifference, shown
 
 SHARE = 0.95  # of the Dice of stock nnU-Net on complete labels
 Length = Literal["steps", "minutes"]
+Compared = Mapping[str, Mapping[str, PairedDifference]]  # arm of reference -> arm -> comparison
 
 
 class Point(NamedTuple):
@@ -54,10 +56,8 @@ def reached(points: Sequence[Point], dice: float, length: Length) -> str:
         return "-"
     if points[0].mean >= dice:
         return f"at most {rounded(lengths[0])}"
-    for (before, one), (after, other) in zip(
-        zip(points, lengths, strict=True), zip(points[1:], lengths[1:], strict=True), strict=False
-    ):
-        if other > 0 and before.mean < dice <= after.mean:
+    for (before, one), (after, other) in pairwise(zip(points, lengths, strict=True)):
+        if before.mean < dice <= after.mean:
             share = (dice - before.mean) / (after.mean - before.mean)
             return rounded(math.exp((1 - share) * math.log(one) + share * math.log(other)))
     return f"more than {rounded(lengths[-1])}"
@@ -65,12 +65,12 @@ def reached(points: Sequence[Point], dice: float, length: Length) -> str:
 
 def rounded(value: float) -> str:
     """Return a length with two digits that mean something."""
-    return f"{float(f'{value:.2g}'):,g}"
+    return f"{float(f'{value:.2g}'):,.12g}"
 
 
 def time_table(per_budget: Sequence[Results], curves: Curves) -> pd.DataFrame | None:
     """Return the steps and minutes of each arm to SHARE of the upper bound; None where that was not trained."""
-    bound = next((arm.name for r in per_budget for arm in r.arms if arm.arm == "ceiling"), None)
+    bound = next((results.upper_bound for results in per_budget if results.upper_bound), None)
     best = max((point.mean for point in curves.get(str(bound), ())), default=None)
     if best is None:
         return None
@@ -82,34 +82,35 @@ def time_table(per_budget: Sequence[Results], curves: Curves) -> pd.DataFrame | 
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def gains_table(results: Results) -> pd.DataFrame | None:
+def gains_table(results: Results, compared: Compared) -> pd.DataFrame | None:
     """Return what each arm gains over stock nnU-Net on partial labels, and lacks to complete labels, in points of Dice.
 
     Each with its interval over cases, and with the least and the most of any pair of trainings of one seed and fold.
-    None where neither was trained.
+    None where neither was trained. `compared`: both of them -> arm -> its paired comparison.
     """
-    names = [arm.name for arm in results.arms]
-    bound = next((arm.name for arm in results.arms if arm.arm == "ceiling"), None)
-    columns: dict[str, list[str]] = {}
-    for title, other in (("stock on partial labels", results.vanilla), ("stock on complete labels", bound)):
-        if other is not None:
-            columns[f"to {title} (95 % over cases)"] = [over_cases(results, arm, other) for arm in names]
-            columns[f"to {title}, trainings"] = [over_trainings(results, arm, other) for arm in names]
-    return pd.DataFrame(columns, index=names) if columns else None
-
-
-def over_cases(results: Results, arm: str, other: str) -> str:
-    """Return the difference to another arm in points, with its interval over cases."""
-    if arm == other:
-        return "-"
-    difference = paired_difference(results.dice[arm], results.dice[other]).difference
-    return shown(Interval(*(100 * value for value in difference)), 1, signed=True)
-
-
-def over_trainings(results: Results, arm: str, other: str) -> str:
-    """Return the least and the most difference, in points, of trainings of the same seed and fold."""
     trainings = results.per_seed().astype(float)
+    columns: dict[str, dict[str, str]] = {}
+    references = {"stock on partial labels": results.vanilla, "stock on complete labels": results.upper_bound}
+    for title, other in references.items():
+        if other is not None:
+            pairs = compared[other]
+            columns[f"to {title} (95 % over cases)"] = {arm: over_cases(pair) for arm, pair in pairs.items()}
+            columns[f"to {title}, trainings"] = {arm: over_trainings(trainings, arm, other) for arm in pairs}
+    names = [arm.name for arm in results.arms]
+    return pd.DataFrame(columns, index=names).fillna("-") if columns else None
+
+
+def over_cases(pair: PairedDifference) -> str:
+    """Return a difference in points, with its interval over cases."""
+    return shown(Interval(*(100 * value for value in pair.difference)), 1, signed=True)
+
+
+def over_trainings(trainings: pd.DataFrame, arm: str, other: str) -> str:
+    """Return the least and the most difference, in points, of trainings of the same seed and fold.
+
+    `trainings`: the mean Dice of each, a row per arm.
+    """
     points = 100 * (trainings.loc[arm] - trainings.loc[other]).dropna().to_numpy()
-    if arm == other or not len(points):
+    if not len(points):
         return "-"
     return f"{points[0]:+.1f}" if len(points) == 1 else f"{points.min():+.1f} to {points.max():+.1f}"

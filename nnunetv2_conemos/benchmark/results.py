@@ -123,6 +123,11 @@ class Results:
         """The arm of stock nnU-Net on the partial labels."""
         return next((arm.name for arm in self.arms if arm.kind == "vanilla"), None)
 
+    @property
+    def upper_bound(self) -> str | None:
+        """The arm of stock nnU-Net on complete labels."""
+        return next((arm.name for arm in self.arms if arm.arm == "ceiling"), None)
+
     def mean_dice(self, arm: str) -> float:
         return mean_of(self.dice[arm].to_numpy(dtype=float))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
 from nnunetv2_conemos.benchmark.curves import SHARE, curves_of, gains_table, time_table
 from nnunetv2_conemos.benchmark.results import Results, per_training
-from nnunetv2_conemos.evaluation.significance import holm, p_value, shown
+from nnunetv2_conemos.evaluation.significance import PairedDifference, holm, p_value, shown
 
 HEADS = {"dice": "Dice", "nsd": "NSD", "hd95_mm": "HD95, mm"}
 COST_HEADS = {
@@ -30,12 +30,15 @@ def report_tables(results: Results) -> dict[str, pd.DataFrame]:
         "Mean Dice of each training": seeds_table(results),
         "Costs": costs_table(results),
     }
-    if (gains := gains_table(results)) is not None:
-        tables["Difference of mean Dice, in points"] = gains
     chosen = [arm.name for arm in results.arms if arm.reference]
-    for reference in dict.fromkeys(name for name in (results.vanilla, results.best_baseline, *chosen) if name):
+    references = dict.fromkeys(name for name in (results.vanilla, results.best_baseline, *chosen) if name)
+    bound = {results.upper_bound: None} if results.upper_bound else {}
+    compared = {name: results.against(name) for name in references | bound}
+    if (gains := gains_table(results, compared)) is not None:
+        tables["Difference of mean Dice, in points"] = gains
+    for reference in references:
         title = f"Difference of mean Dice to {reference}, paired by test case"
-        tables[title] = differences_table(results, reference)
+        tables[title] = differences_table(compared[reference])
     return tables
 
 
@@ -77,9 +80,8 @@ def costs_table(results: Results) -> pd.DataFrame:
     return pd.DataFrame(columns, index=costs.index)
 
 
-def differences_table(results: Results, reference: str) -> pd.DataFrame:
-    """Compare the mean Dice of every other arm with that of `reference`."""
-    pairs = results.against(reference)
+def differences_table(pairs: Mapping[str, PairedDifference]) -> pd.DataFrame:
+    """Return the comparisons of the mean Dice of every other arm with that of an arm of reference."""
     corrected = holm([pair.p for pair in pairs.values()])
     rows = {
         arm: {"difference (95 % interval)": shown(pair.difference, signed=True), "p (Wilcoxon, Holm)": p_value(p)}

@@ -22,16 +22,16 @@ def add_copy_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset of that name")
 
 
-def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add nnU-Net's own options for prediction."""
+def add_inference_arguments(parser: argparse.ArgumentParser, folds: str = "all that were trained") -> None:
+    """Add nnU-Net's own options for prediction; `folds`: which are the default, in words."""
     default = Inference()
-    parser.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", help="[all that were trained]")
-    parser.add_argument("-chk", default=default.checkpoint, help="[%(default)s]")
+    parser.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", help=f"[{folds}]")
+    parser.add_argument("-chk", default=default.checkpoint, help="checkpoint of each fold [%(default)s]")
     parser.add_argument("-device", default=default.device, choices=("cuda", "cpu", "mps"), help="[%(default)s]")
     parser.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, less accurate")
     npp_help = "processes for preprocessing [%(default)s]"
     parser.add_argument("-npp", type=int, default=default.preprocessing, help=npp_help)
-    nps_help = "processes for export; both 0: all in one process [%(default)s]"
+    nps_help = "threads for export, or processes for probabilities; both 0: all in one process [%(default)s]"
     parser.add_argument("-nps", type=int, default=default.export, help=nps_help)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from nnunetv2_conemos.commands.arguments import add_many_labels_arguments
+from nnunetv2_conemos.commands.arguments import add_inference_arguments, add_many_labels_arguments, inference_of
 from nnunetv2_conemos.errors import InputError
 from nnunetv2_conemos.inference.model_folder import model_folder
 from nnunetv2_conemos.inference.predictor import Inference, predict
@@ -22,15 +23,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", nargs="+", metavar="LABEL", help="compute only these [all that were annotated]")
     parser.add_argument("--modality", help="of the images, for methods conditioned on it [the only one, or unknown]")
     add_many_labels_arguments(parser)
-    add_sliding_window_arguments(parser)
+    add_inference_arguments(parser, " ".join(FOLDS))
+    npp, nps = of_environment("nnUNet_npp", 3), of_environment("nnUNet_nps", 3)
+    parser.set_defaults(folds=FOLDS, device="cuda", npp=npp, nps=nps)  # as in nnU-Net
+    step_size = Inference.step_size
+    parser.add_argument("-step_size", type=float, default=step_size, metavar="S", help="[%(default)s] patches")
+    not_on_device_help = "sum up tiles in memory, where that of the GPU does not suffice"
+    parser.add_argument("--not_on_device", action="store_true", help=not_on_device_help)
     probabilities_help = "also write the probabilities of all labels, which need memory for all their maps"
     parser.add_argument("--save_probabilities", action="store_true", help=probabilities_help)
     parser.add_argument("--continue_prediction", "--c", action="store_true", help="skip cases that were predicted")
     parser.add_argument("-prev_stage_predictions", type=Path, metavar="FOLDER", help="of a stock cascade's first stage")
-    npp_help = "processes for preprocessing [%(default)s]"
-    parser.add_argument("-npp", type=int, default=of_environment("nnUNet_npp", 3), help=npp_help)
-    nps_help = "threads for export; both 0: all in one process [%(default)s]"
-    parser.add_argument("-nps", type=int, default=of_environment("nnUNet_nps", 3), help=nps_help)
     parser.add_argument("-num_parts", type=int, default=1, metavar="N", help="split the cases into N parts [1]")
     parser.add_argument("-part_id", type=int, default=0, metavar="I", help="predict this one, 0 to N-1 [0]")
     parser.add_argument("--verbose", action="store_true", help="let nnU-Net say more")
@@ -44,19 +47,6 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", dest="configuration", help="its configuration")
     parser.add_argument("-tr", dest="trainer", default="nnUNetTrainer", help="its trainer [%(default)s]")
     parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="its plans [%(default)s]")
-    parser.add_argument("-f", dest="folds", nargs="+", default=FOLDS, metavar="FOLD", help="[0 1 2 3 4]")
-    parser.add_argument("-chk", default=Inference.checkpoint, help="checkpoint of each fold [%(default)s]")
-
-
-def add_sliding_window_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of how tiles are computed."""
-    parser.add_argument(
-        "-step_size", type=float, default=Inference.step_size, metavar="S", help="[%(default)s] patches"
-    )
-    parser.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, less accurate")
-    parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"), help="[%(default)s]")
-    not_on_device_help = "sum up tiles in memory, where that of the GPU does not suffice"
-    parser.add_argument("--not_on_device", action="store_true", help=not_on_device_help)
 
 
 def of_environment(variable: str, default: int) -> int:
@@ -68,17 +58,10 @@ def of_environment(variable: str, default: int) -> int:
 def run(args: argparse.Namespace) -> None:
     if args.save_probabilities:
         print("--save_probabilities: memory grows with the number of labels.", file=sys.stderr)
-    how = Inference(
-        folds=args.folds,
-        checkpoint=args.chk,
-        device=args.device,
-        mirroring=not args.disable_tta,
-        preprocessing=args.npp,
-        export=args.nps,
+    how = replace(
+        inference_of(args, args.labels_at_once, args.skip_absent),
         step_size=args.step_size,
         on_device=not args.not_on_device,
-        labels_at_once=args.labels_at_once,
-        skip_absent=args.skip_absent,
         verbose=args.verbose,
         progress_bars=not args.disable_progress_bar,
     )

@@ -14,6 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nnunetv2_conemos.losses.pair_sums import full
+
 TINY = torch.finfo(torch.float32).tiny
 
 
@@ -57,7 +59,7 @@ def class_sums(
 class _ClassSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, classes: Tensor, known: Tensor, counted: Tensor) -> tuple[Tensor, ...]:
-        z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        z = full(logits)
         p, log_total = softmax_against_zero(z)
         unknown, background = (~known).to(z.dtype), classes == 0
         here = (classes - 1).clamp_min(0)[:, None]

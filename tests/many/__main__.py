@@ -29,6 +29,13 @@ from nnunetv2_conemos.subprocesses import environment_below
 SHAPE, LABELS = (12, 24, 24), ("square", "disc")
 TRAINER = "FewStepsConditionalFiLMTrainer"
 MODEL = f"Dataset801_Few/{TRAINER}__nnUNetPlans__tiny"
+LAUNCHER = """
+import json, resource, subprocess, sys
+status = subprocess.call(sys.argv[2:])
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+with open(sys.argv[1], "w") as report:
+    json.dump((status, used.ru_utime + used.ru_stime, used.ru_maxrss), report)
+"""  # a process begins with the peak of the one that starts it, so that one has to be small
 ALONE = ("-device", "cpu", "--disable_tta", "-npp", "0", "-nps", "0")
 
 
@@ -63,16 +70,16 @@ class Measured:
 
     def run(self, *words: object) -> dict[str, Any]:
         """Run one command; raises RuntimeError with its end where it fails."""
-        log, began = self.folder / "log.txt", time.perf_counter()
+        log, report, began = self.folder / "log.txt", self.folder / "used.json", time.perf_counter()
+        command = [sys.executable, "-I", "-S", "-c", LAUNCHER, report, Path(sys.executable).parent / str(words[0])]
         with log.open("w") as file:
-            command = [Path(sys.executable).parent / str(words[0]), *words[1:]]
-            process = subprocess.Popen(list(map(str, command)), env=self.environment, stdout=file, stderr=file)
-            _, status, usage = os.wait4(process.pid, 0)  # of all processes that it waited for
-        seconds = time.perf_counter() - began
+            everything = list(map(str, [*command, *words[1:]]))
+            subprocess.run(everything, env=self.environment, stdout=file, stderr=file, check=True)
+        status, seconds, peak = json.loads(report.read_text())
         if status:
             raise RuntimeError(f"{words}: {log.read_text()[-2000:]}")
-        used = usage.ru_utime + usage.ru_stime
-        return {"wall_s": round(seconds, 1), "cpu_s": round(used, 1), "peak_mib": round(usage.ru_maxrss / 1024)}
+        wall = time.perf_counter() - began
+        return {"wall_s": round(wall, 1), "cpu_s": round(seconds, 1), "peak_mib": round(peak / 1024)}
 
     def merged(self, number: int, identifier: int, name: str) -> str:
         """Write and merge two datasets of half as many cases each; return the name of the result."""
